@@ -1,0 +1,105 @@
+/* kernels: the op table. One scalar reference (readable; the documentation of the fast one), one CPU table (OpenBLAS and
+ * SIMD). A CUDA table will fill the same struct from kernels/cuda. All backends pass the same op test.
+ *
+ * Matrices are row-major f32 unless said otherwise. T tokens (rows), a weight W[N,K] maps rows of K to rows of N:
+ * y[T,N] = x[T,K] W^T. Weights may be quantised; activations are f32. */
+#ifndef ES_KERNELS_H
+#define ES_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base.h"
+
+/* ---- quantised blocks (layouts as in ggml's ggml-common.h; type numbers as in GGUF) -------------------------------------- */
+
+typedef enum es_type {
+    ES_F32 = 0, ES_F16 = 1, ES_Q4_0 = 2, ES_Q4_1 = 3, ES_Q8_0 = 8, ES_Q6_K = 14,
+} es_type;
+
+typedef struct es_type_info {
+    const char *name;
+    int block;  /* elements in a block */
+    int bytes;  /* bytes of a block */
+} es_type_info;
+const es_type_info *es_type_get(int type); /* NULL when the type is not supported */
+/* Elements [0,n) of quantised data as f32; n is a multiple of the block. */
+void es_dequant(es_type type, const void *src, float *dst, size_t n);
+void es_f16_to_f32(const uint16_t *src, float *dst, size_t n);
+void es_f32_to_f16(const float *src, uint16_t *dst, size_t n); /* round to nearest even */
+
+typedef struct es_weight { /* borrowed view of W[n_out, n_in] */
+    es_type type;
+    int n_out, n_in;
+    const void *data;
+} es_weight;
+
+/* ---- threads --------------------------------------------------------------------------------------------------------------- */
+
+/* A pool of threads; the caller is thread 0. One pool serves one caller at a time (a chat has one, a worker has another).
+ * BLAS is used single-threaded inside a pool's parts, so two pools do not fight. */
+typedef struct es_pool es_pool;
+int es_pool_open(es_pool **out, int threads, es_error *err); /* threads <= 0: the processors there are */
+void es_pool_free(es_pool *p);
+int es_pool_threads(const es_pool *p);
+/* fn(user, part, parts) for part in [0, parts), parts = threads; returns when all have returned. */
+void es_pool_run(es_pool *p, void (*fn)(void *user, int part, int parts), void *user);
+
+/* ---- attention's shape -------------------------------------------------------------------------------------------------------- */
+
+/* Causal grouped-query attention for T new tokens whose positions are pos0 .. pos0+T-1; keys/values of positions
+ * 0 .. pos0+T-1 lie in k and v, rows of n_kv*head_dim. */
+typedef struct es_attn {
+    int T, pos0, n_head, n_kv, head_dim;
+    float scale; /* 1/sqrt(head_dim) */
+} es_attn;
+
+/* ---- the op table -------------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_kernels {
+    const char *name;
+
+    /* y[T,N] = x[T,K] W^T (accumulate: +=). exact: f32 activations on dequantised weights. Not exact: a small T may round
+     * activations to 8 bits per block of 32 (the decode path). scratch comes from the pool. */
+    void (*matmul)(es_pool *p, const es_weight *w, const float *x, int T, float *y, bool accumulate, bool exact);
+    /* dx[T,K] = dy[T,N] W  (accumulate: +=): the gradient through a frozen weight. */
+    void (*matmul_back)(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate);
+
+    /* Plain f32 products, C[m,n] = alpha op(A) op(B) + beta C; ta/tb transpose. Row-major with leading dimensions. */
+    void (*gemm)(es_pool *p, bool ta, bool tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
+                 int ldb, float beta, float *c, int ldc);
+
+    /* y = x / sqrt(mean(x^2) + eps) * w, rows of d. */
+    void (*rmsnorm)(es_pool *p, const float *x, const float *w, float *y, int T, int d, float eps);
+    /* dx += gradient through rmsnorm, given x and dy (w frozen). */
+    void (*rmsnorm_back)(es_pool *p, const float *x, const float *w, const float *dy, float *dx, int T, int d, float eps);
+
+    /* In place on x[T, n_head*head_dim]; row t has position pos[t]. cos/sin tables [n_pos, head_dim/2]. neox: pairs are
+     * (i, i+head_dim/2); otherwise (2i, 2i+1), which is what GGUF llama weights expect. back: the inverse rotation. */
+    void (*rope)(es_pool *p, float *x, const int *pos, const float *cos_t, const float *sin_t, int T, int n_head, int head_dim,
+                 bool neox, bool back);
+
+    /* y[i] = silu(gate[i]) * up[i]. */
+    void (*swiglu)(es_pool *p, const float *gate, const float *up, float *y, size_t n);
+    void (*swiglu_back)(es_pool *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n);
+
+    /* out[T, n_head*head_dim]; k, v as es_attn says. */
+    void (*attention)(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out);
+    /* pos0 must be 0. dq, dk, dv are overwritten. Recomputes the probabilities. */
+    void (*attention_back)(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, const float *dout,
+                           float *dq, float *dk, float *dv);
+
+    /* For each row of logits[T,V]: logsum[t] = log sum exp; logprob[t] = logits[t, target[t]] - logsum[t]. */
+    void (*log_softmax_pick)(es_pool *p, const float *logits, const int32_t *target, int T, int V, float *logprob, float *logsum);
+    /* In place: logits[t,:] = dlogprob[t] * (onehot(target[t]) - softmax(logits[t,:])), given logsum. */
+    void (*log_softmax_pick_back)(es_pool *p, float *logits, const int32_t *target, const float *logsum, const float *dlogprob,
+                                  int T, int V);
+} es_kernels;
+
+const es_kernels *es_kernels_scalar(void); /* single-threaded reference: ignores the pool (which may be NULL) */
+const es_kernels *es_kernels_cpu(void);    /* OpenBLAS and SIMD, dispatched at run time */
+/* A line such as "cpu: avx512-vnni, OpenBLAS 0.3.21" for doctor and bench. */
+void es_kernels_describe(char *out, size_t n);
+
+#endif

@@ -1,0 +1,217 @@
+/* engine: GGUF models, tokenizer, chat template, forward with KV cache, hooks, patches, sampling, and the backward pass above
+ * a layer. The model is read-only and may be shared by threads; a context or a trainer belongs to one thread at a time.
+ *
+ * Layers count from 0. "The residual after layer L" is the residual stream that leaves block L, a row of d_model a token.
+ * L = -1 is the embedding. */
+#ifndef ES_ENGINE_H
+#define ES_ENGINE_H
+
+#include "base.h"
+#include "kernels.h"
+
+/* ---- model ---------------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_model es_model;
+
+typedef struct es_model_info {
+    char path[1024], architecture[64], name[128];
+    int n_layer, d_model, n_head, n_kv, head_dim, d_ff, n_vocab, n_ctx; /* n_ctx: trained context length */
+    float rope_base, norm_eps;
+    bool tied_head;
+    size_t file_bytes;
+    uint64_t n_params;
+} es_model_info;
+
+/* Maps and validates the whole file (structure, shapes, types) before anything is used. */
+int es_model_open(es_model **out, const char *path, es_error *err);
+void es_model_free(es_model *m);
+const es_model_info *es_model_get_info(const es_model *m);
+/* SHA-256 of the file, computed on the first call and kept (about 0.1 s for 100 MB); es_model_set_hash gives a remembered one. */
+int es_model_hash(es_model *m, char out[65], es_error *err);
+void es_model_set_hash(es_model *m, const char *hex);
+/* Row `id` of the unembedding (the tied embedding) as f32 [d_model]: promoted tokens are decoder rows times these.
+ * The final norm's weight is NOT applied; es_model_final_norm gives it [d_model]. */
+void es_model_unembed_row(const es_model *m, int id, float *out);
+const float *es_model_final_norm(const es_model *m);
+es_weight es_model_head(const es_model *m); /* W[n_vocab, d_model] */
+
+/* ---- tokenizer and chat template --------------------------------------------------------------------------------------------- */
+
+typedef struct es_ids { /* growable list of token ids */
+    int32_t *id;
+    size_t n, cap;
+} es_ids;
+int es_ids_add(es_ids *l, int32_t id); /* 0 or ES_ERR_MEMORY */
+void es_ids_free(es_ids *l);
+
+/* Appends the ids of text[0..n). special: control tokens such as <|im_start|> written in the text become their ids (for trusted
+ * templates); otherwise they are ordinary text. No BOS is added. Linear in n up to a log factor, 1 MB of spaces included. */
+int es_tokenize(const es_model *m, const char *text, size_t n, bool special, es_ids *out, es_error *err);
+/* The bytes of a token (borrowed; may be part of a UTF-8 character; not NUL-terminated). Control tokens give their name. */
+const char *es_token_bytes(const es_model *m, int32_t id, size_t *n);
+bool es_token_is_control(const es_model *m, int32_t id);
+int32_t es_token_bos(const es_model *m), es_token_eos(const es_model *m); /* -1 when the model has none */
+bool es_token_ends(const es_model *m, int32_t id); /* eos or end-of-turn: generation stops here */
+
+typedef struct es_message { const char *role, *content; } es_message; /* role: system, user, assistant */
+/* Renders in the model's own template (ChatML here; recognised by its text, rendered natively, never run as Jinja).
+ * Content never becomes a control token. add_generation: ends with the opening of an assistant turn. A model's default system
+ * prompt is added where its template adds one. Appends to out. */
+int es_chat_render(const es_model *m, const es_message *messages, size_t n, bool add_generation, es_ids *out, es_error *err);
+/* The ids that close an assistant's turn after its content (e.g. <|im_end|> \n), for multi-turn KV reuse. */
+int es_chat_close(const es_model *m, es_ids *out, es_error *err);
+
+/* ---- patches: what an adapter does to the forward pass -------------------------------------------------------------------------- */
+
+typedef enum es_site { /* the linear maps of a block that a low-rank update can sit on */
+    ES_SITE_Q, ES_SITE_K, ES_SITE_V, ES_SITE_O, ES_SITE_GATE, ES_SITE_UP, ES_SITE_DOWN, ES_N_SITES,
+} es_site;
+int es_site_n_in(const es_model *m, es_site s);
+int es_site_n_out(const es_model *m, es_site s);
+const char *es_site_name(es_site s); /* "attn_q" ... "ffn_down" as in GGUF */
+
+typedef struct es_lowrank { /* y += scale * B (A x); A[rank, n_in], B[n_out, rank], row-major f32, borrowed */
+    int layer;
+    es_site site;
+    int rank;
+    float scale;
+    const float *a, *b;
+} es_lowrank;
+
+typedef struct es_addend { /* residual after `layer` += scale * v[d_model] on every token from position min_pos on */
+    int layer;
+    float scale;
+    const float *v;
+} es_addend;
+
+/* A differentiable function on the residual after `layer` (the forms gain and map; also steering clamps): forward works in place
+ * on h[T,d]; backward turns dh (gradient of its output) into the gradient of its input in place, given the input rows h_in, and
+ * may accumulate its own parameters' gradients in user. backward may be NULL in contexts that only generate. */
+typedef struct es_hook {
+    int layer;
+    void (*forward)(void *user, float *h, const int *pos, int T, int d);
+    void (*backward)(void *user, const float *h_in, float *dh, const int *pos, int T, int d);
+    void *user;
+} es_hook;
+
+/* Everything a session adds to the model; never edits weights. Entries with scale 0 are skipped, so scale 0 gives bit-identical
+ * logits. Several entries may name one site. All arrays are borrowed until the call that uses the patch returns. */
+typedef struct es_patch {
+    const es_lowrank *lowrank; int n_lowrank;
+    const es_addend *addend; int n_addend;
+    const es_hook *hook; int n_hook;
+} es_patch;
+
+/* Watching: called with the residual after `layer` (after addends and hooks of that layer), rows of d_model, in order. */
+typedef struct es_watch {
+    int layer;
+    void (*fn)(void *user, int layer, int pos0, const float *h, int T, int d);
+    void *user;
+} es_watch;
+
+/* ---- context: incremental forward with a KV cache ---------------------------------------------------------------------------------- */
+
+typedef struct es_context es_context;
+
+typedef struct es_context_options {
+    int n_ctx;     /* positions the cache holds; 0: min(trained, 2048) */
+    int threads;   /* 0: the processors there are */
+    bool exact;    /* f32 activations everywhere; otherwise decode may round them to 8 bits */
+    const es_kernels *kernels; /* NULL: es_kernels_cpu() */
+} es_context_options;
+
+size_t es_context_bytes(const es_model *m, const es_context_options *o); /* the one block that open will take */
+int es_context_open(es_context **out, const es_model *m, const es_context_options *o, es_error *err);
+void es_context_free(es_context *c);
+int es_context_size(const es_context *c);   /* n_ctx */
+int es_context_length(const es_context *c); /* tokens now in the cache */
+const int32_t *es_context_ids(const es_context *c); /* the tokens now in the cache, borrowed */
+
+/* Set what later feeds use; borrowed until replaced; NULL clears. A change of patch leaves the cache as it is: what it holds
+ * above the patch belongs to the old one; es_context_truncate decides what is rebuilt. */
+void es_context_set_patch(es_context *c, const es_patch *p);
+void es_context_set_watch(es_context *c, const es_watch *w, int n);
+
+/* Appends ids to the cache. Only the last token's logits are computed. cancel (may be NULL) is polled between chunks of at most
+ * 128 tokens; on ES_ERR_CANCELLED or any other error the cache is as before the call. ES_ERR_LIMIT when it would not fit. */
+int es_context_feed(es_context *c, const int32_t *ids, int n, const volatile bool *cancel, es_error *err);
+const float *es_context_logits(const es_context *c); /* [n_vocab] after the last fed token; borrowed */
+int es_context_truncate(es_context *c, int n, es_error *err); /* keep the first n tokens */
+/* Keeps the longest common prefix of the cache and ids (at most n-1), then feeds the rest. *reused (may be NULL): tokens kept. */
+int es_context_sync(es_context *c, const int32_t *ids, int n, int *reused, const volatile bool *cancel, es_error *err);
+
+/* ---- sampling ------------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct es_sampling {
+    float temperature;     /* 0: greedy */
+    int top_k;             /* 0: off */
+    float top_p;           /* 1: off */
+    float repeat_penalty;  /* 1: off; divides positive and multiplies negative logits of the last repeat_window tokens */
+    int repeat_window;
+    uint64_t seed;
+} es_sampling;
+es_sampling es_sampling_default(void); /* temperature 0.7, top_k 50, top_p 0.95, penalty 1.1 over 64, seed 0 */
+/* history[n]: tokens so far. scratch lives in the context. Deterministic given (logits, history, rng). */
+int32_t es_sample(es_context *c, const es_sampling *s, es_rng *rng);
+
+/* ---- batch passes: score, harvest, training ------------------------------------------------------------------------------------------- */
+
+/* A batch of whole sequences laid end to end. start[s] .. start[s+1] are sequence s's tokens; attention stays inside it and its
+ * positions count from 0. target/wanted: for token t with wanted[t], the log-probability of target[t] as the NEXT token is
+ * computed (usually target[t] = ids[t+1]); wanted NULL: none. */
+typedef struct es_batch {
+    const int32_t *ids; /* [n] */
+    int n;
+    const int *start; /* [n_seq + 1] */
+    int n_seq;
+    const int32_t *target; /* [n] */
+    const uint8_t *wanted; /* [n] */
+} es_batch;
+
+typedef struct es_trainer es_trainer; /* activations and scratch for batches of at most max_tokens tokens; exact f32 */
+
+typedef struct es_trainer_options {
+    int max_tokens;  /* in one batch */
+    int from_layer;  /* first layer that will be run by forward: its input is the residual after from_layer-1. 0: from the ids */
+    bool backward;   /* keep activations for backward */
+    int threads;
+    const es_kernels *kernels;
+} es_trainer_options;
+
+size_t es_trainer_bytes(const es_model *m, const es_trainer_options *o);
+int es_trainer_open(es_trainer **out, const es_model *m, const es_trainer_options *o, es_error *err);
+void es_trainer_free(es_trainer *t);
+
+/* The residual after layer `layer` of the unpatched model, [n, d_model], into out: what is cached per experience.
+ * Runs layers 0..layer only. Any layer >= -1; independent of from_layer. */
+int es_trainer_residual(es_trainer *t, const es_batch *b, int layer, float *out, const volatile bool *cancel, es_error *err);
+
+/* Runs layers from_layer .. last under the patch (may be NULL). resid: [n, d_model], the residual after from_layer-1; NULL only
+ * when from_layer is 0. logprob[n] receives the wanted tokens' log-probabilities (others 0). watch may be NULL. */
+int es_trainer_forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
+                       int n_watch, float *logprob, const volatile bool *cancel, es_error *err);
+/* Logits of token t of the last forward, [n_vocab], computed on demand into out (for KL on anchors). */
+int es_trainer_logits(es_trainer *t, int token, float *out, es_error *err);
+
+/* Where gradients go. Any pointer may be NULL: that gradient is not computed. All are accumulated (+=). */
+typedef struct es_grad {
+    float **a, **b;    /* [n_lowrank] each [rank, n_in], [n_out, rank], in the patch's order, scale included */
+    float **addend;    /* [n_addend] each [d_model] */
+    float **resid;     /* [n_layer]: gradient wrt the residual after layer l, [n, d_model], overwritten; NULL entries skipped */
+    const int *seq_slot; /* [n_seq] or NULL. When set, a/b/addend of sequence s go to slot seq_slot[s]: the pointers then name
+                            arrays of n_slot such blocks one after another. Gives per-experience gradients in one pass. */
+    int n_slot;
+} es_grad;
+/* Backward of the last forward with the same batch and patch. dlogprob[n]: dLoss/dlogprob of each wanted token. Goes down to
+ * layer `to_layer` >= from_layer (the lowest that has parameters). dlogits (may be NULL): extra gradient, called once per wanted
+ * token with its logits' softmax p[n_vocab]; it adds dLoss/dlogits to dl[n_vocab] (distillation, KL on anchors). */
+int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch, const float *dlogprob,
+                        void (*dlogits)(void *user, int token, const float *p, float *dl), void *user, const es_grad *g,
+                        int to_layer, const volatile bool *cancel, es_error *err);
+
+/* log-probability of each token given those before it (exact). logprob[0] is NAN. Long texts are scored in windows of the trained
+ * context that overlap by half. patch may be NULL. */
+int es_score(const es_model *m, const int32_t *ids, int n, const es_patch *patch, int threads, float *logprob,
+             const es_progress *progress, es_error *err);
+
+#endif
