@@ -1,0 +1,294 @@
+/* features: activations on disk, sparse-autoencoder dictionaries, atlases of examples, bases of chosen features, and the
+ * feature-constrained adapter with its learner. d = width of the residual, F = features of a dictionary, K = features of a basis.
+ * Equations: the design's learning notes; what is quoted from elsewhere names its source. */
+#ifndef ES_FEATURES_H
+#define ES_FEATURES_H
+
+#include "engine.h"
+
+/* ==== dictionary (SAE) ======================================================================================================= */
+
+typedef struct es_dictionary es_dictionary;
+
+typedef enum es_architecture { ES_SAE_STANDARD, ES_SAE_TOPK, ES_SAE_JUMPRELU } es_architecture;
+
+typedef struct es_dictionary_info {
+    char folder[1024], name[128];
+    char hash[65];        /* SHA-256 of sae_weights.safetensors */
+    char model_name[256], model_hash[65]; /* metadata; model_hash is "" in dictionaries made elsewhere */
+    char hook_name[128];  /* "blocks.15.hook_resid_post" */
+    int layer;            /* the residual after this layer */
+    es_architecture architecture;
+    int d, n_features, k; /* k: topk only */
+    bool apply_b_dec_to_input, rescale_acts_by_decoder_norm;
+    char normalize_activations[40];
+} es_dictionary_info;
+
+/* Opens a SAELens folder (cfg.json, sae_weights.safetensors; v6 and the flat keys before it). F32/F16/BF16 tensors; kept as f32. */
+int es_dictionary_open(es_dictionary **out, const char *folder, es_error *err);
+void es_dictionary_free(es_dictionary *s);
+const es_dictionary_info *es_dictionary_get_info(const es_dictionary *s);
+/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model or another width. */
+int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err);
+const float *es_dictionary_decoder(const es_dictionary *s); /* [F, d] rows are directions; borrowed */
+const float *es_dictionary_decoder_bias(const es_dictionary *s); /* [d] */
+/* Encoder column j as a row [d] with its bias and threshold (0 unless jumprelu). */
+void es_dictionary_encoder(const es_dictionary *s, int feature, float *out, float *bias, float *threshold);
+
+typedef struct es_sparse { /* rows of (index, value); row t is [start[t], start[t+1]); within a row by falling value */
+    int n_rows;
+    size_t *start;
+    int32_t *index;
+    float *value;
+    size_t cap_rows, cap; /* owned memory, reused by the next call */
+} es_sparse;
+void es_sparse_free(es_sparse *s);
+
+/* x[T,d] -> active features (value > 0). Source of the formulas: SAELens 6, sae_lens/saes. */
+int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int T, es_sparse *out, es_error *err);
+/* Only the named features: act[T,n]. topk dictionaries count the others' competition too. */
+int es_dictionary_encode_some(const es_dictionary *s, es_pool *p, const float *x, int T, const int *feature, int n, float *act, es_error *err);
+/* xhat[T,d] = sum value * decoder row + b_dec (normalisation undone; x gives the row norms where that needs them, may be NULL otherwise). */
+int es_dictionary_decode(const es_dictionary *s, const es_sparse *acts, const float *x, float *xhat, es_error *err);
+/* The n features whose decoder rows have the largest cosine with feature's. */
+void es_dictionary_neighbours(const es_dictionary *s, int feature, int n, int *out, float *cosine);
+
+/* ---- harvest: text -> activation shards --------------------------------------------------------------------------------------- */
+
+typedef struct es_harvest_options {
+    const int *layer; int n_layer;  /* residual after each of these */
+    int context;                    /* tokens in a sequence: documents are cut at this length (default 256) */
+    uint64_t max_tokens;            /* stored tokens; 0: all */
+    bool skip_first;                /* leave each sequence's first token out (its norm is ~100x the others') */
+    int threads;
+    uint64_t seed;                  /* documents are read in a shuffled order when not 0 */
+} es_harvest_options;
+es_harvest_options es_harvest_default(void);
+/* files: .txt (one document a file), .jsonl with "text", or chats {"messages":[...]} / {"prompt","response"}, rendered in the model's
+ * own template. Writes DIR/harvest.json, ids.bin (int32), sequences.bin, layer-NN/shard-NNNN.f16. An interrupted harvest resumes. */
+int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o,
+               const es_progress *progress, es_error *err);
+
+/* ---- training -------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_dictionary_training {
+    int n_features, k, batch;       /* BatchTopK: k*batch activations are kept in a batch */
+    double learning_rate;           /* 0: scaled from n_features */
+    uint64_t tokens;                /* tokens to see in all (epochs over the shards as needed) */
+    int aux_k; double aux_weight;   /* dead features reconstruct the error (Gao et al. 2024, "Scaling and evaluating SAEs") */
+    uint64_t dead_tokens;           /* a feature silent for so many tokens is dead */
+    double warmup, decay;           /* shares of the run */
+    uint64_t seed;
+    int threads;
+    double checkpoint_seconds;
+    bool half;                      /* write f16 weights */
+} es_dictionary_training;
+es_dictionary_training es_dictionary_training_default(void);
+/* Trains on a harvest's layer and writes a SAELens folder (architecture jumprelu, threshold estimated over training as BatchTopK
+ * does). DIR/checkpoint holds optimiser state; an interrupted run resumes from it and ends with the same kind of result.
+ * progress.report carries "fvu=.. l0=.. dead=.." in `what`. */
+int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, const es_dictionary_training *o,
+                        const es_progress *progress, es_error *err);
+
+typedef struct es_dictionary_stats {
+    uint64_t tokens;
+    double fvu, l0, dead, dense;       /* shares; dense: active on more than 10 % of tokens */
+    double mean_cosine;                /* of x and its reconstruction */
+    double ce, ce_patched, ce_zero, recovered; /* nats a token; recovered = (ce_zero - ce_patched)/(ce_zero - ce) */
+} es_dictionary_stats;
+int es_dictionary_measure(es_model *m, const es_dictionary *s, const char *const *file, int n_file, uint64_t max_tokens, int threads,
+                          es_dictionary_stats *out, const es_progress *progress, es_error *err);
+
+/* ---- atlas: what each feature looks like ----------------------------------------------------------------------------------------------- */
+
+typedef struct es_atlas es_atlas;
+enum { ES_ATLAS_BINS = 50, ES_ATLAS_TOKENS = 20 };
+
+typedef struct es_example { /* a window of text; borrowed from the atlas */
+    int n, peak;            /* tokens; index of the strongest */
+    const int32_t *id;      /* [n] */
+    const float *value;     /* [n] activation of the feature at each token */
+    float max;
+} es_example;
+
+typedef struct es_feature_card { /* valid until the next es_atlas_card on the same atlas */
+    int feature;
+    double density;          /* share of tokens on which it is active */
+    float max, mean, p99;    /* of the active values */
+    float bin_width;
+    uint32_t histogram[ES_ATLAS_BINS]; /* of active values, (0, max] */
+    int n_example;
+    const es_example *example;  /* top ones first, at least 20 where the feature fired that often */
+    int n_promoted, n_suppressed;
+    int32_t promoted[ES_ATLAS_TOKENS], suppressed[ES_ATLAS_TOKENS]; /* by decoder row . unembedding (final norm's weight applied) */
+    float promoted_logit[ES_ATLAS_TOKENS], suppressed_logit[ES_ATLAS_TOKENS];
+} es_feature_card;
+
+typedef struct es_atlas_options { int examples, window, threads; uint64_t max_tokens; } es_atlas_options;
+es_atlas_options es_atlas_default(void); /* 20 examples of 24 tokens */
+/* Reads a harvest of the dictionary's layer (all its tokens, up to max_tokens) and writes one compressed file. */
+int es_atlas_build(es_model *m, const es_dictionary *s, const char *harvest_dir, const char *path, const es_atlas_options *o,
+                   const es_progress *progress, es_error *err);
+int es_atlas_open(es_atlas **out, const char *path, es_error *err); /* reads the index only; cards are read on demand */
+void es_atlas_free(es_atlas *a);
+int es_atlas_features(const es_atlas *a);
+const char *es_atlas_dictionary_hash(const es_atlas *a);
+int es_atlas_card(es_atlas *a, int feature, es_feature_card *out, es_error *err);
+/* The figures of every feature at once, [F] each, borrowed: for lists, sorting and guards. */
+const float *es_atlas_density(const es_atlas *a);
+const float *es_atlas_max(const es_atlas *a);
+const float *es_atlas_p99(const es_atlas *a);
+/* First n promoted tokens / tokens on which it fires most, as a short printable string (for lists and search). */
+int es_atlas_tokens_text(es_atlas *a, const es_model *m, int feature, es_buf *out, es_error *err);
+
+/* ==== experiences ================================================================================================================= */
+
+typedef struct es_experience {
+    int64_t id;                /* 0 when it is not from a workspace */
+    es_message *message; int n_message; /* ends with a user turn */
+    char *preferred, *rejected; /* either may be NULL */
+    char *source, *time;        /* may be NULL */
+    double weight;              /* 1 unless weighted; 0 leaves it out */
+} es_experience;
+typedef struct es_experiences { es_experience *item; int n, cap; } es_experiences;
+/* {"messages":[{"role","content"}...],"preferred","rejected","source","time"}; at least one reply. Appends a deep copy. */
+int es_experience_from_json(es_experiences *l, json_t *value, es_error *err);
+int es_experiences_load(es_experiences *l, const char *path, es_error *err); /* JSONL; the error names the line */
+json_t *es_experience_to_json(const es_experience *e);
+int es_experience_copy(es_experiences *l, const es_experience *e, es_error *err);
+void es_experiences_free(es_experiences *l);
+
+/* ==== basis ========================================================================================================================== */
+
+typedef struct es_basis {
+    char name[64];
+    int version;
+    char model_hash[65], dictionary_hash[65], dictionary[256]; /* dictionary: its name, for messages */
+    int layer, n;
+    int *feature;
+    float *lo, *hi;   /* bounds of each coefficient; a sign is a one-sided bound (lo = 0 or hi = 0) */
+} es_basis;
+void es_basis_free(es_basis *b); /* the arrays, not the struct */
+int es_basis_add(es_basis *b, int feature, float lo, float hi, es_error *err); /* a feature already in it gets the new bounds */
+bool es_basis_remove(es_basis *b, int feature);
+json_t *es_basis_to_json(const es_basis *b); /* {"format":"espalier-basis","version":1,...} */
+int es_basis_from_json(es_basis *out, json_t *value, es_error *err);
+/* D as K rows [K, d] of unit decoder rows; caller frees. */
+int es_basis_matrix(const es_basis *b, const es_dictionary *s, float **out, es_error *err);
+
+typedef struct es_basis_report {
+    double condition, effective_rank;   /* of the Gram matrix; effective rank = exp(entropy of its normalised eigenvalues) (Roy & Vetterli 2007) */
+    double max_overlap; int overlap_a, overlap_b; /* largest |cosine| between two columns, and whose */
+    double energy;                      /* share of the experiences' gradient energy inside span(D); NAN without gradients */
+    double random_mean, random_min, random_max; /* the same for 20 random bases of the same size */
+} es_basis_report;
+/* gradient: [n, d] rows (one an experience, from es_attribute); may be NULL. */
+int es_basis_measure(const es_basis *b, const es_dictionary *s, const float *gradient, int n, uint64_t seed, es_basis_report *out, es_error *err);
+
+/* ==== adapter =========================================================================================================================== */
+
+typedef enum es_form { ES_FORM_BIAS, ES_FORM_LORA } es_form; /* gain and map follow */
+const char *es_form_name(es_form f);
+
+typedef struct es_adapter es_adapter;
+
+typedef struct es_adapter_options {
+    es_form form;
+    int first_layer, last_layer; /* lora: band of layers whose attention output and MLP down are adapted; bias: ignored */
+    int rank;                    /* lora: r */
+    bool constrained;            /* lora: B = D M. false: B is free (plain LoRA on the same matrices; basis may be NULL) */
+    uint64_t seed;
+} es_adapter_options;
+es_adapter_options es_adapter_default(const es_dictionary *s, const es_model *m);
+
+int es_adapter_new(es_adapter **out, es_model *m, const es_dictionary *s, const es_basis *b, const es_adapter_options *o, es_error *err);
+int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err);
+void es_adapter_free(es_adapter *a);
+const es_adapter_options *es_adapter_get_options(const es_adapter *a);
+const es_basis *es_adapter_basis(const es_adapter *a); /* NULL when unconstrained */
+uint64_t es_adapter_parameters(const es_adapter *a);
+/* Fills *out with borrowed arrays that live as long as the adapter; scale multiplies everything. */
+int es_adapter_patch(es_adapter *a, float scale, es_patch *out, es_error *err);
+int es_adapter_lowest_layer(const es_adapter *a); /* es_trainer's from_layer */
+/* Feature coordinates [K]: mean over the tokens of the learner's input set of what the adapter adds along column i (bias: c itself). */
+const float *es_adapter_coefficients(const es_adapter *a);
+/* One safetensors file; metadata holds form, hashes, basis, coefficients, steps. Loading is refused with both hashes when the model or
+ * dictionary differs (s may be NULL for an unconstrained one). */
+int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err);
+int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s, const void *bytes, size_t n, const char *what, es_error *err);
+int es_adapter_load(es_adapter **out, es_model *m, const es_dictionary *s, const char *path, es_error *err);
+int es_adapter_save(const es_adapter *a, const char *path, es_error *err);
+/* Mean residual change [d_model] after each layer of the band, for control vectors: out[n_layer * d], zero where none. */
+int es_adapter_directions(const es_adapter *a, float *out, es_error *err);
+
+/* ---- gradient attribution --------------------------------------------------------------------------------------------------------------- */
+
+/* Per experience the mean over reply tokens of dLoss/dh at the dictionary's layer (pairs: the pair loss; else supervised), negated, so
+ * that a positive product with a decoder row means "more of this feature lowers the loss". gradient: [n, d], caller's. */
+int es_attribute(es_model *m, const es_dictionary *s, const es_experiences *e, int threads, float *gradient,
+                 const es_progress *progress, es_error *err);
+/* The `size` features of largest |mean_e p_e| (score into score[], may be NULL); bounds +-p99 from the atlas (may be NULL: +-1e3 of scale).
+ * signs: one-sided bounds from the sign of the mean. */
+int es_basis_suggest(es_basis *b, es_model *m, const es_dictionary *s, const es_atlas *a, const float *gradient, int n, int size, bool signs,
+                     float *score, es_error *err);
+
+/* ---- learner --------------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_learner es_learner;
+
+typedef struct es_learner_options {
+    double learning_rate;    /* 0: the form's default */
+    double beta;             /* pair loss -log sigmoid(beta [d mean logp(+) - d mean logp(-)]), d: against the base model */
+    double metric_lambda;    /* bias: (D'D + lambda I)^-1 */
+    double kappa;            /* guard: mean KL from base on anchors at most this */
+    double rho;              /* guard: |D c| at most rho times the median |h| at the layer */
+    int batch;               /* experiences a step; 0: all */
+    int max_reply, max_prompt; /* tokens kept of each (reply's beginning, prompt's end) */
+    int threads;
+    uint64_t seed;
+    double hold_out;         /* share of the experiences kept for the gate (at least 1 when there are 4 or more) */
+    const char *const *anchor; int n_anchor; /* neutral texts; NULL: built-in ones */
+} es_learner_options;
+es_learner_options es_learner_default(es_form form);
+
+/* Works on *a in place (borrowed). Caches each experience's residual below the adapter; says its memory through es_learner_bytes. */
+int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_adapter *a, const es_learner_options *o, es_error *err);
+void es_learner_free(es_learner *l);
+int es_learner_add(es_learner *l, const es_experience *e, const volatile bool *cancel, es_error *err);
+int es_learner_count(const es_learner *l);
+size_t es_learner_bytes(const es_learner *l);
+
+typedef struct es_step_report {
+    int step;
+    double loss, margin, kl;     /* margin: mean d(preferred - rejected) mean log-probability over learning pairs; kl: on anchors, after guards */
+    double norm;                 /* |D c| over the median |h| */
+    double backtracked;          /* 1, or the factor by which guards shortened the step */
+    double seconds; int tokens;
+    int n_moved; int moved[8]; float by[8]; /* basis positions of the coefficients that moved most in this step */
+    const char *guard;           /* which guard acted, or NULL; static string */
+} es_step_report;
+int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *cancel, es_error *err); /* on error the adapter is as before */
+
+typedef struct es_gate_report {
+    bool passed;
+    int held_out;
+    double gain, kl;             /* on held-out experiences (margin for pairs, mean log-probability otherwise); on anchors */
+    char reason[200];
+} es_gate_report;
+int es_learner_gate(es_learner *l, es_gate_report *out, const volatile bool *cancel, es_error *err);
+
+/* out[(n+1) * K]: contribution of each experience (in es_learner_add's order) to each coefficient since the learner was opened; the last
+ * row is what no single experience accounts for. Columns add up to the change of the coefficients. */
+void es_learner_influence(const es_learner *l, float *out);
+/* Per coefficient signal to noise of the experiences' gradients: mean / (sd / sqrt n); NAN for fewer than 2. [K] */
+void es_learner_snr(const es_learner *l, float *out);
+
+/* ---- evaluation ---------------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_margin { int pairs; double preferred, rejected, margin; } es_margin; /* mean over pairs of mean log-probability a token */
+int es_eval_margin(es_model *m, const es_patch *patch, const es_experiences *e, int threads, int max_reply, es_margin *out, double *per_pair /* [n] or NULL */,
+                   const es_progress *progress, es_error *err);
+typedef struct es_neutral { int tokens; double nll_base, nll, kl; } es_neutral; /* a token; kl = KL(base || adapted) over the vocabulary */
+int es_eval_neutral(es_model *m, const es_patch *patch, const char *const *text, int n, int threads, es_neutral *out, const es_progress *progress, es_error *err);
+
+#endif
