@@ -82,6 +82,7 @@ typedef struct es_addend { /* residual after `layer` += scale * v[d_model] on ev
     int layer;
     float scale;
     const float *v;
+    int min_pos; /* 0: every token */
 } es_addend;
 
 /* A differentiable function on the residual after `layer` (the forms gain and map; also steering clamps): forward works in place
@@ -107,7 +108,7 @@ typedef struct es_watch {
     int layer;
     void (*fn)(void *user, int layer, int pos0, const float *h, int T, int d);
     void *user;
-} es_watch;
+} es_watch; /* pos0: position of the first row in a context; in a trainer the row in the batch, which comes in one call */
 
 /* ---- context: incremental forward with a KV cache ---------------------------------------------------------------------------------- */
 
@@ -174,6 +175,7 @@ typedef struct es_trainer_options {
     int max_tokens;  /* in one batch */
     int from_layer;  /* first layer that will be run by forward: its input is the residual after from_layer-1. 0: from the ids */
     bool backward;   /* keep activations for backward */
+    int max_hooks;   /* hooks whose inputs backward keeps, each max_tokens x d_model; 0: 2 */
     int threads;
     const es_kernels *kernels;
 } es_trainer_options;
@@ -187,7 +189,7 @@ void es_trainer_free(es_trainer *t);
 int es_trainer_residual(es_trainer *t, const es_batch *b, int layer, float *out, const volatile bool *cancel, es_error *err);
 
 /* Runs layers from_layer .. last under the patch (may be NULL). resid: [n, d_model], the residual after from_layer-1; NULL only
- * when from_layer is 0. logprob[n] receives the wanted tokens' log-probabilities (others 0). watch may be NULL. */
+ * when from_layer is 0. Addends and hooks at from_layer-1 act on resid first; an entry (scale not 0) further down is ES_ERR_USAGE. logprob[n] receives the wanted tokens' log-probabilities (others 0). watch may be NULL. */
 int es_trainer_forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
                        int n_watch, float *logprob, const volatile bool *cancel, es_error *err);
 /* Logits of token t of the last forward, [n_vocab], computed on demand into out (for KL on anchors). */
@@ -202,8 +204,10 @@ typedef struct es_grad {
                             arrays of n_slot such blocks one after another. Gives per-experience gradients in one pass. */
     int n_slot;
 } es_grad;
-/* Backward of the last forward with the same batch and patch. dlogprob[n]: dLoss/dlogprob of each wanted token. Goes down to
- * layer `to_layer` >= from_layer (the lowest that has parameters). dlogits (may be NULL): extra gradient, called once per wanted
+/* Backward of the last forward with the same batch and patch (hooks must not have changed either). dlogprob[n]:
+ * dLoss/dlogprob of each wanted token; NULL: zeros. Everything that sits at layers >= `to_layer` gets its gradient: the low-rank
+ * maps in block to_layer, and the addends, hooks and resid entry on the residual after it; nothing below is computed. to_layer
+ * >= from_layer - 1 (there only addends and hooks are). dlogits (may be NULL): extra gradient, called once per wanted
  * token with its logits' softmax p[n_vocab]; it adds dLoss/dlogits to dl[n_vocab] (distillation, KL on anchors). */
 int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch, const float *dlogprob,
                         void (*dlogits)(void *user, int token, const float *p, float *dl), void *user, const es_grad *g,
