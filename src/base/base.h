@@ -102,7 +102,8 @@ void es_sha256_bytes(char out[65], const void *bytes, size_t n);
 int es_json_file(json_t **out, const char *path, es_error *err);
 int es_json_parse(json_t **out, const char *text, size_t n, const char *what, es_error *err);
 /* Each non-empty line of a JSONL file ("-" is stdin), in order; stops when fn returns non-zero and returns that.
- * The error of a bad line names the file and the line number. The value is borrowed during the call. */
+ * The error of a bad line names the file and the line number ("file:line: "); an error that fn fills (negative, not
+ * cancelled) gets the same prefix, so fn need not. The value is borrowed during the call. */
 int es_jsonl_each(const char *path, int (*fn)(void *user, size_t line, json_t *value, es_error *err), void *user, es_error *err);
 
 /* ---- random numbers (xoshiro256**, seeded by splitmix64) --------------------------------------------------------------- */
