@@ -1,0 +1,202 @@
+/* sessions: the workspace (the only user of sqlite3), the studio (a chat thread and an adapting worker around one model), and export.
+ * The studio is what the workbench draws: commands go in and never block; copied views come out; one pipe says that something changed. */
+#ifndef ES_SESSIONS_H
+#define ES_SESSIONS_H
+
+#include "features.h"
+
+/* ==== workspace: one SQLite file (WAL, foreign keys, user_version migrations, one writer) ========================================== */
+
+typedef struct es_workspace es_workspace; /* safe to use from several threads (a mutex inside; calls are short) */
+
+/* Creates or migrates. A newer schema, a damaged file or a second writer is refused with one clear error. */
+int es_workspace_open(es_workspace **out, const char *path, es_error *err);
+void es_workspace_close(es_workspace *w);
+int es_workspace_check(es_workspace *w, es_error *err); /* integrity_check and foreign_key_check */
+/* A remembered SHA-256 of a file of that size and time, so that opening a model need not read it. 0, or ES_ERR_MISSING. */
+int es_workspace_file_hash(es_workspace *w, const char *path, char out[65]);
+int es_workspace_remember_hash(es_workspace *w, const char *path, const char *hash, es_error *err);
+
+/* ---- labels, tags, notes: of a feature of a dictionary (named by its hash) -------------------------------------------------------- */
+
+typedef struct es_label {
+    int feature;
+    char *text, *tags; /* tags separated by spaces; "" when none; owned: es_label_free */
+    char author[64], time[32]; /* ISO 8601, UTC */
+    int rating;        /* 0 none, 1..5 */
+    bool skipped;
+} es_label;
+void es_label_free(es_label *l); /* the strings */
+
+/* Opens a dictionary's label space: makes its search rows (token text of each feature from the atlas) once; import_path (may be NULL): starter
+ * labels as JSONL {"feature","text","tags":[..],"author"} taken in when the dictionary is seen for the first time. */
+int es_workspace_use_dictionary(es_workspace *w, const es_dictionary *s, es_atlas *a, const es_model *m, const char *import_path,
+                                const es_progress *progress, es_error *err);
+int es_workspace_label_get(es_workspace *w, const char *dictionary, int feature, es_label *out, es_error *err); /* ES_ERR_MISSING when none */
+/* NULL text/tags or rating < 0: unchanged. Every change is kept (author, time, before, after) and can be undone. */
+int es_workspace_label_set(es_workspace *w, const char *dictionary, int feature, const char *text, const char *tags, int rating,
+                           const char *author, es_error *err);
+int es_workspace_label_skip(es_workspace *w, const char *dictionary, int feature, bool skip, const char *author, es_error *err);
+/* Undoes the newest not yet undone change of labels in this dictionary; *feature says whose. ES_ERR_MISSING when there is none. */
+int es_workspace_label_undo(es_workspace *w, const char *dictionary, int *feature, es_error *err);
+int es_workspace_label_count(es_workspace *w, const char *dictionary);
+int es_workspace_label_import(es_workspace *w, const char *dictionary, int n_features, const char *jsonl_path, const char *author,
+                              int *imported, es_error *err); /* all or nothing */
+int es_workspace_label_export(es_workspace *w, const char *dictionary, json_t **out, es_error *err); /* array of label objects */
+/* Labels of all features at once, short form for lists: out[F] owned strings or NULL. */
+int es_workspace_labels_all(es_workspace *w, const char *dictionary, int n_features, char **out, es_error *err);
+/* Words as typed (any FTS5 syntax in them is just text; the last word is a prefix) over labels, tags and tokens, best first; labels count
+ * more than tokens. "tag:x", "is:labelled", "is:unlabelled", "density<0.01", a number (that feature) filter. *n: found (at most max). */
+int es_workspace_search(es_workspace *w, const char *dictionary, const char *query, int *feature, int max, int *n, es_error *err);
+
+/* ---- bases, experiences, snapshots --------------------------------------------------------------------------------------------------- */
+
+int es_workspace_basis_save(es_workspace *w, const es_basis *b, int *version, es_error *err); /* a new version of that name */
+int es_workspace_basis_load(es_workspace *w, const char *name, int version /* 0: newest */, es_basis *out, es_error *err);
+typedef struct es_basis_line { char name[64]; int version, n; char time[32]; } es_basis_line;
+int es_workspace_basis_list(es_workspace *w, const char *dictionary /* NULL: all */, es_basis_line **out, int *n, es_error *err); /* free(*out) */
+
+int es_workspace_experience_add(es_workspace *w, const es_experience *e, int64_t session, int64_t *id, es_error *err);
+int es_workspace_experience_set(es_workspace *w, int64_t id, bool included, double weight, const char *reason, es_error *err);
+int es_workspace_experience_remove(es_workspace *w, int64_t id, es_error *err);
+typedef struct es_experience_line { int64_t id; es_experience e; bool included; char reason[160]; } es_experience_line;
+int es_workspace_experience_list(es_workspace *w, es_experience_line **out, int *n, es_error *err);
+void es_experience_lines_free(es_experience_line *l, int n);
+
+typedef struct es_snapshot_line {
+    int64_t id, parent;      /* parent 0: from the base model */
+    char time[32], basis[64], form[16], note[160];
+    int basis_version, steps, experiences, n; /* n: coefficients */
+    bool passed;             /* the release gate */
+    double gain, kl;
+    float *coefficient;      /* [n], owned */
+} es_snapshot_line;
+int es_workspace_snapshot_add(es_workspace *w, const es_snapshot_line *s, const void *bytes, size_t n, const int64_t *experience,
+                              const float *influence /* [(n_experience+1) * s->n] */, int n_experience, int64_t *id, es_error *err);
+int es_workspace_snapshot_bytes(es_workspace *w, int64_t id, es_buf *out, es_error *err);
+int es_workspace_snapshot_list(es_workspace *w, es_snapshot_line **out, int *n, es_error *err); /* oldest first */
+void es_snapshot_lines_free(es_snapshot_line *l, int n);
+int es_workspace_snapshot_influence(es_workspace *w, int64_t id, int64_t **experience, float **influence, int *n_experience, int *n_coefficient, es_error *err);
+int es_workspace_snapshot_current(es_workspace *w, int64_t *id); /* 0: base */
+int es_workspace_snapshot_use(es_workspace *w, int64_t id, es_error *err);
+
+/* ==== studio: the live model ============================================================================================================ */
+
+typedef struct es_studio es_studio;
+
+typedef struct es_studio_options {
+    const char *model, *dictionary; /* file; folder (NULL: no features: chat only) */
+    const char *workspace;          /* file */
+    const char *labels;             /* starter labels JSONL or NULL */
+    const char *starter_basis;      /* JSON of a basis offered as "starter", or NULL */
+    const char *system;             /* system prompt or NULL */
+    const char *author;
+    es_sampling sampling;
+    int max_tokens, n_ctx, threads;
+    bool learn;                     /* the worker starts unpaused */
+} es_studio_options;
+es_studio_options es_studio_default(void);
+
+/* Returns fast (well under 0.2 s): it checks that the files are there; the model and dictionary are opened by the chat thread (view->loading). */
+int es_studio_open(es_studio **out, const es_studio_options *o, es_error *err);
+void es_studio_close(es_studio *s); /* cancels, joins; whatever was shown as saved is saved */
+int es_studio_fd(const es_studio *s); /* readable when a new view is worth drawing; coalesced */
+void es_studio_ack(es_studio *s);     /* empties the pipe */
+es_workspace *es_studio_workspace(es_studio *s);
+const char *es_studio_dictionary_hash(es_studio *s); /* "" while loading or without one */
+
+typedef struct es_turn {
+    int64_t id;
+    char role;               /* 'u', 'a', 's' */
+    const char *text; int n; /* UTF-8 as generated (whole characters only) */
+    int n_token; const int *token_end; /* byte offset after each token of an 'a' turn */
+    const float *shade;      /* [n_token] activation of the shaded feature, or NULL */
+    const char *edited;      /* the person's correction, or NULL */
+    int rating;              /* -1, 0, +1 */
+    bool streaming, stopped; /* stopped: cut by the person or by max_tokens */
+    int64_t snapshot;        /* adapter that spoke; 0: base */
+} es_turn;
+
+typedef struct es_active { int feature; float activation, mean; } es_active; /* strongest and mean over the last reply */
+
+typedef enum es_learning_state { ES_LEARN_OFF, ES_LEARN_IDLE, ES_LEARN_PAUSED, ES_LEARN_PREPARING, ES_LEARN_STEPPING, ES_LEARN_CHECKING, ES_LEARN_FAILED } es_learning_state;
+
+typedef struct es_job { int id; char kind[24], what[160]; double done, total; char unit[16]; double seconds; bool running, failed, cancelled; } es_job;
+
+typedef struct es_side { const char *title; const char *text; int n; bool streaming; int tokens; } es_side; /* compare and steer */
+
+typedef struct es_view { /* one consistent copy; every pointer lives until es_view_free */
+    uint64_t serial;
+    bool loading, failed, generating; char status[240]; /* one line; the error when failed */
+    char model[128], dictionary[128]; int layer, d_model, n_features, n_ctx, context_used;
+    double tokens_per_second;
+    const es_turn *turn; int n_turn;
+    const es_active *active; int n_active;    /* of the last reply, strongest first, at most 32 */
+    int shade_feature; float shade_max;       /* -1: none */
+    /* side by side */
+    es_side side[2]; int n_side;
+    /* text to features */
+    const char *probe_text; const es_active *probe; int n_probe; bool probe_running; uint64_t probe_serial;
+    /* basis in use */
+    char basis_name[64]; int basis_version, n_basis; const int *basis_feature; const float *basis_lo, *basis_hi;
+    es_basis_report report; bool report_ready;
+    const int *suggested; const float *suggested_score; int n_suggested;
+    /* adapter and learning */
+    es_learning_state learning; char learning_text[200]; bool adapter_on; int64_t snapshot; /* in use; 0: base */
+    const float *coefficient;                 /* [n_basis] of the adapter in use (zeros for base) */
+    const float *snr;                         /* [n_basis] or NULL */
+    int n_step; const float *history;         /* [n_step * n_basis] coefficients after each learning step of this basis, oldest first (at most 512) */
+    const float *step_loss, *step_kl;         /* [n_step] */
+    int n_mark; const int *mark_step; const int64_t *mark_experience; /* where experiences came in */
+    const es_experience_line *experience; int n_experience;
+    const float *influence; const int64_t *influence_experience; int n_influence; /* [(n_influence+1) * n_basis] of the snapshot in use */
+    const es_snapshot_line *snapshots; int n_snapshot;
+    const es_job *job; int n_job;
+} es_view;
+es_view *es_studio_view(es_studio *s);
+void es_view_free(es_view *v);
+
+/* Commands: queued, never block; refused ones show in view->status. */
+void es_studio_say(es_studio *s, const char *text);
+void es_studio_stop(es_studio *s);                         /* acts within one token */
+void es_studio_new_chat(es_studio *s);
+void es_studio_regenerate(es_studio *s);                   /* drops the last reply and answers again */
+void es_studio_rate(es_studio *s, int64_t turn, int sign); /* an experience with a sign; 0 takes it back */
+void es_studio_edit(es_studio *s, int64_t turn, const char *text); /* a correction: experience (text preferred, the reply rejected) */
+void es_studio_undo(es_studio *s);                         /* the newest rating or correction: its experience is removed, the adapter goes back */
+void es_studio_compare(es_studio *s, const char *text);    /* a fresh question, no history: base in side[0], adapted in side[1]; temperature as set */
+void es_studio_steer(es_studio *s, int feature, float strength, const char *text); /* side[0] unsteered, side[1] h + strength * decoder */
+void es_studio_sides_close(es_studio *s);
+void es_studio_shade(es_studio *s, int feature);           /* -1: off; earlier replies are encoded again */
+void es_studio_probe(es_studio *s, const char *text);      /* which features fire on this text */
+void es_studio_temperature(es_studio *s, float t);
+void es_studio_basis_use(es_studio *s, const char *name, int version);
+void es_studio_basis_new(es_studio *s, const char *name);  /* empty, in use */
+void es_studio_basis_add(es_studio *s, int feature, float lo, float hi); /* lo > hi: default bounds from the atlas. A new version is saved */
+void es_studio_basis_remove(es_studio *s, int feature);
+void es_studio_basis_suggest(es_studio *s, int size);      /* from the experiences' gradient, into view->suggested */
+void es_studio_basis_take_suggested(es_studio *s, int n);  /* the first n into the basis */
+void es_studio_learn_pause(es_studio *s, bool pause);
+void es_studio_learn_now(es_studio *s);                    /* a round on what there is */
+void es_studio_learn_cancel(es_studio *s);
+void es_studio_experience_include(es_studio *s, int64_t id, bool included);
+void es_studio_adapter(es_studio *s, bool on);             /* off: answers come from the base model; nothing is lost */
+void es_studio_rollback(es_studio *s, int64_t snapshot);   /* 0: the base model, to the byte */
+void es_studio_job_cancel(es_studio *s, int id);
+/* Synchronous and short: for drawing a dashboard. The card's arrays are copied; es_card_copy_free. */
+typedef struct es_card_copy { es_feature_card card; void *memory; } es_card_copy;
+int es_studio_card(es_studio *s, int feature, es_card_copy *out, es_error *err);
+void es_card_copy_free(es_card_copy *c);
+int es_studio_token_text(es_studio *s, int32_t id, char *out, size_t n); /* printable; returns its length */
+/* The n nearest decoder directions of a feature with their cosines, as es_dictionary_neighbours. Returns how many. */
+int es_studio_neighbours(es_studio *s, int feature, int n, int *out, float *cosine);
+const float *es_studio_density(es_studio *s); /* [F] borrowed while the studio lives; NULL while loading */
+
+/* ==== export ================================================================================================================================ */
+
+typedef enum es_export_kind { ES_EXPORT_CONTROL_VECTOR, ES_EXPORT_NPZ, ES_EXPORT_JSON } es_export_kind;
+/* control-vector: GGUF, direction.N as llama.cpp reads them (N counts from 1 and belongs to the output of block N... see formats). */
+int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary *s, es_workspace *labels /* may be NULL */, es_export_kind kind,
+                      const char *path, es_error *err);
+
+#endif
