@@ -182,8 +182,10 @@ typedef struct es_basis_report {
     double energy;                      /* share of the experiences' gradient energy inside span(D); NAN without gradients */
     double random_mean, random_min, random_max; /* the same for 20 random bases of the same size */
 } es_basis_report;
-/* gradient: [n, d] rows (one an experience, from es_attribute); may be NULL. */
-int es_basis_measure(const es_basis *b, const es_dictionary *s, const float *gradient, int n, uint64_t seed, es_basis_report *out, es_error *err);
+/* gradient: [n, d] rows (one an experience, from es_attribute); may be NULL. a (may be NULL): random bases are drawn from the
+ * features that are alive in it. */
+int es_basis_measure(const es_basis *b, const es_dictionary *s, const es_atlas *a, const float *gradient, int n, uint64_t seed,
+                     es_basis_report *out, es_error *err);
 
 /* ==== adapter =========================================================================================================================== */
 
@@ -196,9 +198,10 @@ typedef struct es_adapter_options {
     es_form form;
     int first_layer, last_layer; /* lora: band of layers whose attention output and MLP down are adapted; bias: ignored */
     int rank;                    /* lora: r */
-    bool constrained;            /* lora: B = D M. false: B is free (plain LoRA on the same matrices; basis may be NULL) */
-    uint64_t seed;
+    bool constrained;            /* lora: B = D M. false: B is free (plain LoRA on the same matrices; no basis, no coefficients) */
+    uint64_t seed;               /* of A's random start */
 } es_adapter_options;
+/* Form lora, constrained; band: the dictionary's layer to the last one (both matrices of a layer write its output residual). */
 es_adapter_options es_adapter_default(const es_dictionary *s, const es_model *m);
 
 int es_adapter_new(es_adapter **out, es_model *m, const es_dictionary *s, const es_basis *b, const es_adapter_options *o, es_error *err);
@@ -207,10 +210,13 @@ void es_adapter_free(es_adapter *a);
 const es_adapter_options *es_adapter_get_options(const es_adapter *a);
 const es_basis *es_adapter_basis(const es_adapter *a); /* NULL when unconstrained */
 uint64_t es_adapter_parameters(const es_adapter *a);
-/* Fills *out with borrowed arrays that live as long as the adapter; scale multiplies everything. */
+int es_adapter_steps(const es_adapter *a); /* learning steps behind it */
+/* Fills *out with borrowed arrays that live as long as the adapter and follow its parameters; scale multiplies everything. One
+ * scale at a time: the arrays are the adapter's own, so a thread that speaks takes a copy of the adapter. */
 int es_adapter_patch(es_adapter *a, float scale, es_patch *out, es_error *err);
 int es_adapter_lowest_layer(const es_adapter *a); /* es_trainer's from_layer */
-/* Feature coordinates [K]: mean over the tokens of the learner's input set of what the adapter adds along column i (bias: c itself). */
+/* Feature coordinates [K]: mean over the learner's input set of what the adapter adds along column i. bias: c itself. lora: the sum over
+ * its matrices of (M A xbar)_i, xbar: the mean input of that matrix over the reply tokens of the experiences, in the base model. */
 const float *es_adapter_coefficients(const es_adapter *a);
 /* One safetensors file; metadata holds form, hashes, basis, coefficients, steps. Loading is refused with both hashes when the model or
  * dictionary differs (s may be NULL for an unconstrained one). */
@@ -236,11 +242,16 @@ int es_basis_suggest(es_basis *b, es_model *m, const es_dictionary *s, const es_
 
 typedef struct es_learner es_learner;
 
+typedef enum es_optimiser { ES_OPTIMISER_ADAM, ES_OPTIMISER_METRIC } es_optimiser; /* metric: form bias only */
+
 typedef struct es_learner_options {
-    double learning_rate;    /* 0: the form's default */
+    es_optimiser optimiser;
+    double learning_rate;    /* adam: its step. metric: length of the first step |D dc| as a share of the median |h| */
+    int steps;               /* what a run takes when nobody says otherwise; the learner itself does not look at it */
+    double momentum, decay;  /* adam: beta1, beta2 */
     double beta;             /* pair loss -log sigmoid(beta [d mean logp(+) - d mean logp(-)]), d: against the base model */
     double metric_lambda;    /* bias: (D'D + lambda I)^-1 */
-    double kappa;            /* guard: mean KL from base on anchors at most this */
+    double kappa;            /* guard: mean KL from base on anchors at most this; 0: no guard, and KL is not measured */
     double rho;              /* guard: |D c| at most rho times the median |h| at the layer */
     int batch;               /* experiences a step; 0: all */
     int max_reply, max_prompt; /* tokens kept of each (reply's beginning, prompt's end) */
@@ -251,7 +262,10 @@ typedef struct es_learner_options {
 } es_learner_options;
 es_learner_options es_learner_default(es_form form);
 
-/* Works on *a in place (borrowed). Caches each experience's residual below the adapter; says its memory through es_learner_bytes. */
+/* Losses of an experience, m = mean log-probability of a reply's tokens (its end-of-turn included), d from the base model:
+ * both replies: -log sigma(beta [d m(+) - d m(-)]) (DPO, Rafailov et al. 2023, on means); preferred only: -m(+); rejected only:
+ * -log sigma(-beta d m(-)) (NPO, Zhang et al. 2024: unlikelihood that fades out). A step descends their weighted mean.
+ * Works on *a in place (borrowed). Caches each experience's residual below the adapter; says its memory through es_learner_bytes. */
 int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_adapter *a, const es_learner_options *o, es_error *err);
 void es_learner_free(es_learner *l);
 int es_learner_add(es_learner *l, const es_experience *e, const volatile bool *cancel, es_error *err);
@@ -262,7 +276,7 @@ typedef struct es_step_report {
     int step;
     double loss, margin, kl;     /* margin: mean d(preferred - rejected) mean log-probability over learning pairs; kl: on anchors, after guards */
     double norm;                 /* |D c| over the median |h| */
-    double backtracked;          /* 1, or the factor by which guards shortened the step */
+    double backtracked;          /* 1, or the factor by which guards shortened the step; 0: refused, nothing moved */
     double seconds; int tokens;
     int n_moved; int moved[8]; float by[8]; /* basis positions of the coefficients that moved most in this step */
     const char *guard;           /* which guard acted, or NULL; static string */
@@ -278,7 +292,8 @@ typedef struct es_gate_report {
 int es_learner_gate(es_learner *l, es_gate_report *out, const volatile bool *cancel, es_error *err);
 
 /* out[(n+1) * K]: contribution of each experience (in es_learner_add's order) to each coefficient since the learner was opened; the last
- * row is what no single experience accounts for. Columns add up to the change of the coefficients. */
+ * row is what no single experience accounts for (products of two changes, guards that project, a new input set). Columns add up to the
+ * change of the coefficients. */
 void es_learner_influence(const es_learner *l, float *out);
 /* Per coefficient signal to noise of the experiences' gradients: mean / (sd / sqrt n); NAN for fewer than 2. [K] */
 void es_learner_snr(const es_learner *l, float *out);
@@ -289,6 +304,7 @@ typedef struct es_margin { int pairs; double preferred, rejected, margin; } es_m
 int es_eval_margin(es_model *m, const es_patch *patch, const es_experiences *e, int threads, int max_reply, es_margin *out, double *per_pair /* [n] or NULL */,
                    const es_progress *progress, es_error *err);
 typedef struct es_neutral { int tokens; double nll_base, nll, kl; } es_neutral; /* a token; kl = KL(base || adapted) over the vocabulary */
+/* texts are raw documents, a sequence each, cut at 256 tokens. */
 int es_eval_neutral(es_model *m, const es_patch *patch, const char *const *text, int n, int threads, es_neutral *out, const es_progress *progress, es_error *err);
 
 #endif

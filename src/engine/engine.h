@@ -213,6 +213,12 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
                         void (*dlogits)(void *user, int token, const float *p, float *dl), void *user, const es_grad *g,
                         int to_layer, const volatile bool *cancel, es_error *err);
 
+/* Logits of tokens token .. token+n-1 of the last forward, [n, n_vocab] into out, in one product. */
+int es_trainer_logits_rows(es_trainer *t, int token, int n, float *out, es_error *err);
+/* The rows [n, n_in] that entered the matrix at this site in the last forward (ES_SITE_O or ES_SITE_DOWN; a trainer with backward
+ * only; layer >= from_layer). Copied into out. */
+int es_trainer_site_input(es_trainer *t, int layer, es_site site, float *out, es_error *err);
+
 /* log-probability of each token given those before it (exact). logprob[0] is NAN. Long texts are scored in windows of the trained
  * context that overlap by half. patch may be NULL. */
 int es_score(const es_model *m, const int32_t *ids, int n, const es_patch *patch, int threads, float *logprob,
