@@ -1,0 +1,173 @@
+/* backward: forward.c from its end to its start. A matrix W is frozen, so only the gradient of its input passes: dx = dy W.
+ * A low-rank update y += s B (A x) has, with u = A x and du = s B^T dy (rows: du = s dy B):
+ *   dB += s dy^T u,  dA += du^T x,  dx += du A. */
+#include "forward.h"
+
+#include <string.h>
+
+/* Whether an entry of the block at `site` wants the gradient of its own numbers. */
+static bool wants(const es_grad *g, int i)
+{
+    return g && ((g->a && g->a[i]) || (g->b && g->b[i]));
+}
+
+static int slot_of(const es_grad *g, int seq)
+{
+    return g->seq_slot ? g->seq_slot[seq] : 0;
+}
+
+/* Calls for each run of neighbouring sequences that share a slot: rows [*first, *end), next sequence returned. */
+static int next_run(const es_grad *g, const es_rows *r, int seq, int *first, int *end)
+{
+    int next = seq + 1;
+    while (next < r->n_seq && (!g || slot_of(g, next) == slot_of(g, seq)))
+        next++;
+    *first = r->start[seq];
+    *end = r->start[next];
+    return next;
+}
+
+/* For the entries on this site, given the site's input x and the gradient dy of its output: their own gradients, and dx += (unless
+ * dx is NULL). */
+static void lowrank_backward(const es_pass *p, int layer, es_site site, const es_rows *r, const float *x, const float *dy, float *dx,
+                             const es_grad *g)
+{
+    int n_in = p->model->layer[layer].site[site].n_in, n_out = p->model->layer[layer].site[site].n_out;
+    if (!(p->site_mask[layer] & 1u << site))
+        return;
+    for (int i = 0; i < p->patch->n_lowrank; i++) {
+        const es_lowrank *e = &p->patch->lowrank[i];
+        if (e->layer != layer || e->site != site || e->scale == 0 || (!dx && !wants(g, i)))
+            continue;
+        int rank = e->rank, step = p->low_cap / rank, first, end;
+        for (int seq = 0; seq < r->n_seq;) {
+            int slot = wants(g, i) ? slot_of(g, seq) : 0;
+            seq = next_run(wants(g, i) ? g : NULL, r, seq, &first, &end);
+            for (int t = first; t < end; t += step) {
+                int rows = end - t < step ? end - t : step;
+                const float *xt = x + (size_t)t * n_in, *dyt = dy + (size_t)t * n_out;
+                if (dx || (g->a && g->a[i]))
+                    p->k->gemm(p->pool, false, false, rows, rank, n_out, e->scale, dyt, n_out, e->b, rank, 0, p->dlow, rank);
+                if (wants(g, i) && g->b && g->b[i]) {
+                    float *db = g->b[i] + (size_t)slot * n_out * rank;
+                    p->k->gemm(p->pool, false, true, rows, rank, n_in, 1, xt, n_in, e->a, n_in, 0, p->low, rank);
+                    p->k->gemm(p->pool, true, false, n_out, rank, rows, e->scale, dyt, n_out, p->low, rank, 1, db, rank);
+                }
+                if (wants(g, i) && g->a && g->a[i]) {
+                    float *da = g->a[i] + (size_t)slot * rank * n_in;
+                    p->k->gemm(p->pool, true, false, rank, n_in, rows, 1, p->dlow, rank, xt, n_in, 1, da, n_in);
+                }
+                if (dx)
+                    p->k->gemm(p->pool, false, false, rows, n_in, rank, 1, p->dlow, rank, e->a, n_in, 1, dx + (size_t)t * n_in, n_in);
+            }
+        }
+    }
+}
+
+/* Sites of the block whose entries want gradients, as a mask. */
+static unsigned wanted_sites(const es_pass *p, int layer, const es_grad *g)
+{
+    unsigned mask = 0;
+    for (int i = 0; p->site_mask[layer] && i < p->patch->n_lowrank; i++) {
+        const es_lowrank *e = &p->patch->lowrank[i];
+        if (e->layer == layer && e->scale != 0 && wants(g, i))
+            mask |= 1u << e->site;
+    }
+    return mask;
+}
+
+void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, const es_back *w, float *dh,
+                       const es_grad *g, bool propagate)
+{
+    const es_model_info *m = &p->model->info;
+    const es_layer *l = &p->model->layer[layer];
+    const es_kernels *k = p->k;
+    int n = r->n, d = m->d_model, ff = m->d_ff, q_width = m->n_head * m->head_dim, kv_width = m->n_kv * m->head_dim;
+    const unsigned qkv = 1u << ES_SITE_Q | 1u << ES_SITE_K | 1u << ES_SITE_V, gate_up = 1u << ES_SITE_GATE | 1u << ES_SITE_UP;
+    unsigned want = wanted_sites(p, layer, g), here = p->site_mask[layer];
+    bool to_qkv = propagate || (want & qkv), to_o = to_qkv || (want & 1u << ES_SITE_O), to_gate = to_o || (want & gate_up);
+
+    /* out = mid + down(silu(gate) * up) */
+    if (here & 1u << ES_SITE_DOWN)
+        k->swiglu(p->pool, a->gate, a->up, p->act, (size_t)n * ff);
+    if (to_gate)
+        k->matmul_back(p->pool, &l->site[ES_SITE_DOWN], dh, n, w->dact, false);
+    lowrank_backward(p, layer, ES_SITE_DOWN, r, p->act, dh, to_gate ? w->dact : NULL, g);
+    if (!to_gate)
+        return;
+
+    /* gate, up = W norm(mid) */
+    k->swiglu_back(p->pool, a->gate, a->up, w->dact, w->dgate, w->dup, (size_t)n * ff);
+    if (here & gate_up)
+        k->rmsnorm(p->pool, a->mid, l->ffn_norm, p->norm, n, d, m->norm_eps);
+    if (to_o) {
+        k->matmul_back(p->pool, &l->site[ES_SITE_GATE], w->dgate, n, w->dnorm, false);
+        k->matmul_back(p->pool, &l->site[ES_SITE_UP], w->dup, n, w->dnorm, true);
+    }
+    lowrank_backward(p, layer, ES_SITE_GATE, r, p->norm, w->dgate, to_o ? w->dnorm : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_UP, r, p->norm, w->dup, to_o ? w->dnorm : NULL, g);
+    if (!to_o)
+        return;
+    k->rmsnorm_back(p->pool, a->mid, l->ffn_norm, w->dnorm, dh, n, d, m->norm_eps); /* dh was d out = d mid's direct part */
+
+    /* mid = x + o(attention) */
+    if (to_qkv)
+        k->matmul_back(p->pool, &l->site[ES_SITE_O], dh, n, w->datt, false);
+    lowrank_backward(p, layer, ES_SITE_O, r, a->att, dh, to_qkv ? w->datt : NULL, g);
+    if (!to_qkv)
+        return;
+
+    for (int s = 0; s < r->n_seq; s++) {
+        es_attn shape = {.T = r->start[s + 1] - r->start[s], .n_head = m->n_head, .n_kv = m->n_kv, .head_dim = m->head_dim,
+                         .scale = es_attention_scale(m)};
+        size_t at_q = (size_t)r->start[s] * q_width, at_kv = (size_t)r->start[s] * kv_width;
+        if (shape.T > 0)
+            k->attention_back(p->pool, &shape, a->q + at_q, a->k + at_kv, a->v + at_kv, w->datt + at_q, w->dq + at_q, w->dk + at_kv,
+                              w->dv + at_kv);
+    }
+    k->rope(p->pool, w->dq, r->pos, p->rope_cos, p->rope_sin, n, m->n_head, m->head_dim, false, true);
+    k->rope(p->pool, w->dk, r->pos, p->rope_cos, p->rope_sin, n, m->n_kv, m->head_dim, false, true);
+
+    /* q, k, v = W norm(x) */
+    if (here & qkv)
+        k->rmsnorm(p->pool, a->x, l->attn_norm, p->norm, n, d, m->norm_eps);
+    if (propagate) {
+        k->matmul_back(p->pool, &l->site[ES_SITE_Q], w->dq, n, w->dnorm, false);
+        k->matmul_back(p->pool, &l->site[ES_SITE_K], w->dk, n, w->dnorm, true);
+        k->matmul_back(p->pool, &l->site[ES_SITE_V], w->dv, n, w->dnorm, true);
+    }
+    lowrank_backward(p, layer, ES_SITE_Q, r, p->norm, w->dq, propagate ? w->dnorm : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_K, r, p->norm, w->dk, propagate ? w->dnorm : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_V, r, p->norm, w->dv, propagate ? w->dnorm : NULL, g);
+    if (propagate)
+        k->rmsnorm_back(p->pool, a->x, l->attn_norm, w->dnorm, dh, n, d, m->norm_eps);
+}
+
+void es_residual_backward(const es_pass *p, int layer, const es_rows *r, float *dh, const es_grad *g)
+{
+    int d = p->model->info.d_model, kept = 0;
+    if (!p->patch)
+        return;
+    for (int i = 0; i < p->patch->n_hook; i++)
+        kept += p->patch->hook[i].backward != NULL;
+    for (int i = p->patch->n_hook - 1; i >= 0; i--) {
+        const es_hook *e = &p->patch->hook[i];
+        if (!e->backward)
+            continue;
+        kept--;
+        if (e->layer == layer)
+            e->backward(e->user, p->hook_in + (size_t)kept * p->hook_rows * d, dh, r->pos, r->n, d);
+    }
+    for (int i = 0; g && g->addend && i < p->patch->n_addend; i++) {
+        const es_addend *e = &p->patch->addend[i];
+        if (e->layer != layer || e->scale == 0 || !g->addend[i])
+            continue;
+        for (int s = 0; s < r->n_seq; s++) {
+            float *dv = g->addend[i] + (size_t)slot_of(g, s) * d;
+            for (int t = r->start[s]; t < r->start[s + 1]; t++)
+                if (r->pos[t] >= e->min_pos)
+                    for (int j = 0; j < d; j++)
+                        dv[j] += e->scale * dh[(size_t)t * d + j];
+        }
+    }
+}
