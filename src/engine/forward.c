@@ -41,25 +41,6 @@ int es_embed(const es_model *m, const int32_t *ids, int n, float *out, es_error 
 
 /* ---- the patch ------------------------------------------------------------------------------------------------------ */
 
-int es_site_n_in(const es_model *m, es_site s)
-{
-    return m->layer[0].site[s].n_in;
-}
-
-int es_site_n_out(const es_model *m, es_site s)
-{
-    return m->layer[0].site[s].n_out;
-}
-
-const char *es_site_name(es_site s)
-{
-    static const char *const name[ES_N_SITES] = {
-        [ES_SITE_Q] = "attn_q",       [ES_SITE_K] = "attn_k",     [ES_SITE_V] = "attn_v",       [ES_SITE_O] = "attn_output",
-        [ES_SITE_GATE] = "ffn_gate",  [ES_SITE_UP] = "ffn_up",    [ES_SITE_DOWN] = "ffn_down",
-    };
-    return (unsigned)s < ES_N_SITES ? name[s] : "?";
-}
-
 int es_pass_set_patch(es_pass *p, const es_patch *patch, int from_layer, int max_hooks, es_error *err)
 {
     int n_layer = p->model->info.n_layer, hooks_back = 0;
