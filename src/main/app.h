@@ -1,0 +1,113 @@
+/* What every command shares: settings from options, configuration and environment; opening things; progress; JSON. */
+#ifndef ES_MAIN_APP_H
+#define ES_MAIN_APP_H
+
+#include <signal.h>
+
+#include "opts.h"
+#include "ui.h"
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
+
+typedef struct app {
+    /* global options */
+    const char *home_option, *model_option, *dictionary_option, *labels_option;
+    int threads; /* 0: the processors there are */
+    bool json, quiet;
+    /* resolved */
+    char home[1024];
+    char config_path[1100];
+    bool colour, unicode, tty_out, tty_err;
+    const char *editor;
+    /* config.ini, see config.c */
+    char *config_model, *config_dictionary, *config_system, *config_author;
+    double config_temperature; /* NAN: not set */
+    int config_max_tokens, config_context, config_threads; /* 0: not set */
+    bool mouse, learn;
+} app;
+extern app the_app;
+extern const opt app_global_options[];
+
+/* Raised by SIGINT, SIGTERM and SIGHUP; a second signal ends the program at once. */
+extern volatile bool app_cancel;
+extern volatile sig_atomic_t app_signal;
+
+/* Where home and the configuration are, from options and environment; reads the configuration. opts_parse does it. */
+int app_settle(app *a, es_error *err);
+int config_load(app *a, es_error *err); /* a missing file is no error */
+
+/* ---- reporting ---- */
+int app_fail(const es_error *err);            /* "espalier: text" on stderr; EXIT_FAILED, or 128 + signal after a cancel */
+int app_failf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void app_note(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* a plain line on stderr unless --quiet */
+es_progress app_progress(void);               /* draws on stderr; call app_progress_end when the job is over */
+void app_progress_end(void);
+int app_print_json(json_t *value);            /* takes the reference; one line on stdout; EXIT_DONE or EXIT_FAILED */
+void app_print_text(const char *s, size_t n); /* on a terminal only shown, to a pipe as it is */
+const char *app_shown(const char *s, char *out, size_t size); /* s made harmless and cut to fit, for tables */
+/* A JSON string of bytes that may not be UTF-8: what is not whole becomes U+FFFD. */
+json_t *app_json_text(const char *s, size_t n);
+int app_flush(void); /* EXIT_DONE, or EXIT_FAILED when stdout could not be written */
+
+/* ---- where things are ---- */
+void app_path(char *out, size_t size, const char *fmt, ...) __attribute__((format(printf, 3, 4))); /* under home */
+/* The model in use: --model, the configuration, else the default one in home. */
+void app_model_path(char *out, size_t size, bool *is_default);
+#define APP_MODEL_NAME "SmolLM2-135M-Instruct.Q4_1.gguf"
+#define APP_MODEL_SHA256 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+#define APP_ATLAS_NAME "atlas.bin" /* in a dictionary's folder, beside labels.jsonl */
+/* The dictionary in use: --dictionary, the configuration, else one beside the program or in home that names the model's hash.
+ * ES_ERR_MISSING when there is none. */
+int app_dictionary_path(char *out, size_t size, const char *model_hash, es_error *err);
+
+/* ---- opening ---- */
+int app_model(es_model **out, es_error *err);
+
+typedef struct app_features { /* a dictionary with what belongs to it */
+    es_dictionary *dictionary;
+    es_atlas *atlas;      /* NULL when its folder holds none */
+    char labels[1200];    /* starter labels, "" when there are none */
+    char hash[65];
+    int n;
+} app_features;
+int app_features_open(app_features *f, es_model *m, es_error *err);
+void app_features_close(app_features *f);
+int app_workspace(es_workspace **out, es_error *err);
+/* The workspace with this dictionary's label space ready (starter labels taken in on first use). */
+int app_workspace_for(es_workspace **out, const app_features *f, es_model *m, es_error *err);
+/* Labels by feature [n], from the workspace, or where that cannot be had, the starter labels; never fails. app_labels_free. */
+char **app_labels(const app_features *f, es_model *m);
+void app_labels_free(char **labels, int n);
+/* An adapter file, with the dictionary it needs opened as it must be (*f is left closed when it needs none). */
+int app_adapter(es_adapter **out, app_features *f, es_model *m, const char *path, es_error *err);
+const char *app_author(void);
+
+/* ---- commands: argv[0] is the name; the exit code comes back ---- */
+typedef struct command {
+    const char *name, *summary;
+    int (*run)(int argc, char **argv);
+} command;
+/* Runs the sub-command that argv[1] names. */
+int app_subcommand(const char *name, const char *what, const command *table, int argc, char **argv);
+
+int cmd_workbench(void);
+int cmd_chat(int argc, char **argv);
+int cmd_answer(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+int cmd_score(int argc, char **argv);
+int cmd_encode(int argc, char **argv);
+int cmd_features(int argc, char **argv);
+int cmd_label(int argc, char **argv);
+int cmd_basis(int argc, char **argv);
+int cmd_adapt(int argc, char **argv);
+int cmd_drift(int argc, char **argv);
+int cmd_eval(int argc, char **argv);
+int cmd_export(int argc, char **argv);
+int cmd_harvest(int argc, char **argv);
+int cmd_train(int argc, char **argv);
+int cmd_dictionary(int argc, char **argv);
+int cmd_atlas(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
+
+#endif

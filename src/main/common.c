@@ -1,0 +1,291 @@
+#include "app.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <math.h>
+#include <pwd.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- reporting ---------------------------------------------------------------------------------------------------- */
+
+static struct {
+    double last, began;
+    char what[64];
+    int width; /* columns of the line now on the terminal */
+} shown;
+
+static void wipe_progress(void)
+{
+    if (shown.width) {
+        fprintf(stderr, "\r%*s\r", shown.width, "");
+        shown.width = 0;
+    }
+}
+
+int app_fail(const es_error *err)
+{
+    app_progress_end();
+    if (err->code == ES_ERR_CANCELLED && app_signal) {
+        fprintf(stderr, "espalier: interrupted\n");
+        return 128 + (int)app_signal;
+    }
+    fprintf(stderr, "espalier: %s\n", *err->text ? err->text : "failed");
+    return EXIT_FAILED;
+}
+
+int app_failf(const char *fmt, ...)
+{
+    es_error err = {0};
+    char text[600];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    es_fail(&err, ES_ERR_USAGE, "%s", text);
+    return app_fail(&err);
+}
+
+void app_note(const char *fmt, ...)
+{
+    if (the_app.quiet)
+        return;
+    wipe_progress();
+    char text[900], safe[1200];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    fprintf(stderr, "%s\n", app_shown(text, safe, sizeof safe));
+}
+
+static void duration(char *out, size_t size, double s)
+{
+    if (s < 90)
+        snprintf(out, size, "%.0f s", s);
+    else if (s < 5400)
+        snprintf(out, size, "%.0f min", s / 60);
+    else
+        snprintf(out, size, "%.1f h", s / 3600);
+}
+
+static void amount(char *out, size_t size, double v)
+{
+    if (v >= 1e7)
+        snprintf(out, size, "%.1fM", v / 1e6);
+    else if (v >= 1e5)
+        snprintf(out, size, "%.0fk", v / 1e3);
+    else
+        snprintf(out, size, "%.0f", v);
+}
+
+/* A line that is redrawn on a terminal; a plain line every ten seconds otherwise. */
+static void report(void *user, const char *what, double done, double total, const char *unit)
+{
+    (void)user;
+    double now = es_seconds();
+    if (strncmp(what, shown.what, strcspn(what, "=")) != 0 || shown.began == 0) { /* "fvu=0.3" and "fvu=0.2" are one job */
+        snprintf(shown.what, sizeof shown.what, "%s", what);
+        shown.began = now;
+        shown.last = the_app.tty_err ? 0 : now;
+    }
+    if (now - shown.last < (the_app.tty_err ? 0.1 : 10.0))
+        return;
+    shown.last = now;
+    char a[32], b[32], left[32] = "", line[200], safe[240];
+    amount(a, sizeof a, done);
+    amount(b, sizeof b, total);
+    double seconds = now - shown.began, rate = seconds > 0.5 ? done / seconds : 0;
+    if (rate > 0 && total > done)
+        duration(left, sizeof left, (total - done) / rate);
+    char speed[64] = "";
+    if (rate > 0 && rate < 10)
+        snprintf(speed, sizeof speed, ", %.1f a second", rate);
+    else if (rate > 0) {
+        char r[32];
+        amount(r, sizeof r, rate);
+        snprintf(speed, sizeof speed, ", %s a second", r);
+    }
+    snprintf(line, sizeof line, "%.90s  %s%s%s %s%s%s%s", what, a, total > 0 ? "/" : "", total > 0 ? b : "", unit ? unit : "", speed,
+             *left ? ", left " : "", left);
+    app_shown(line, safe, sizeof safe);
+    if (!the_app.tty_err) {
+        fprintf(stderr, "%s\n", safe);
+        return;
+    }
+    size_t n = strlen(safe);
+    if (n > 78) /* a line that wraps could not be redrawn */
+        n = es_utf8_whole(safe, 78);
+    int width = es_text_width(safe, n);
+    fprintf(stderr, "\r%.*s%*s", (int)n, safe, shown.width > width ? shown.width - width : 0, "");
+    shown.width = width;
+    fflush(stderr);
+}
+
+es_progress app_progress(void)
+{
+    es_progress p = {.report = the_app.quiet ? NULL : report, .cancel = &app_cancel};
+    return p;
+}
+
+void app_progress_end(void)
+{
+    wipe_progress();
+    shown.what[0] = 0;
+    shown.began = shown.last = 0;
+}
+
+int app_flush(void)
+{
+    if (fflush(stdout) != 0 || ferror(stdout))
+        return app_failf("cannot write to standard output: %s", strerror(errno));
+    return EXIT_DONE;
+}
+
+int app_print_json(json_t *value)
+{
+    app_progress_end();
+    if (!value)
+        return app_failf("not enough memory for the answer");
+    int bad = json_dumpf(value, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9) | JSON_ENCODE_ANY);
+    json_decref(value);
+    if (bad && !ferror(stdout))
+        return app_failf("the answer cannot be written as JSON");
+    putchar('\n');
+    return app_flush();
+}
+
+void app_print_text(const char *s, size_t n)
+{
+    if (!the_app.tty_out) {
+        fwrite(s, 1, n, stdout);
+        return;
+    }
+    es_buf b = {0};
+    es_text_show(&b, s, n, true);
+    if (b.data && !b.failed)
+        fwrite(b.data, 1, b.len, stdout);
+    es_buf_free(&b);
+}
+
+const char *app_shown(const char *s, char *out, size_t size)
+{
+    es_buf b = {0};
+    es_text_show(&b, s, strlen(s), false);
+    size_t n = b.failed ? 0 : b.len;
+    if (n >= size)
+        n = es_utf8_whole(b.data, size - 1);
+    if (n)
+        memcpy(out, b.data, n);
+    out[n] = 0;
+    es_buf_free(&b);
+    return out;
+}
+
+json_t *app_json_text(const char *s, size_t n)
+{
+    es_buf b = {0};
+    while (n > 0) {
+        size_t whole = es_utf8_whole(s, n);
+        es_buf_add(&b, s, whole);
+        s += whole;
+        n -= whole;
+        if (n > 0) {
+            es_buf_str(&b, "\xef\xbf\xbd");
+            s++;
+            n--;
+            while (n > 0 && ((unsigned char)*s & 0xC0) == 0x80) { /* the rest of the broken character */
+                s++;
+                n--;
+            }
+        }
+    }
+    json_t *v = b.failed ? NULL : json_stringn(b.data ? b.data : "", b.len);
+    es_buf_free(&b);
+    return v;
+}
+
+/* ---- where things are ------------------------------------------------------------------------------------------------ */
+
+void app_path(char *out, size_t size, const char *fmt, ...)
+{
+    int n = snprintf(out, size, "%s/", the_app.home);
+    if (n < 0 || (size_t)n >= size)
+        return;
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(out + n, size - (size_t)n, fmt, args);
+    va_end(args);
+}
+
+void app_model_path(char *out, size_t size, bool *is_default)
+{
+    const char *named = the_app.model_option ? the_app.model_option : the_app.config_model;
+    *is_default = !named;
+    if (named)
+        snprintf(out, size, "%s", named);
+    else
+        app_path(out, size, "models/%s", APP_MODEL_NAME);
+}
+
+/* The model hash that a dictionary folder's cfg.json names, "" when it names none. */
+static void named_hash(const char *folder, char out[65])
+{
+    out[0] = 0;
+    char path[1300];
+    snprintf(path, sizeof path, "%s/cfg.json", folder);
+    json_t *cfg = NULL;
+    if (es_json_file(&cfg, path, NULL) != ES_OK)
+        return;
+    const char *hash = json_string_value(json_object_get(json_object_get(cfg, "metadata"), "model_hash"));
+    if (hash)
+        snprintf(out, 65, "%s", hash);
+    json_decref(cfg);
+}
+
+static bool find_dictionary(const char *parent, const char *model_hash, char *out, size_t size)
+{
+    DIR *d = opendir(parent);
+    if (!d)
+        return false;
+    char best[1200] = "";
+    for (struct dirent *e; (e = readdir(d));) {
+        char folder[1200], hash[65];
+        if (e->d_name[0] == '.' || snprintf(folder, sizeof folder, "%s/%s", parent, e->d_name) >= (int)sizeof folder)
+            continue;
+        named_hash(folder, hash);
+        if (!strcmp(hash, model_hash) && (!*best || strcmp(folder, best) < 0)) /* readdir has no order: take the first by name */
+            snprintf(best, sizeof best, "%s", folder);
+    }
+    closedir(d);
+    if (*best)
+        snprintf(out, size, "%s", best);
+    return *best;
+}
+
+int app_dictionary_path(char *out, size_t size, const char *model_hash, es_error *err)
+{
+    const char *named = the_app.dictionary_option ? the_app.dictionary_option : the_app.config_dictionary;
+    if (named) {
+        snprintf(out, size, "%s", named);
+        return ES_OK;
+    }
+    char own[1200];
+    app_path(own, sizeof own, "dictionaries");
+    if (find_dictionary(own, model_hash, out, size) || find_dictionary(ESPALIER_SHARE "/dictionaries", model_hash, out, size))
+        return ES_OK;
+    return es_fail(err, ES_ERR_MISSING, "there is no dictionary for this model (SHA-256 %.12s...) in %s; name one with --dictionary FOLDER",
+                   model_hash, own);
+}
+
+const char *app_author(void)
+{
+    if (the_app.config_author)
+        return the_app.config_author;
+    struct passwd *p = getpwuid(geteuid());
+    return p && *p->pw_name ? p->pw_name : "me";
+}

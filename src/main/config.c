@@ -1,0 +1,143 @@
+/* config.ini:
+ *   model = FILE.gguf          [chat]
+ *   dictionary = FOLDER        system = TEXT
+ *   author = NAME              temperature = 0.7
+ *   threads = 2                max_tokens = 512
+ *   mouse = no                 context = 2048
+ *                              learn = yes
+ * A long system text goes on in indented lines. An unknown key, a bad value or an overlong line is an error that names the line: a setting that silently does nothing is worse. */
+#include "app.h"
+
+#include <ini.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CONFIG_LIMIT = 1 << 20, LINE_LIMIT = 190 }; /* inih cuts lines at 200 bytes and would read the rest as another line */
+
+typedef struct loading {
+    app *a;
+    char why[300]; /* of the first bad line, which is the one that ini_parse returns */
+} loading;
+
+static bool real(const char *s, double lo, double hi, double *out)
+{
+    char *end;
+    double v = strtod(s, &end);
+    if (end == s || *end || !(v >= lo && v <= hi))
+        return false;
+    *out = v;
+    return true;
+}
+
+static bool whole(const char *s, int lo, int hi, int *out)
+{
+    double v;
+    if (!real(s, lo, hi, &v) || v != floor(v))
+        return false;
+    *out = (int)v;
+    return true;
+}
+
+static bool yes_no(const char *s, bool *out)
+{
+    if (!strcmp(s, "yes") || !strcmp(s, "true") || !strcmp(s, "1"))
+        return *out = true;
+    if (!strcmp(s, "no") || !strcmp(s, "false") || !strcmp(s, "0")) {
+        *out = false;
+        return true;
+    }
+    return false;
+}
+
+static bool text(const char *s, char **out)
+{
+    free(*out);
+    return (*out = strdup(s)) != NULL;
+}
+
+static bool add_line(const char *s, char **out)
+{
+    char *both = NULL;
+    if (asprintf(&both, "%s%s%s", *out ? *out : "", *out ? "\n" : "", s) < 0)
+        return false;
+    free(*out);
+    *out = both;
+    return true;
+}
+
+static int take(void *user, const char *section, const char *name, const char *value)
+{
+    loading *l = user;
+    app *a = l->a;
+    bool chat = !strcmp(section, "chat"), ok;
+    if (*l->why)
+        return 0;
+    if (*section && !chat) {
+        snprintf(l->why, sizeof l->why, "there is no section [%.60s]", section);
+        return 0;
+    }
+    if (!chat && !strcmp(name, "model"))
+        ok = text(value, &a->config_model);
+    else if (!chat && !strcmp(name, "dictionary"))
+        ok = text(value, &a->config_dictionary);
+    else if (!chat && !strcmp(name, "author"))
+        ok = text(value, &a->config_author);
+    else if (!chat && !strcmp(name, "threads"))
+        ok = whole(value, 0, 256, &a->config_threads);
+    else if (!chat && !strcmp(name, "mouse"))
+        ok = yes_no(value, &a->mouse);
+    else if (chat && !strcmp(name, "system"))
+        ok = add_line(value, &a->config_system);
+    else if (chat && !strcmp(name, "temperature"))
+        ok = real(value, 0, 10, &a->config_temperature);
+    else if (chat && !strcmp(name, "max_tokens"))
+        ok = whole(value, 1, 1000000, &a->config_max_tokens);
+    else if (chat && !strcmp(name, "context"))
+        ok = whole(value, 64, 1000000, &a->config_context);
+    else if (chat && !strcmp(name, "learn"))
+        ok = yes_no(value, &a->learn);
+    else {
+        snprintf(l->why, sizeof l->why, "there is no setting '%.60s'%s", name, chat ? " in [chat]" : "");
+        return 0;
+    }
+    if (!ok)
+        snprintf(l->why, sizeof l->why, "'%.60s' is no value for %s", value, name);
+    return ok;
+}
+
+int config_load(app *a, es_error *err)
+{
+    es_buf b = {0};
+    es_error read_error = {0};
+    int rc = es_file_read(&b, a->config_path, CONFIG_LIMIT, &read_error);
+    if (rc == ES_ERR_MISSING) {
+        es_buf_free(&b);
+        return ES_OK;
+    }
+    if (rc != ES_OK) {
+        es_buf_free(&b);
+        return es_fail(err, rc, "%s", read_error.text);
+    }
+    int line = 1;
+    for (const char *s = b.data, *end = b.data + b.len; rc == ES_OK && s < end; line++) {
+        const char *stop = memchr(s, '\n', (size_t)(end - s));
+        size_t n = (size_t)((stop ? stop : end) - s);
+        if (n > LINE_LIMIT)
+            rc = es_fail(err, ES_ERR_FORMAT, "%s:%d: the line is over %d bytes", a->config_path, line, (int)LINE_LIMIT);
+        else if (memchr(s, 0, n))
+            rc = es_fail(err, ES_ERR_FORMAT, "%s:%d: holds a zero byte: not a text file", a->config_path, line);
+        s += n + 1;
+    }
+    if (rc == ES_OK) {
+        loading l = {.a = a};
+        int bad = ini_parse_string(b.data, take, &l);
+        if (bad > 0)
+            rc = es_fail(err, ES_ERR_FORMAT, "%s:%d: %s", a->config_path, bad, *l.why ? l.why : "not a 'name = value' line");
+        else if (bad < 0)
+            rc = es_fail(err, ES_ERR_MEMORY, "%s: not enough memory to read it", a->config_path);
+    }
+    es_buf_free(&b);
+    return rc;
+}
