@@ -1,11 +1,17 @@
-/* The CPU table. */
+/* The CPU table: how each op is shared out among the parts of a pool. What a part then does on its rows is OpenBLAS, on one
+ * thread, or the instruction set's own code (es_simd). Results do not depend on which thread did what. */
 #include <cblas.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 
 #include "internal.h"
 
 /* ---- products ------------------------------------------------------------------------------------------------------------- */
+
+/* Up to this many tokens rows of W are dotted with x as they are unpacked; more go through panels and BLAS. */
+enum { SMALL_EXACT = 8, SMALL_ROUNDED = 8 };
+enum { MAX_PANEL = 256, ROWS_AT_ONCE = 64 };
 
 typedef struct product {
     es_pool *pool;
@@ -13,10 +19,44 @@ typedef struct product {
     const float *in;
     float *out;
     int T;
-    bool accumulate;
+    bool accumulate, rounded;
+    _Atomic int next; /* the next row that nobody has taken */
 } product;
 
-enum { MAX_PANEL = 256 }; /* rows of W dequantised at once */
+/* Takes rows until none is left: a thread that is held up does not hold up the others. */
+static bool take_rows(product *j, int unit, int *from, int *to)
+{
+    *from = atomic_fetch_add(&j->next, unit);
+    *to = j->w->n_out - *from < unit ? j->w->n_out : *from + unit;
+    return *from < j->w->n_out;
+}
+
+static size_t rounded_bytes(int T, int K)
+{
+    return (size_t)T * (size_t)K * sizeof(int16_t) + (size_t)T * (size_t)K / ES_ROUND_BLOCK * 2 * sizeof(float) + 64;
+}
+
+static void matmul_small_part(void *user, int part, int parts)
+{
+    (void)parts;
+    product *j = user;
+    const int K = j->w->n_in;
+    es_rounded r = {0};
+    int from, to;
+    bool any = take_rows(j, ROWS_AT_ONCE, &from, &to);
+    if (any && j->rounded) { /* each part rounds for itself: cheaper than waiting for another to have done it */
+        float *scales = es_pool_scratch(j->pool, part);
+        int16_t *q = (int16_t *)(scales + (size_t)j->T * (size_t)(K / ES_ROUND_BLOCK) * 2);
+        for (int t = 0; t < j->T; t++)
+            es_cpu_simd->round(j->in + (size_t)t * (size_t)K, K, q + (size_t)t * (size_t)K, scales + (size_t)t * (size_t)(K / ES_ROUND_BLOCK) * 2);
+        r = (es_rounded){q, scales};
+    }
+    for (; any; any = take_rows(j, ROWS_AT_ONCE, &from, &to))
+        if (j->rounded)
+            es_cpu_simd->rows_rounded(j->w, from, to, &r, j->T, j->out, j->accumulate);
+        else
+            es_cpu_simd->rows(j->w, from, to, j->in, j->T, j->out, j->accumulate);
+}
 
 /* Rows of width floats that a panel holds, 0 when not even one fits. */
 static int panel_rows(int width)
@@ -28,16 +68,17 @@ static int panel_rows(int width)
 /* y[:, n0:n1] = x W[n0:n1, :]^T, a panel at a time. */
 static void matmul_part(void *user, int part, int parts)
 {
-    const product *j = user;
-    const int N = j->w->n_out, K = j->w->n_in, panel = panel_rows(K);
+    product *j = user;
+    const int N = j->w->n_out, K = j->w->n_in;
+    int panel = panel_rows(K), share = (N + parts - 1) / parts;
+    if (panel > share) /* the last panels should end together */
+        panel = (share + 15) / 16 * 16 < panel ? (share + 15) / 16 * 16 : panel;
     const size_t row = es_row_bytes(j->w->type, K);
     float *wd = es_pool_scratch(j->pool, part);
-    int from, to;
-    es_share(N, 16, part, parts, &from, &to);
-    for (int n = from, rows; n < to; n += rows) {
-        rows = to - n < panel ? to - n : panel;
-        es_dequant(j->w->type, (const char *)j->w->data + (size_t)n * row, wd, (size_t)rows * (size_t)K);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, j->T, rows, K, 1, j->in, K, wd, K, j->accumulate ? 1 : 0, j->out + n, N);
+    for (int from, to; take_rows(j, panel, &from, &to);) {
+        es_cpu_simd->dequant(j->w->type, (const char *)j->w->data + (size_t)from * row, wd, (size_t)(to - from) * (size_t)K);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, j->T, to - from, K, 1, j->in, K, wd, K, j->accumulate ? 1 : 0,
+                    j->out + from, N);
     }
 }
 
@@ -45,31 +86,29 @@ static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float 
 {
     if (T <= 0)
         return;
-    if (panel_rows(w->n_in) == 0) {
-        es_kernels_scalar()->matmul(p, w, x, T, y, accumulate, exact);
-        return;
-    }
-    product j = {p, w, x, y, T, accumulate};
-    es_pool_run(p, matmul_part, &j);
+    const bool rounded = !exact && es_cpu_simd->rows_rounded && es_type_get((int)w->type)->block > 1 && T <= SMALL_ROUNDED &&
+                         rounded_bytes(T, w->n_in) <= ES_SCRATCH;
+    product j = {p, w, x, y, T, accumulate, rounded, 0};
+    es_pool_run(p, rounded || T <= SMALL_EXACT || panel_rows(w->n_in) == 0 ? matmul_small_part : matmul_part, &j);
 }
 
 /* dx[:, k0:k1] = dy W[:, k0:k1]: parts own columns, so none adds into another's. */
 static void matmul_back_part(void *user, int part, int parts)
 {
     const product *j = user;
-    const int N = j->w->n_out, K = j->w->n_in;
+    const int N = j->w->n_out, K = j->w->n_in, block = es_type_get((int)j->w->type)->block;
     const size_t row = es_row_bytes(j->w->type, K);
     float *wd = es_pool_scratch(j->pool, part);
     int from, to;
-    es_share(K, es_type_get((int)j->w->type)->block > 32 ? es_type_get((int)j->w->type)->block : 32, part, parts, &from, &to);
+    es_share(K, block > 32 ? block : 32, part, parts, &from, &to);
     if (from == to)
         return;
     const int width = to - from, panel = panel_rows(width);
     for (int n = 0, rows; n < N; n += rows) {
         rows = N - n < panel ? N - n : panel;
         for (int r = 0; r < rows; r++)
-            es_dequant(j->w->type, (const char *)j->w->data + (size_t)(n + r) * row + es_row_bytes(j->w->type, from),
-                       wd + (size_t)r * (size_t)width, (size_t)width);
+            es_cpu_simd->dequant(j->w->type, (const char *)j->w->data + (size_t)(n + r) * row + es_row_bytes(j->w->type, from),
+                                 wd + (size_t)r * (size_t)width, (size_t)width);
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, j->T, width, rows, 1, j->in + n, N, wd, width,
                     j->accumulate || n > 0 ? 1 : 0, j->out + from, K);
     }
@@ -83,7 +122,7 @@ static void matmul_back(es_pool *p, const es_weight *w, const float *dy, int T, 
         es_kernels_scalar()->matmul_back(p, w, dy, T, dx, accumulate);
         return;
     }
-    product j = {p, w, dy, dx, T, accumulate};
+    product j = {p, w, dy, dx, T, accumulate, false, 0};
     es_pool_run(p, matmul_back_part, &j);
 }
 
@@ -130,19 +169,164 @@ static void gemm(es_pool *p, bool ta, bool tb, int m, int n, int k, float alpha,
         es_pool_run(p, gemm_part, &j);
 }
 
+/* ---- rows: shared out when there is enough to do ------------------------------------------------------------------------- */
+
+/* Below this many elements a job is done before another thread has heard of it. */
+enum { ALONE = 8192 };
+
+typedef struct rows_job {
+    const float *a, *b, *c;
+    float *y, *z;
+    const int32_t *index;
+    int T, d, heads;
+    size_t n;
+    float eps;
+    bool neox, back;
+    const float *cos_t, *sin_t;
+} rows_job;
+
+static void run_rows(es_pool *p, void (*fn)(void *, int, int), rows_job *j, size_t elements)
+{
+    if (elements < ALONE)
+        fn(j, 0, 1);
+    else
+        es_pool_run(p, fn, j);
+}
+
+static void rmsnorm_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    int from, to;
+    es_share(j->T, 1, part, parts, &from, &to);
+    const size_t at = (size_t)from * (size_t)j->d;
+    es_cpu_simd->rmsnorm(j->a + at, j->b, j->y + at, to - from, j->d, j->eps);
+}
+
+static void rmsnorm(es_pool *p, const float *x, const float *w, float *y, int T, int d, float eps)
+{
+    rows_job j = {.a = x, .b = w, .y = y, .T = T, .d = d, .eps = eps};
+    run_rows(p, rmsnorm_part, &j, (size_t)T * (size_t)d);
+}
+
+static void rmsnorm_back_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    int from, to;
+    es_share(j->T, 1, part, parts, &from, &to);
+    const size_t at = (size_t)from * (size_t)j->d;
+    es_cpu_simd->rmsnorm_back(j->a + at, j->b, j->c + at, j->y + at, to - from, j->d, j->eps);
+}
+
+static void rmsnorm_back(es_pool *p, const float *x, const float *w, const float *dy, float *dx, int T, int d, float eps)
+{
+    rows_job j = {.a = x, .b = w, .c = dy, .y = dx, .T = T, .d = d, .eps = eps};
+    run_rows(p, rmsnorm_back_part, &j, (size_t)T * (size_t)d);
+}
+
+static void rope_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    int from, to;
+    es_share(j->T, 1, part, parts, &from, &to);
+    es_cpu_simd->rope(j->y + (size_t)from * (size_t)j->heads * (size_t)j->d, j->index + from, j->cos_t, j->sin_t, to - from, j->heads,
+                      j->d, j->neox, j->back);
+}
+
+static void rope(es_pool *p, float *x, const int *pos, const float *cos_t, const float *sin_t, int T, int n_head, int head_dim,
+                 bool neox, bool back)
+{
+    rows_job j = {.y = x, .index = pos, .cos_t = cos_t, .sin_t = sin_t, .T = T, .heads = n_head, .d = head_dim, .neox = neox, .back = back};
+    run_rows(p, rope_part, &j, (size_t)T * (size_t)n_head * (size_t)head_dim);
+}
+
+static void share_flat(size_t n, int part, int parts, size_t *from, size_t *to)
+{
+    *from = n / 64 * (size_t)part / (size_t)parts * 64;
+    *to = part + 1 == parts ? n : n / 64 * (size_t)(part + 1) / (size_t)parts * 64;
+}
+
+static void swiglu_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    size_t from, to;
+    share_flat(j->n, part, parts, &from, &to);
+    es_cpu_simd->swiglu(j->a + from, j->b + from, j->y + from, to - from);
+}
+
+static void swiglu(es_pool *p, const float *gate, const float *up, float *y, size_t n)
+{
+    rows_job j = {.a = gate, .b = up, .y = y, .n = n};
+    run_rows(p, swiglu_part, &j, n);
+}
+
+static void swiglu_back_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    size_t from, to;
+    share_flat(j->n, part, parts, &from, &to);
+    es_cpu_simd->swiglu_back(j->a + from, j->b + from, j->c + from, j->y + from, j->z + from, to - from);
+}
+
+static void swiglu_back(es_pool *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n)
+{
+    rows_job j = {.a = gate, .b = up, .c = dy, .y = dgate, .z = dup, .n = n};
+    run_rows(p, swiglu_back_part, &j, n);
+}
+
+static void pick_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    int from, to;
+    es_share(j->T, 1, part, parts, &from, &to);
+    es_cpu_simd->log_softmax_pick(j->a + (size_t)from * (size_t)j->d, j->index + from, to - from, j->d, j->y + from, j->z + from);
+}
+
+static void log_softmax_pick(es_pool *p, const float *logits, const int32_t *target, int T, int V, float *logprob, float *logsum)
+{
+    rows_job j = {.a = logits, .index = target, .T = T, .d = V, .y = logprob, .z = logsum};
+    run_rows(p, pick_part, &j, (size_t)T * (size_t)V);
+}
+
+static void pick_back_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    int from, to;
+    es_share(j->T, 1, part, parts, &from, &to);
+    es_cpu_simd->log_softmax_pick_back(j->y + (size_t)from * (size_t)j->d, j->index + from, j->a + from, j->b + from, to - from, j->d);
+}
+
+static void log_softmax_pick_back(es_pool *p, float *logits, const int32_t *target, const float *logsum, const float *dlogprob, int T,
+                                  int V)
+{
+    rows_job j = {.y = logits, .index = target, .a = logsum, .b = dlogprob, .T = T, .d = V};
+    run_rows(p, pick_back_part, &j, (size_t)T * (size_t)V);
+}
+
 /* ---- the table --------------------------------------------------------------------------------------------------------------- */
 
-static es_kernels table;
+static const es_kernels table = {
+    .name = "cpu",
+    .matmul = matmul,
+    .matmul_back = matmul_back,
+    .gemm = gemm,
+    .rmsnorm = rmsnorm,
+    .rmsnorm_back = rmsnorm_back,
+    .rope = rope,
+    .swiglu = swiglu,
+    .swiglu_back = swiglu_back,
+    .attention = es_cpu_attention,
+    .attention_back = es_cpu_attention_back,
+    .log_softmax_pick = log_softmax_pick,
+    .log_softmax_pick_back = log_softmax_pick_back,
+};
+
+const es_simd *es_cpu_simd;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void open_table(void)
 {
     openblas_set_num_threads(1); /* threads are the pools' business */
-    table = *es_kernels_scalar();
-    table.name = "cpu";
-    table.matmul = matmul;
-    table.matmul_back = matmul_back;
-    table.gemm = gemm;
+    es_cpu_simd = es_simd_avx512() ? es_simd_avx512() : es_simd_avx2() ? es_simd_avx2() : es_simd_plain();
 }
 
 const es_kernels *es_kernels_cpu(void)
@@ -151,8 +335,14 @@ const es_kernels *es_kernels_cpu(void)
     return &table;
 }
 
+void es_kernels_cpu_use(const es_simd *s)
+{
+    es_kernels_cpu();
+    es_cpu_simd = s;
+}
+
 void es_kernels_describe(char *out, size_t n)
 {
     es_kernels_cpu();
-    snprintf(out, n, "cpu: portable, %s", openblas_get_config());
+    snprintf(out, n, "cpu: %s, %s", es_cpu_simd->name, openblas_get_config());
 }

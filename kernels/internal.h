@@ -10,6 +10,59 @@ enum { ES_SCRATCH = 2 << 20 };
  * after es_pool_run has returned. */
 void *es_pool_scratch(es_pool *p, int part);
 
+/* ---- what the CPU table asks of an instruction set --------------------------------------------------------------------- */
+
+/* T rows of activations rounded to 16 bits, per block of 32 elements: x ~ scale * q. Sixteen bits cost one multiply-add more a
+ * block than eight would, and decoding then differs from the exact path by rounding errors only. */
+typedef struct es_rounded {
+    const int16_t *q;    /* [T, K] */
+    const float *scales; /* [T, K/32, 2]: scale, and scale * sum(q) for the types that have an offset */
+} es_rounded;
+enum { ES_ROUND_BLOCK = 32 };
+
+typedef struct es_simd {
+    const char *name;
+    void (*dequant)(es_type type, const void *src, float *dst, size_t n);
+
+    /* y[t, n] (+)= W[n] . x[t] for rows n in [from, to) and any T (made for a small one); W is read once for a few tokens. */
+    void (*rows)(const es_weight *w, int from, int to, const float *x, int T, float *y, bool accumulate);
+    /* The same on rounded activations; NULL where rounding would win nothing. Types of blocks of 32 or 256 only. */
+    void (*rows_rounded)(const es_weight *w, int from, int to, const es_rounded *x, int T, float *y, bool accumulate);
+    void (*round)(const float *x, int K, int16_t *q, float *scales);
+
+    /* As in the op table, on one thread. */
+    void (*rmsnorm)(const float *x, const float *w, float *y, int T, int d, float eps);
+    void (*rmsnorm_back)(const float *x, const float *w, const float *dy, float *dx, int T, int d, float eps);
+    void (*rope)(float *x, const int *pos, const float *cos_t, const float *sin_t, int T, int n_head, int head_dim, bool neox, bool back);
+    void (*swiglu)(const float *gate, const float *up, float *y, size_t n);
+    void (*swiglu_back)(const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n);
+    void (*log_softmax_pick)(const float *logits, const int32_t *target, int T, int V, float *logprob, float *logsum);
+    void (*log_softmax_pick_back)(float *logits, const int32_t *target, const float *logsum, const float *dlogprob, int T, int V);
+
+    float (*max)(const float *x, int n); /* n > 0 */
+    /* x[i] = exp(x[i] - shift); gives the sum. */
+    float (*exp_shift)(float *x, int n, float shift);
+    /* ds[i] = p[i] * (dp[i] - sum p dp) * scale, onto dp. */
+    void (*softmax_back)(const float *p, float *dp, int n, float scale);
+    /* For `group` heads q[group, D] on keys of n positions, `row` floats apart: s[group, n] = scale q.k */
+    void (*attend_scores)(const float *q, int group, int D, const float *k, size_t row, int n, float scale, float *s);
+    /* out[group, D] = s[group, n] v. */
+    void (*attend_values)(const float *s, int group, int D, const float *v, size_t row, int n, float *out);
+} es_simd;
+
+/* NULL when the compiler's target or the processor at run time lacks it. */
+const es_simd *es_simd_plain(void), *es_simd_avx2(void), *es_simd_avx512(void);
+/* For tests: makes the CPU table use s from now on; no op may be running. */
+void es_kernels_cpu_use(const es_simd *s);
+extern const es_simd *es_cpu_simd; /* what the CPU table uses; set once es_kernels_cpu() was called */
+
+/* cpu_attention.c */
+void es_cpu_attention(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out);
+void es_cpu_attention_back(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, const float *dout, float *dq,
+                           float *dk, float *dv);
+
+/* ---- small helpers -------------------------------------------------------------------------------------------------------- */
+
 static inline size_t es_row_bytes(es_type type, int n)
 {
     const es_type_info *t = es_type_get((int)type);

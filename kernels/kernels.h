@@ -61,7 +61,7 @@ typedef struct es_kernels {
     const char *name;
 
     /* y[T,N] = x[T,K] W^T (accumulate: +=). exact: f32 activations on dequantised weights. Not exact: a small T may round
-     * activations to 8 bits per block of 32 (the decode path). scratch comes from the pool. */
+     * activations to integers per block of 32 (the decode path). Scratch comes from the pool. */
     void (*matmul)(es_pool *p, const es_weight *w, const float *x, int T, float *y, bool accumulate, bool exact);
     /* dx[T,K] = dy[T,N] W  (accumulate: +=): the gradient through a frozen weight. */
     void (*matmul_back)(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate);
@@ -98,7 +98,7 @@ typedef struct es_kernels {
 } es_kernels;
 
 const es_kernels *es_kernels_scalar(void); /* single-threaded reference: ignores the pool (which may be NULL) */
-const es_kernels *es_kernels_cpu(void);    /* OpenBLAS and SIMD, dispatched at run time */
+const es_kernels *es_kernels_cpu(void);    /* OpenBLAS and SIMD, dispatched at run time; needs a pool */
 /* A line such as "cpu: avx512-vnni, OpenBLAS 0.3.21" for doctor and bench. */
 void es_kernels_describe(char *out, size_t n);
 
