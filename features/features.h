@@ -237,6 +237,8 @@ int es_attribute(es_model *m, const es_dictionary *s, const es_experiences *e, i
  * signs: one-sided bounds from the sign of the mean. */
 int es_basis_suggest(es_basis *b, es_model *m, const es_dictionary *s, const es_atlas *a, const float *gradient, int n, int size, bool signs,
                      float *score, es_error *err);
+/* `size` features that are alive in the atlas (NULL: any), at random, with the same bounds: what a choice is compared with. */
+int es_basis_random(es_basis *b, es_model *m, const es_dictionary *s, const es_atlas *a, int size, uint64_t seed, es_error *err);
 
 /* ---- learner --------------------------------------------------------------------------------------------------------------------------------- */
 

@@ -1,0 +1,45 @@
+/* adapter (internal): the parameters, shared by adapter.c (forms, files) and the learner (gradients, steps). */
+#ifndef ES_ADAPTER_H
+#define ES_ADAPTER_H
+
+#include "features.h"
+
+typedef struct es_adapter_entry { /* one adapted matrix: W' = W + B A, B = D^T M when constrained */
+    int layer;
+    es_site site;
+    int n_in;
+    size_t a, b;    /* offsets in param: A [rank, n_in]; M [K, rank], or B [d, rank] when not constrained */
+    size_t mean;    /* offset in mean_input: [n_in] */
+    float *full;    /* B [d, rank]: of its own when constrained, inside param otherwise */
+} es_adapter_entry;
+
+struct es_adapter {
+    es_adapter_options o;
+    char model_hash[65];
+    int d, n_layer, K, layer; /* layer: the dictionary's, -1 without one; K: features of the basis, 0 without one */
+    bool has_basis;
+    es_basis basis;
+    float *D;                 /* [K, d] unit rows */
+    float *param;             /* bias: c [K]; lora: the entries' A and M (or B) one after another */
+    size_t n_param;
+    int n_entry;
+    es_adapter_entry *entry;
+    float *mean_input;        /* lora: the entries' xbar; zeros until a learner has measured them */
+    size_t n_mean;
+    float *v;                 /* bias: D^T c [d] */
+    float *coefficient;       /* [K] */
+    es_lowrank *lowrank;      /* [n_entry] what es_adapter_patch lends */
+    es_addend addend;
+    es_pool *pool;            /* one thread: for the small products of refresh */
+    es_arena arena;           /* everything above but basis and pool */
+    int steps;
+};
+
+/* After a change of param or mean_input: B, v and the coefficients follow. */
+void es_adapter_refresh(es_adapter *a);
+/* coefficient[K] of any parameters in this adapter's shape. */
+void es_adapter_read(const es_adapter *a, const float *param, float *coefficient);
+/* Only B and v, for trial steps: no coefficients. */
+void es_adapter_expand(es_adapter *a);
+
+#endif
