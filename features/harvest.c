@@ -1,0 +1,495 @@
+/* Harvest: text to activation shards, and reading them back.
+ *
+ * DIR/harvest.json says what was done and how far: "rows", "ids", "sequences" and "next_document" of the last checkpoint. The other
+ * files only grow, so a harvest that was interrupted is cut back to these counts and goes on; a reader sees no more than them. */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "harvest.h"
+
+enum { BATCH_TOKENS = 2048, SHARD_ROWS = 65536, MAX_LAYERS = 64, CHECKPOINT_SECONDS = 20 };
+
+es_harvest_options es_harvest_default(void)
+{
+    return (es_harvest_options){.context = 256, .skip_first = true, .seed = 1};
+}
+
+typedef struct harvest {
+    es_model *m;
+    const es_harvest_options *o;
+    const char *dir;
+    char model_hash[65];
+    es_documents docs;
+    json_t *info;
+    es_trainer *trainer;
+    int skip, d;
+    /* done and on disk, or in the batch */
+    uint64_t rows, n_id, n_sequence, next_document;
+    FILE *ids, *sequences, *shard[MAX_LAYERS];
+    uint64_t shard_open[MAX_LAYERS]; /* number of the open shard + 1; 0: none */
+    /* the batch */
+    int32_t id[BATCH_TOKENS];
+    int start[BATCH_TOKENS + 1], n_seq;
+    uint32_t document[BATCH_TOKENS];
+    uint16_t *half; /* [BATCH_TOKENS, d] */
+    float *clamped; /* [d] */
+    bool stop;      /* read by the engine as its cancel flag: raised once the highest layer has been seen */
+    int failed;
+    es_error *err;
+    double began;
+    uint64_t began_rows;
+} harvest;
+
+static int fail_write(const harvest *h, const char *name, es_error *err)
+{
+    return es_fail(err, ES_ERR_IO, "%s/%s: cannot write: %s", h->dir, name, strerror(errno));
+}
+
+static int open_at(const harvest *h, FILE **out, const char *name, uint64_t bytes, es_error *err)
+{
+    char path[1300];
+    snprintf(path, sizeof path, "%s/%s", h->dir, name);
+    *out = fopen(path, "ab");
+    struct stat st;
+    if (!*out || fstat(fileno(*out), &st) != 0)
+        return fail_write(h, name, err);
+    if ((uint64_t)st.st_size < bytes)
+        return es_fail(err, ES_ERR_FORMAT, "%s is shorter than harvest.json says: start again in an empty folder", path);
+    if (ftruncate(fileno(*out), (off_t)bytes) != 0)
+        return fail_write(h, name, err);
+    return ES_OK;
+}
+
+static void shard_name(char *out, size_t size, int layer, uint64_t shard)
+{
+    snprintf(out, size, "layer-%02d/shard-%04llu.f16", layer, (unsigned long long)shard);
+}
+
+/* Appends rows (from h->rows on) to layer slot i's shards. */
+static int add_rows(harvest *h, int i, uint64_t row, const uint16_t *half, size_t n, es_error *err)
+{
+    while (n) {
+        uint64_t number = row / SHARD_ROWS, at = row % SHARD_ROWS;
+        size_t m = SHARD_ROWS - at < n ? (size_t)(SHARD_ROWS - at) : n;
+        char name[64];
+        shard_name(name, sizeof name, h->o->layer[i], number);
+        if (h->shard_open[i] != number + 1) {
+            if (h->shard[i] && fclose(h->shard[i]) != 0) {
+                h->shard[i] = NULL;
+                return fail_write(h, name, err);
+            }
+            h->shard[i] = NULL;
+            int rc = open_at(h, &h->shard[i], name, at * (uint64_t)h->d * 2, err);
+            if (rc)
+                return rc;
+            h->shard_open[i] = number + 1;
+        }
+        if (fwrite(half, (size_t)h->d * 2, m, h->shard[i]) != m)
+            return fail_write(h, name, err);
+        half += m * (size_t)h->d;
+        row += m;
+        n -= m;
+    }
+    return ES_OK;
+}
+
+static bool top_layer(const harvest *h, int layer)
+{
+    for (int i = 0; i < h->o->n_layer; i++)
+        if (h->o->layer[i] > layer)
+            return false;
+    return true;
+}
+
+static void watch(void *user, int layer, int pos0, const float *x, int T, int d)
+{
+    (void)pos0;
+    harvest *h = user;
+    size_t n = 0, width = (size_t)d;
+    for (int s = 0; s < h->n_seq; s++)
+        for (int t = h->start[s] + h->skip; t < h->start[s + 1] && t < T; t++, n++) {
+            for (size_t i = 0; i < width; i++) /* f16 ends at 65504 */
+                h->clamped[i] = fmaxf(-65504, fminf(65504, x[(size_t)t * width + i]));
+            es_f32_to_f16(h->clamped, h->half + n * width, width);
+        }
+    for (int i = 0; i < h->o->n_layer && !h->failed; i++)
+        if (h->o->layer[i] == layer)
+            h->failed = add_rows(h, i, h->rows, h->half, n, h->err);
+    if (top_layer(h, layer))
+        __atomic_store_n(&h->stop, true, __ATOMIC_RELEASE);
+}
+
+static int run_batch(harvest *h, es_error *err)
+{
+    int n = h->start[h->n_seq];
+    if (n == 0)
+        return ES_OK;
+    es_watch w[MAX_LAYERS];
+    for (int i = 0; i < h->o->n_layer; i++)
+        w[i] = (es_watch){h->o->layer[i], watch, h};
+    es_batch b = {.ids = h->id, .n = n, .start = h->start, .n_seq = h->n_seq};
+    float logprob[BATCH_TOKENS];
+    h->err = err;
+    h->stop = false;
+    int rc = es_trainer_forward(h->trainer, &b, NULL, NULL, w, h->o->n_layer, logprob, &h->stop, err);
+    if (rc == ES_ERR_CANCELLED && h->stop)
+        rc = ES_OK; /* all that was wanted has been seen */
+    if (h->failed)
+        rc = h->failed;
+    if (rc)
+        return rc;
+    if (fwrite(h->id, sizeof *h->id, (size_t)n, h->ids) != (size_t)n)
+        return fail_write(h, "ids.bin", err);
+    for (int s = 0; s < h->n_seq; s++) {
+        uint32_t length = (uint32_t)(h->start[s + 1] - h->start[s]);
+        es_harvest_sequence r = {h->n_id, h->rows, length, h->document[s]};
+        if (fwrite(&r, sizeof r, 1, h->sequences) != 1)
+            return fail_write(h, "sequences.bin", err);
+        h->n_id += length;
+        h->rows += length - (uint32_t)h->skip;
+        h->n_sequence++;
+    }
+    h->n_seq = 0;
+    h->start[0] = 0;
+    return ES_OK;
+}
+
+static int flush(FILE *f)
+{
+    return !f || (fflush(f) == 0 && fdatasync(fileno(f)) == 0) ? 0 : -1;
+}
+
+static int checkpoint(harvest *h, bool complete, es_error *err)
+{
+    int bad = flush(h->ids) | flush(h->sequences);
+    for (int i = 0; i < h->o->n_layer; i++)
+        bad |= flush(h->shard[i]);
+    if (bad)
+        return fail_write(h, "*", err);
+    json_object_set_new(h->info, "rows", json_integer((json_int_t)h->rows));
+    json_object_set_new(h->info, "ids", json_integer((json_int_t)h->n_id));
+    json_object_set_new(h->info, "sequences", json_integer((json_int_t)h->n_sequence));
+    json_object_set_new(h->info, "next_document", json_integer((json_int_t)h->next_document));
+    json_object_set_new(h->info, "complete", json_boolean(complete));
+    char path[1300], *text = json_dumps(h->info, JSON_INDENT(1));
+    if (!text)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory to write harvest.json");
+    snprintf(path, sizeof path, "%s/harvest.json", h->dir);
+    int rc = es_file_write(path, text, strlen(text), err);
+    free(text);
+    return rc;
+}
+
+/* harvest.json of a new harvest: everything that must be the same for a resumed one to be one harvest. */
+static json_t *describe(harvest *h, es_error *err)
+{
+    json_t *files = json_array(), *layers = json_array();
+    for (int i = 0; i < h->docs.n_map; i++) {
+        char hash[65];
+        es_sha256_bytes(hash, h->docs.map[i].data, h->docs.map[i].size);
+        const char *base = strrchr(h->docs.map[i].path, '/');
+        json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "name", base ? base + 1 : h->docs.map[i].path, "bytes",
+                                               (json_int_t)h->docs.map[i].size, "sha256", hash));
+    }
+    for (int i = 0; i < h->o->n_layer; i++)
+        json_array_append_new(layers, json_integer(h->o->layer[i]));
+    json_t *v = json_pack("{s:s, s:i, s:{s:s, s:s}, s:o, s:o, s:i, s:i, s:b, s:I, s:i}", "format", "espalier-harvest", "version", 1, "model", "name",
+                          es_model_get_info(h->m)->name, "sha256", h->model_hash, "files", files, "layers", layers, "d", h->d, "context",
+                          h->o->context, "skip_first", h->o->skip_first, "seed", (json_int_t)h->o->seed, "shard_rows", SHARD_ROWS);
+    if (!v)
+        es_fail(err, ES_ERR_MEMORY, "not enough memory to describe the harvest");
+    return v;
+}
+
+static bool get_count(json_t *v, const char *key, uint64_t *out)
+{
+    json_t *n = json_object_get(v, key);
+    if (!json_is_integer(n) || json_integer_value(n) < 0)
+        return false;
+    *out = (uint64_t)json_integer_value(n);
+    return true;
+}
+
+/* Takes over the counts of an earlier run with the same settings, if there is one. */
+static int resume(harvest *h, bool *complete, es_error *err)
+{
+    char path[1300];
+    json_t *old;
+    *complete = false;
+    snprintf(path, sizeof path, "%s/harvest.json", h->dir);
+    if (access(path, F_OK) != 0)
+        return ES_OK;
+    int rc = es_json_file(&old, path, err);
+    if (rc)
+        return rc;
+    const char *key;
+    json_t *want;
+    json_object_foreach(h->info, key, want)
+        if (!json_equal(want, json_object_get(old, key))) {
+            json_decref(old);
+            return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with another \"%s\": give another folder, or remove this one", path, key);
+        }
+    if (!get_count(old, "rows", &h->rows) || !get_count(old, "ids", &h->n_id) || !get_count(old, "sequences", &h->n_sequence)
+        || !get_count(old, "next_document", &h->next_document))
+        rc = es_fail(err, ES_ERR_FORMAT, "%s: lacks its counts", path);
+    *complete = h->next_document >= h->docs.n || (h->o->max_tokens && h->rows >= h->o->max_tokens);
+    json_decref(old);
+    return rc;
+}
+
+static int open_all(harvest *h, es_error *err)
+{
+    const es_model_info *mi = es_model_get_info(h->m);
+    char name[64], path[1300];
+    for (int i = 0; i < h->o->n_layer; i++) {
+        snprintf(path, sizeof path, "%s/layer-%02d", h->dir, h->o->layer[i]);
+        int rc = es_dir_make(path, err);
+        if (rc)
+            return rc;
+        if (h->rows % SHARD_ROWS == 0)
+            continue; /* the next shard is a new one */
+        shard_name(name, sizeof name, h->o->layer[i], h->rows / SHARD_ROWS);
+        rc = open_at(h, &h->shard[i], name, h->rows % SHARD_ROWS * (uint64_t)h->d * 2, err);
+        if (rc)
+            return rc;
+        h->shard_open[i] = h->rows / SHARD_ROWS + 1;
+    }
+    int rc = open_at(h, &h->ids, "ids.bin", h->n_id * sizeof(int32_t), err);
+    if (!rc)
+        rc = open_at(h, &h->sequences, "sequences.bin", h->n_sequence * sizeof(es_harvest_sequence), err);
+    if (rc)
+        return rc;
+    es_trainer_options o = {.max_tokens = BATCH_TOKENS, .threads = h->o->threads};
+    h->half = es_calloc((size_t)BATCH_TOKENS * (size_t)mi->d_model, sizeof *h->half);
+    h->clamped = es_calloc((size_t)mi->d_model, sizeof *h->clamped);
+    if (!h->half || !h->clamped)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
+    return es_trainer_open(&h->trainer, h->m, &o, err);
+}
+
+static void report(harvest *h, const es_progress *progress, double total)
+{
+    char what[80];
+    double seconds = es_seconds() - h->began;
+    snprintf(what, sizeof what, "harvest, %.0f tokens/s", seconds > 0 ? (double)(h->rows - h->began_rows) / seconds : 0);
+    es_progress_report(progress, what, (double)h->rows, total, "tokens");
+}
+
+static int run(harvest *h, const es_progress *progress, es_error *err)
+{
+    es_ids ids = {0};
+    int rc = ES_OK;
+    double last = es_seconds();
+    bool full = false;
+    h->began = last;
+    h->began_rows = h->rows;
+    for (; h->next_document < h->docs.n && !full && !rc; h->next_document++) {
+        if (es_progress_cancelled(progress)) {
+            rc = run_batch(h, err);
+            if (!rc)
+                rc = checkpoint(h, false, err);
+            if (!rc)
+                rc = es_fail(err, ES_ERR_CANCELLED, "the harvest was cancelled after %llu tokens; the same command goes on with it", (unsigned long long)h->rows);
+            break;
+        }
+        if (es_seconds() - last > CHECKPOINT_SECONDS) { /* between documents, nothing pending */
+            rc = run_batch(h, err);
+            if (!rc)
+                rc = checkpoint(h, false, err);
+            if (rc)
+                break;
+            last = es_seconds();
+        }
+        rc = es_documents_ids(&h->docs, (size_t)h->next_document, h->m, &ids, err);
+        for (size_t at = 0; at < ids.n && !rc && !full; at += (size_t)h->o->context) {
+            size_t n = ids.n - at < (size_t)h->o->context ? ids.n - at : (size_t)h->o->context;
+            int pending = h->start[h->n_seq];
+            uint64_t stored = h->rows + (uint64_t)(pending - h->n_seq * h->skip);
+            if (h->o->max_tokens && stored + n - (uint64_t)h->skip >= h->o->max_tokens) {
+                n = (size_t)(h->o->max_tokens - stored) + (size_t)h->skip;
+                full = true;
+            }
+            if (n <= (size_t)h->skip)
+                continue;
+            if ((size_t)pending + n > BATCH_TOKENS) {
+                rc = run_batch(h, err);
+                report(h, progress, (double)h->o->max_tokens);
+                pending = 0;
+            }
+            if (rc)
+                break;
+            memcpy(h->id + pending, ids.id + at, n * sizeof *h->id);
+            h->document[h->n_seq++] = (uint32_t)h->next_document;
+            h->start[h->n_seq] = pending + (int)n;
+        }
+    }
+    es_ids_free(&ids);
+    if (!rc)
+        rc = run_batch(h, err);
+    if (!rc)
+        rc = checkpoint(h, true, err);
+    if (!rc)
+        report(h, progress, (double)h->rows);
+    return rc;
+}
+
+int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o, const es_progress *progress,
+               es_error *err)
+{
+    const es_model_info *mi = es_model_get_info(m);
+    if (o->n_layer < 1 || o->n_layer > MAX_LAYERS || o->context < 2 || o->context > BATCH_TOKENS)
+        return es_fail(err, ES_ERR_USAGE, "a harvest takes 1 to %d layers and contexts of 2 to %d tokens", (int)MAX_LAYERS, (int)BATCH_TOKENS);
+    for (int i = 0; i < o->n_layer; i++) {
+        if (o->layer[i] < 0 || o->layer[i] >= mi->n_layer)
+            return es_fail(err, ES_ERR_USAGE, "there is no layer %d: the model has 0 to %d", o->layer[i], mi->n_layer - 1);
+        for (int j = 0; j < i; j++)
+            if (o->layer[i] == o->layer[j])
+                return es_fail(err, ES_ERR_USAGE, "layer %d is named twice", o->layer[i]);
+    }
+    if (strlen(dir) > 1000)
+        return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
+    harvest *h = es_calloc(1, sizeof *h);
+    if (!h)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
+    *h = (harvest){.m = m, .o = o, .dir = dir, .skip = o->skip_first, .d = mi->d_model};
+    bool complete = false;
+    int rc = es_documents_open(&h->docs, file, n_file, o->seed, err);
+    if (!rc)
+        rc = es_model_hash(m, h->model_hash, err);
+    if (!rc && !(h->info = describe(h, err)))
+        rc = ES_ERR_MEMORY;
+    if (!rc)
+        rc = es_dir_make(dir, err);
+    if (!rc)
+        rc = resume(h, &complete, err);
+    if (!rc && !complete)
+        rc = open_all(h, err);
+    if (!rc && !complete)
+        rc = run(h, progress, err);
+    for (int i = 0; i < o->n_layer; i++)
+        if (h->shard[i])
+            fclose(h->shard[i]);
+    if (h->ids)
+        fclose(h->ids);
+    if (h->sequences)
+        fclose(h->sequences);
+    es_trainer_free(h->trainer);
+    es_documents_close(&h->docs);
+    json_decref(h->info);
+    free(h->half);
+    free(h->clamped);
+    free(h);
+    return rc;
+}
+
+/* ---- reading ----------------------------------------------------------------------------------------------------------------------- */
+
+void es_harvest_reader_close(es_harvest_reader *h)
+{
+    for (size_t i = 0; h->shard && i < h->n_shard; i++)
+        es_map_close(&h->shard[i]);
+    free(h->shard);
+    es_map_close(&h->ids);
+    es_map_close(&h->sequences);
+    json_decref(h->info);
+    *h = (es_harvest_reader){0};
+}
+
+static int open_map(es_map *m, const char *path, uint64_t count, size_t size, es_error *err)
+{
+    int rc = es_map_open(m, path, err);
+    size_t bytes;
+    if (!rc && (!es_mul((size_t)count, size, &bytes) || m->size < bytes))
+        rc = es_fail(err, ES_ERR_FORMAT, "%s: %zu bytes are fewer than harvest.json says", path, m->size);
+    return rc;
+}
+
+static int read_info(es_harvest_reader *h, const char *dir, es_error *err)
+{
+    char path[1300];
+    snprintf(path, sizeof path, "%s/harvest.json", dir);
+    int rc = es_json_file(&h->info, path, err);
+    if (rc)
+        return rc;
+    uint64_t rows, ids, sequences, d, shard_rows, version, context;
+    const char *format = json_string_value(json_object_get(h->info, "format"));
+    json_t *model = json_object_get(h->info, "model");
+    h->model_name = json_string_value(json_object_get(model, "name"));
+    h->model_hash = json_string_value(json_object_get(model, "sha256"));
+    if (!format || strcmp(format, "espalier-harvest") != 0 || !get_count(h->info, "version", &version) || version != 1 || !h->model_name
+        || !h->model_hash || !get_count(h->info, "rows", &rows) || !get_count(h->info, "ids", &ids)
+        || !get_count(h->info, "sequences", &sequences) || !get_count(h->info, "d", &d) || d < 1 || d > 1 << 16
+        || !get_count(h->info, "shard_rows", &shard_rows) || shard_rows < 1 || !get_count(h->info, "context", &context)
+        || rows > ids || sequences > ids || context > 1 << 20)
+        return es_fail(err, ES_ERR_FORMAT, "%s: is not the description of a harvest of version 1", path);
+    if (rows == 0)
+        return es_fail(err, ES_ERR_MISSING, "%s: the harvest has no tokens yet", path);
+    h->n_row = (size_t)rows;
+    h->n_id = (size_t)ids;
+    h->n_sequence = (size_t)sequences;
+    h->d = (int)d;
+    h->context = (int)context;
+    h->shard_rows = (size_t)shard_rows;
+    h->n_shard = (h->n_row - 1) / h->shard_rows + 1;
+    h->skip = json_is_true(json_object_get(h->info, "skip_first"));
+    return ES_OK;
+}
+
+int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_error *err)
+{
+    *h = (es_harvest_reader){.layer = layer};
+    char path[1300];
+    if (strlen(dir) > 1000)
+        return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
+    int rc = read_info(h, dir, err);
+    if (!rc) {
+        snprintf(path, sizeof path, "%s/ids.bin", dir);
+        rc = open_map(&h->ids, path, h->n_id, sizeof(int32_t), err);
+    }
+    if (!rc) {
+        snprintf(path, sizeof path, "%s/sequences.bin", dir);
+        rc = open_map(&h->sequences, path, h->n_sequence, sizeof(es_harvest_sequence), err);
+    }
+    if (!rc) { /* the files are now known to be there, so the counts are bounded by something real */
+        h->id = (const int32_t *)(const void *)h->ids.data;
+        h->sequence = (const es_harvest_sequence *)(const void *)h->sequences.data;
+        for (size_t i = 0; i < h->n_sequence && !rc; i++) {
+            const es_harvest_sequence *s = &h->sequence[i];
+            if (s->n <= (uint32_t)h->skip || s->id > h->n_id || s->n > h->n_id - s->id || s->row > h->n_row || s->n - (uint32_t)h->skip > h->n_row - s->row)
+                rc = es_fail(err, ES_ERR_FORMAT, "%s: sequence %zu leaves the harvest", path, i);
+        }
+        h->shard = rc ? NULL : es_calloc(h->n_shard, sizeof *h->shard);
+        if (!rc && !h->shard)
+            rc = es_fail(err, ES_ERR_MEMORY, "not enough memory for %zu shards", h->n_shard);
+    }
+    for (size_t i = 0; !rc && i < h->n_shard; i++) {
+        char name[64];
+        shard_name(name, sizeof name, layer, i);
+        snprintf(path, sizeof path, "%s/%s", dir, name);
+        size_t rows = i + 1 < h->n_shard ? h->shard_rows : h->n_row - i * h->shard_rows;
+        rc = open_map(&h->shard[i], path, rows, (size_t)h->d * 2, err);
+    }
+    if (rc) {
+        if (rc == ES_ERR_IO && err && h->info)
+            es_fail_prefix(err, "layer %d of harvest %s", layer, dir);
+        es_harvest_reader_close(h);
+    }
+    return rc;
+}
+
+void es_harvest_reader_rows(const es_harvest_reader *h, size_t first, size_t n, float *out)
+{
+    size_t d = (size_t)h->d;
+    while (n) {
+        size_t shard = first / h->shard_rows, at = first % h->shard_rows, m = h->shard_rows - at < n ? h->shard_rows - at : n;
+        es_f16_to_f32((const uint16_t *)(const void *)h->shard[shard].data + at * d, out, m * d);
+        out += m * d;
+        first += m;
+        n -= m;
+    }
+}

@@ -1,0 +1,46 @@
+/* What harvest, training, statistics and atlas share: documents as token ids, and a harvest read back. */
+#ifndef ES_HARVEST_H
+#define ES_HARVEST_H
+
+#include "features.h"
+
+/* ---- documents ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct es_documents { /* slices of mapped files: a whole .txt, or a line of a .jsonl */
+    es_map *map;
+    int n_map;
+    struct es_document { const char *text; size_t n; uint32_t file; uint32_t line; } *item; /* line 0: a .txt */
+    size_t n, cap;
+} es_documents;
+
+/* seed: shuffled order when not 0. */
+int es_documents_open(es_documents *l, const char *const *file, int n_file, uint64_t seed, es_error *err);
+void es_documents_close(es_documents *l);
+/* Replaces what out held with document i's ids. */
+int es_documents_ids(const es_documents *l, size_t i, const es_model *m, es_ids *out, es_error *err);
+
+/* ---- a harvest on disk ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct es_harvest_sequence { /* a record of sequences.bin, little-endian */
+    uint64_t id;    /* first of its ids in ids.bin */
+    uint64_t row;   /* first of its rows */
+    uint32_t n;     /* ids; the rows are those of the ids from `skip` (0 or 1) on */
+    uint32_t document;
+} es_harvest_sequence;
+
+typedef struct es_harvest_reader {
+    json_t *info;   /* harvest.json */
+    int d, layer, skip, context;
+    size_t n_row, n_id, n_sequence, shard_rows, n_shard;
+    const char *model_name, *model_hash; /* in info */
+    es_map ids, sequences, *shard;
+    const int32_t *id;
+    const es_harvest_sequence *sequence;
+} es_harvest_reader;
+
+/* Sizes are checked against the files; a harvest that is still being written is read as far as its last checkpoint. */
+int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_error *err);
+void es_harvest_reader_close(es_harvest_reader *h);
+void es_harvest_reader_rows(const es_harvest_reader *h, size_t first, size_t n, float *out); /* [n, d] */
+
+#endif
