@@ -176,6 +176,8 @@ typedef struct es_trainer_options {
     int from_layer;  /* first layer that will be run by forward: its input is the residual after from_layer-1. 0: from the ids */
     bool backward;   /* keep activations for backward */
     int max_hooks;   /* hooks whose inputs backward keeps, each max_tokens x d_model; 0: 2 */
+    size_t logit_bytes; /* at most this for the logits of a chunk of wanted tokens (but 16 rows); 0: 100 MB, or 25 without backward.
+                           backward makes the logits of all but the last chunk again */
     int threads;
     const es_kernels *kernels;
 } es_trainer_options;

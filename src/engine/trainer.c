@@ -33,7 +33,7 @@ struct es_trainer {
     bool forward_done;
 };
 
-enum { FF_ROWS = 512, LOGIT_BYTES = 100 << 20 };
+enum { FF_ROWS = 512, HEAD_ROWS_MIN = 16, LOGIT_BYTES = 100 << 20 };
 
 static int max_hooks(const es_trainer_options *o)
 {
@@ -88,8 +88,9 @@ static void layout(es_trainer *t, es_arena *a)
         }
     }
 
-    size_t rows = back ? LOGIT_BYTES / sizeof(float) / m->n_vocab : LOGIT_BYTES / 4 / sizeof(float) / m->n_vocab;
-    rows = rows < 16 ? 16 : rows > n ? n : rows;
+    size_t bytes = t->o.logit_bytes ? t->o.logit_bytes : back ? LOGIT_BYTES : LOGIT_BYTES / 4;
+    size_t rows = bytes / sizeof(float) / m->n_vocab;
+    rows = rows < HEAD_ROWS_MIN ? HEAD_ROWS_MIN : rows;
     t->head_rows = (int)(rows > n ? n : rows);
     rows = t->head_rows;
     t->wanted = es_arena_take(a, n, sizeof *t->wanted);
