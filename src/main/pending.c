@@ -1,0 +1,25 @@
+/* Stand-ins, weak, for what the folders to the left do not have yet; each goes when the real one comes. */
+#include "app.h"
+
+#define WEAK __attribute__((weak))
+#define REFUSE return es_fail(err, ES_ERR_MISSING, "this part is not built yet")
+
+WEAK const char *es_atlas_dictionary_hash(const es_atlas *a) { (void)a; return ""; }
+WEAK void es_atlas_free(es_atlas *a) { (void)a; }
+WEAK const float *es_atlas_max(const es_atlas *a) { (void)a; return NULL; }
+WEAK const float *es_atlas_p99(const es_atlas *a) { (void)a; return NULL; }
+WEAK int es_atlas_features(const es_atlas *a) { (void)a; return 0; }
+WEAK int es_atlas_open(es_atlas **out, const char *path, es_error *err) { (void)path; *out = NULL; REFUSE; }
+WEAK void es_workspace_close(es_workspace *w) { (void)w; }
+WEAK int es_workspace_open(es_workspace **out, const char *path, es_error *err) { (void)path; *out = NULL; REFUSE; }
+WEAK int es_workspace_labels_all(es_workspace *w, const char *d, int n, char **out, es_error *err) { (void)w; (void)d; (void)n; (void)out; REFUSE; }
+WEAK int es_workspace_use_dictionary(es_workspace *w, const es_dictionary *s, es_atlas *a, const es_model *m, const char *import_path,
+                                     const es_progress *progress, es_error *err)
+{
+    (void)w; (void)s; (void)a; (void)m; (void)import_path; (void)progress;
+    REFUSE;
+}
+WEAK es_studio_options es_studio_default(void) { return (es_studio_options){0}; }
+WEAK int es_studio_open(es_studio **out, const es_studio_options *o, es_error *err) { (void)o; *out = NULL; REFUSE; }
+WEAK void es_studio_close(es_studio *s) { (void)s; }
+WEAK int es_ui_run(es_studio *s, const es_ui_options *o, es_error *err) { (void)s; (void)o; REFUSE; }
