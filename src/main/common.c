@@ -241,7 +241,7 @@ static void named_hash(const char *folder, char out[65])
     json_t *cfg = NULL;
     if (es_json_file(&cfg, path, NULL) != ES_OK)
         return;
-    const char *hash = json_string_value(json_object_get(json_object_get(cfg, "metadata"), "model_hash"));
+    const char *hash = json_string_value(json_object_get(json_object_get(cfg, "metadata"), "espalier_model_sha256"));
     if (hash)
         snprintf(out, 65, "%s", hash);
     json_decref(cfg);

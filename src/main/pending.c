@@ -23,3 +23,15 @@ WEAK es_studio_options es_studio_default(void) { return (es_studio_options){0}; 
 WEAK int es_studio_open(es_studio **out, const es_studio_options *o, es_error *err) { (void)o; *out = NULL; REFUSE; }
 WEAK void es_studio_close(es_studio *s) { (void)s; }
 WEAK int es_ui_run(es_studio *s, const es_ui_options *o, es_error *err) { (void)s; (void)o; REFUSE; }
+WEAK es_atlas_options es_atlas_default(void) { return (es_atlas_options){0}; }
+WEAK int es_atlas_build(es_model *m, const es_dictionary *s, const char *h, const char *path, const es_atlas_options *o, const es_progress *p, es_error *err)
+{
+    (void)m; (void)s; (void)h; (void)path; (void)o; (void)p;
+    REFUSE;
+}
+WEAK int es_dictionary_measure(es_model *m, const es_dictionary *s, const char *const *file, int n_file, uint64_t max_tokens, int threads,
+                               es_dictionary_stats *out, const es_progress *p, es_error *err)
+{
+    (void)m; (void)s; (void)file; (void)n_file; (void)max_tokens; (void)threads; (void)out; (void)p;
+    REFUSE;
+}
