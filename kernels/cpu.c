@@ -10,7 +10,7 @@
 /* ---- products ------------------------------------------------------------------------------------------------------------- */
 
 /* Up to this many tokens rows of W are dotted with x as they are unpacked; more go through panels and BLAS. */
-enum { SMALL_EXACT = 8, SMALL_ROUNDED = 8 };
+enum { SMALL_EXACT = 16, SMALL_ROUNDED = 24 };
 enum { MAX_PANEL = 256, ROWS_AT_ONCE = 64 };
 
 typedef struct product {

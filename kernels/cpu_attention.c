@@ -96,24 +96,21 @@ static void decode_part(void *user, int part, int parts)
 {
     const attention_job *j = user;
     const es_attn *a = j->a;
-    const int group = a->n_head / a->n_kv, D = a->head_dim;
-    const size_t row = (size_t)a->n_kv * (size_t)D;
+    const size_t row = (size_t)a->n_kv * (size_t)a->head_dim, heads = (size_t)a->n_head;
     int from, to;
     es_share(a->pos0 + 1, 16, part, parts, &from, &to);
     const int n = to - from;
-    float *max = es_pool_scratch(j->pool, part), *sum = max + a->n_head, *o = sum + a->n_head, *s = o + (size_t)a->n_head * (size_t)D;
-    for (int h = 0; h < a->n_head; h++)
-        sum[h] = 0;
-    for (int g = 0; n > 0 && g < a->n_kv; g++) {
-        const size_t at = (size_t)from * row + (size_t)(g * D);
-        es_cpu_simd->attend_scores(j->q + (size_t)g * (size_t)group * (size_t)D, group, D, j->k + at, row, n, a->scale, s);
-        for (int i = 0; i < group; i++) {
-            const int h = g * group + i;
-            max[h] = es_cpu_simd->max(s + (size_t)i * (size_t)n, n);
-            sum[h] = es_cpu_simd->exp_shift(s + (size_t)i * (size_t)n, n, max[h]);
-        }
-        es_cpu_simd->attend_values(s, group, D, j->v + at, row, n, o + (size_t)g * (size_t)group * (size_t)D);
+    float *max = es_pool_scratch(j->pool, part), *sum = max + heads, *o = sum + heads, *s = o + heads * (size_t)a->head_dim;
+    if (n == 0) {
+        memset(sum, 0, heads * sizeof *sum);
+        return;
     }
+    es_cpu_simd->attend_scores(a, j->q, j->k + (size_t)from * row, n, s);
+    for (size_t h = 0; h < heads; h++) {
+        max[h] = es_cpu_simd->max(s + h * (size_t)n, n);
+        sum[h] = es_cpu_simd->exp_shift(s + h * (size_t)n, n, max[h]);
+    }
+    es_cpu_simd->attend_values(a, s, j->v + (size_t)from * row, n, o);
 }
 
 static void decode(es_pool *p, attention_job *j)
@@ -155,7 +152,7 @@ void es_cpu_attention(es_pool *p, const es_attn *a, const float *q, const float 
     attention_job j = {.pool = p, .a = a, .q = q, .k = k, .v = v, .out = out};
     if (a->T <= 0)
         return;
-    const size_t decode_floats = (size_t)a->n_head * (size_t)(a->head_dim + 2) + (size_t)(a->n_head / a->n_kv) * (size_t)(a->pos0 + 1);
+    const size_t decode_floats = (size_t)a->n_head * ((size_t)a->head_dim + 2 + (size_t)a->pos0 + 1);
     if (a->T == 1 && decode_floats * sizeof(float) <= ES_SCRATCH) {
         decode(p, &j);
         return;

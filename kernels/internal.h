@@ -44,10 +44,9 @@ typedef struct es_simd {
     float (*exp_shift)(float *x, int n, float shift);
     /* ds[i] = p[i] * (dp[i] - sum p dp) * scale, onto dp. */
     void (*softmax_back)(const float *p, float *dp, int n, float scale);
-    /* For `group` heads q[group, D] on keys of n positions, `row` floats apart: s[group, n] = scale q.k */
-    void (*attend_scores)(const float *q, int group, int D, const float *k, size_t row, int n, float scale, float *s);
-    /* out[group, D] = s[group, n] v. */
-    void (*attend_values)(const float *s, int group, int D, const float *v, size_t row, int n, float *out);
+    /* One query token q[n_head, D] and the keys or values of n positions: s[n_head, n] = scale q.k; out[n_head, D] = s v. */
+    void (*attend_scores)(const es_attn *a, const float *q, const float *k, int n, float *s);
+    void (*attend_values)(const es_attn *a, const float *s, const float *v, int n, float *out);
 } es_simd;
 
 /* NULL when the compiler's target or the processor at run time lacks it. */

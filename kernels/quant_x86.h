@@ -3,7 +3,11 @@
  * Every type is unpacked 32 elements at a time into two vectors of 16-bit integers and a pair (d, m): w = d q + m. */
 #include <immintrin.h>
 
-enum { Q_BLOCK = 32, MAX_TILE = 4 };
+enum {
+    Q_BLOCK = 32,
+    MAX_TILE = 4,
+    AHEAD = 4096, /* bytes of weights asked for in advance: rows are too short for the processor's own prefetching to get going */
+};
 
 #if W == 16
 #define DOT16(acc, a, b) _mm256_dpwssd_epi32(acc, a, b)
@@ -97,6 +101,14 @@ INLINE void unpack_float(const es_type type, const uint8_t *row, int i, __m256 f
 
 /* ---- tiles of R rows and T tokens: both constant at every call, so that the sums stay in registers --------------------------- */
 
+INLINE void prefetch(const es_type type, const uint8_t *row, size_t block)
+{
+    const size_t bytes = type == ES_F32 ? 128 : type == ES_F16 ? 64 : type == ES_Q4_0 ? 18 : type == ES_Q4_1 ? 20 : type == ES_Q8_0 ? 34 : 27;
+    _mm_prefetch((const char *)row + block * bytes + AHEAD, _MM_HINT_T0);
+    if (type == ES_F32)
+        _mm_prefetch((const char *)row + block * bytes + AHEAD + 64, _MM_HINT_T0);
+}
+
 INLINE void tile_rounded(const es_type type, const int R, const int T, const uint8_t *w, size_t row, int K, const int16_t *q,
                          const float *scales, float *y, size_t N, bool accumulate)
 {
@@ -110,6 +122,7 @@ INLINE void tile_rounded(const es_type type, const int R, const int T, const uin
         for (int r = 0; r < R; r++) {
             __m256i lo, hi;
             __m128 dm;
+            prefetch(type, w + (size_t)r * row, b);
             unpack(type, w + (size_t)r * row, (int)b, &lo, &hi, &dm);
 #pragma GCC unroll 4
             for (int t = 0; t < T; t++) {
@@ -142,6 +155,7 @@ INLINE void tile_exact(const es_type type, const int R, const int T, const uint8
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             __m256 f[4];
+            prefetch(type, w + (size_t)r * row, (size_t)b);
             unpack_float(type, w + (size_t)r * row, b, f);
 #pragma GCC unroll 4
             for (int t = 0; t < T; t++) {
@@ -179,6 +193,9 @@ INLINE void tile_exact(const es_type type, const int R, const int T, const uint8
             for (; t + 4 <= T; t += 4)                                                                                 \
                 for (int n = n0; n < n1; n++)                                                                          \
                     tile(type, 1, 4, data + (size_t)n * row, row, K, X_AT(t), y + (size_t)t * N + n, N, accumulate);   \
+            for (; t + 3 <= T; t += 3)                                                                                  \
+                for (int n = n0; n < n1; n++)                                                                          \
+                    tile(type, 1, 3, data + (size_t)n * row, row, K, X_AT(t), y + (size_t)t * N + n, N, accumulate);   \
             for (; t + 2 <= T; t += 2) {                                                                               \
                 int n = n0;                                                                                            \
                 for (; n + 2 <= n1; n += 2)                                                                            \

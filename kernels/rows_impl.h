@@ -67,12 +67,15 @@ INLINE void store_tail(float *p, vec v, size_t n)
 
 INLINE float total(vec v)
 {
-    float b[W];
-    store(b, v);
-    for (int h = W / 2; h > 0; h /= 2)
-        for (int i = 0; i < h; i++)
-            b[i] += b[i + h];
-    return b[0];
+#if W == 16
+    return _mm512_reduce_add_ps((__m512)v);
+#elif W == 8
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+#else
+    return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
 }
 
 /* e^x within 2e-7 of its value (relative) for x in [-87.3, 88.3]; x is clamped to that range, a NaN stays one.
@@ -281,37 +284,53 @@ static void log_softmax_pick_back(float *logits, const int32_t *target, const fl
 
 /* ---- attention of one token ------------------------------------------------------------------------------------------------------ */
 
-static void attend_scores(const float *q, int group, int D, const float *k, size_t row, int n, float scale, float *s)
+/* A row of keys holds all key heads: read in order, each row once. */
+static void attend_scores(const es_attn *a, const float *q, const float *k, int n, float *s)
 {
-    for (int j = 0; j < n; j++)
-        for (int g = 0; g < group; g++)
-            s[(size_t)g * (size_t)n + (size_t)j] = scale * dot(q + (size_t)g * (size_t)D, k + (size_t)j * row, D);
+    const int D = a->head_dim, group = a->n_head / a->n_kv;
+    const size_t row = (size_t)a->n_kv * (size_t)D;
+    for (int j = 0; j < n; j++, k += row) {
+        for (size_t i = 0; i < row; i += 16)
+            __builtin_prefetch(k + 4 * row + i);
+        for (int h = 0; h < a->n_head; h++)
+            s[(size_t)h * (size_t)n + (size_t)j] = a->scale * dot(q + (size_t)h * (size_t)D, k + h / group * D, D);
+    }
 }
 
-static void attend_values(const float *s, int group, int D, const float *v, size_t row, int n, float *out)
+/* out[0..4W) += sum over m positions of p[j] * v[j]; the sums stay in registers. */
+INLINE void add_values(const float *p, const float *v, size_t row, int m, float *out, const int vectors)
 {
-    int c = 0;
-    for (; c + 4 * W <= D; c += 4 * W) /* four vectors of a head stay in registers over all positions */
-        for (int g = 0; g < group; g++) {
-            const float *p = s + (size_t)g * (size_t)n, *vj = v + c;
-            vec a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0};
-            for (int j = 0; j < n; j++, vj += row) {
-                a0 += p[j] * load(vj);
-                a1 += p[j] * load(vj + W);
-                a2 += p[j] * load(vj + 2 * W);
-                a3 += p[j] * load(vj + 3 * W);
-            }
-            float *o = out + (size_t)g * (size_t)D + c;
-            store(o, a0), store(o + W, a1), store(o + 2 * W, a2), store(o + 3 * W, a3);
-        }
-    for (; c < D; c += W) {
-        size_t width = D - c < W ? (size_t)(D - c) : W;
-        for (int g = 0; g < group; g++) {
-            const float *p = s + (size_t)g * (size_t)n, *vj = v + c;
-            vec a = {0};
-            for (int j = 0; j < n; j++, vj += row)
-                a += p[j] * (width == W ? load(vj) : load_tail(vj, width));
-            store_tail(out + (size_t)g * (size_t)D + c, a, width);
+    vec acc[4];
+    for (int c = 0; c < vectors; c++)
+        acc[c] = load(out + c * W);
+    for (int j = 0; j < m; j++, v += row)
+        for (int c = 0; c < vectors; c++)
+            acc[c] += p[j] * load(v + c * W);
+    for (int c = 0; c < vectors; c++)
+        store(out + c * W, acc[c]);
+}
+
+static void attend_values(const es_attn *a, const float *s, const float *v, int n, float *out)
+{
+    enum { TILE = 32 }; /* positions whose values stay in the first-level cache while all heads use them */
+    const int D = a->head_dim, group = a->n_head / a->n_kv;
+    const size_t row = (size_t)a->n_kv * (size_t)D;
+    memset(out, 0, (size_t)a->n_head * (size_t)D * sizeof *out);
+    for (int j = 0; j < n; j += TILE, v += TILE * row) {
+        const int m = n - j < TILE ? n - j : TILE;
+        for (size_t i = 0; i < (size_t)m * row; i += 16)
+            __builtin_prefetch(v + TILE * row + i);
+        for (int h = 0; h < a->n_head; h++) {
+            const float *p = s + (size_t)h * (size_t)n + (size_t)j, *vh = v + h / group * D;
+            float *o = out + (size_t)h * (size_t)D;
+            int c = 0;
+            for (; c + 4 * W <= D; c += 4 * W)
+                add_values(p, vh + c, row, m, o + c, 4);
+            for (; c + W <= D; c += W)
+                add_values(p, vh + c, row, m, o + c, 1);
+            for (; c < D; c++)
+                for (int i = 0; i < m; i++)
+                    o[c] += p[i] * vh[(size_t)i * row + (size_t)c];
         }
     }
 }
