@@ -77,10 +77,26 @@ int app_workspace(es_workspace **out, es_error *err);
 int app_workspace_for(es_workspace **out, const app_features *f, es_model *m, es_error *err);
 /* Labels by feature [n], from the workspace, or where that cannot be had, the starter labels; never fails. app_labels_free. */
 char **app_labels(const app_features *f, es_model *m);
+char **app_labels_from(const app_features *f, es_workspace *w); /* the same, of an open workspace */
 void app_labels_free(char **labels, int n);
 /* An adapter file, with the dictionary it needs opened as it must be (*f is left closed when it needs none). */
 int app_adapter(es_adapter **out, app_features *f, es_model *m, const char *path, es_error *err);
 const char *app_author(void);
+
+/* Encodes each token's residual with the dictionary; rows as tokens. A text's first token is unlike all others. */
+int app_encode(const app_features *f, const es_model *m, const es_ids *ids, es_sparse *out, es_error *err);
+typedef struct app_texts {
+    char **text;
+    int n, cap, limit; /* limit 0: all */
+} app_texts;
+/* Appends the texts of a file: the "text" of each line of a .jsonl; of another file each line, or (lines false) the whole. */
+int app_texts_read(app_texts *t, const char *path, bool lines, es_error *err);
+void app_texts_free(app_texts *t);
+
+/* A basis: a .json file, NAME or NAME@VERSION in the workspace, or "starter", the one that comes with the program. */
+int app_basis(es_basis *out, const app_features *f, es_model *m, const char *name, es_error *err);
+/* Bounds as the suggestions have them: the 99th percentile of the feature's activation, both ways; wide without an atlas. */
+float app_default_bound(const app_features *f, int feature);
 
 /* ---- commands: argv[0] is the name; the exit code comes back ---- */
 typedef struct command {

@@ -157,46 +157,6 @@ int cmd_score(int argc, char **argv)
 
 /* ---- encode ---------------------------------------------------------------------------------------------------------------- */
 
-typedef struct capture {
-    float *h; /* [n, d] */
-    size_t rows;
-} capture;
-
-static void take_rows(void *user, int layer, int pos0, const float *h, int T, int d)
-{
-    (void)layer;
-    capture *c = user;
-    for (int t = 0; t < T; t++)
-        if ((size_t)(pos0 + t) < c->rows)
-            memcpy(c->h + ((size_t)pos0 + (size_t)t) * (size_t)d, h + (size_t)t * (size_t)d, (size_t)d * sizeof *h);
-}
-
-/* The residual after the dictionary's layer for each token, in windows of the trained context. */
-static int residuals(const es_model *m, const es_ids *ids, int layer, float *out, es_error *err)
-{
-    const es_model_info *info = es_model_get_info(m);
-    int window = info->n_ctx < 1024 ? info->n_ctx : 1024;
-    if (ids->n < (size_t)window)
-        window = (int)ids->n;
-    es_context_options o = {.n_ctx = window, .threads = the_app.threads, .exact = true};
-    es_context *c = NULL;
-    es_progress progress = app_progress();
-    int rc = es_context_open(&c, m, &o, err);
-    for (size_t at = 0; rc == ES_OK && at < ids->n; at += (size_t)window) {
-        int n = ids->n - at < (size_t)window ? (int)(ids->n - at) : window;
-        capture cap = {out + at * (size_t)info->d_model, (size_t)n};
-        es_watch w = {.layer = layer, .fn = take_rows, .user = &cap};
-        es_context_set_watch(c, &w, 1);
-        rc = es_context_truncate(c, 0, err);
-        if (rc == ES_OK)
-            rc = es_context_feed(c, ids->id + at, n, &app_cancel, err);
-        es_progress_report(&progress, "encoding", (double)(at + (size_t)n), (double)ids->n, "tokens");
-    }
-    app_progress_end();
-    es_context_free(c);
-    return rc;
-}
-
 int cmd_encode(int argc, char **argv)
 {
     int top = 5;
@@ -217,23 +177,14 @@ int cmd_encode(int argc, char **argv)
     es_model *m = NULL;
     es_ids ids = {0};
     app_features f = {0};
-    es_pool *pool = NULL;
     es_sparse sparse = {0};
-    float *h = NULL;
-    size_t cells = 0;
     rc = app_model(&m, &err);
     if (rc == ES_OK)
         rc = app_features_open(&f, m, &err);
     if (rc == ES_OK)
         rc = read_ids(m, argv[1], false, &ids, &err);
-    if (rc == ES_OK && (!es_mul(ids.n, (size_t)es_model_get_info(m)->d_model, &cells) || !(h = es_calloc(cells + 1, sizeof *h))))
-        rc = es_fail(&err, ES_ERR_MEMORY, "not enough memory for the activations of %zu tokens", ids.n);
-    if (rc == ES_OK && ids.n)
-        rc = residuals(m, &ids, es_dictionary_get_info(f.dictionary)->layer, h, &err);
     if (rc == ES_OK)
-        rc = es_pool_open(&pool, the_app.threads, &err);
-    if (rc == ES_OK && ids.n)
-        rc = es_dictionary_encode(f.dictionary, pool, h, (int)ids.n, &sparse, &err);
+        rc = app_encode(&f, m, &ids, &sparse, &err);
     int code;
     if (rc != ES_OK) {
         code = app_fail(&err);
@@ -267,8 +218,6 @@ int cmd_encode(int argc, char **argv)
         app_labels_free(labels, f.n);
     }
     es_sparse_free(&sparse);
-    es_pool_free(pool);
-    free(h);
     app_features_close(&f);
     es_ids_free(&ids);
     es_model_free(m);

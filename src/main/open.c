@@ -106,6 +106,14 @@ static int take_starter(void *user, size_t line, json_t *v, es_error *err)
     return ES_OK;
 }
 
+char **app_labels_from(const app_features *f, es_workspace *w)
+{
+    char **label = es_calloc((size_t)f->n + 1, sizeof *label);
+    if (label)
+        es_workspace_labels_all(w, f->hash, f->n, label, NULL);
+    return label;
+}
+
 char **app_labels(const app_features *f, es_model *m)
 {
     char **label = es_calloc((size_t)f->n + 1, sizeof *label);

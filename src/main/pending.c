@@ -35,3 +35,18 @@ WEAK int es_dictionary_measure(es_model *m, const es_dictionary *s, const char *
     (void)m; (void)s; (void)file; (void)n_file; (void)max_tokens; (void)threads; (void)out; (void)p;
     REFUSE;
 }
+WEAK int es_workspace_basis_save(es_workspace *w, const es_basis *b, int *v, es_error *err) { (void)w; (void)b; (void)v; REFUSE; }
+WEAK int es_workspace_basis_load(es_workspace *w, const char *name, int v, es_basis *out, es_error *err) { (void)w; (void)name; (void)v; (void)out; REFUSE; }
+WEAK int es_workspace_basis_list(es_workspace *w, const char *d, es_basis_line **out, int *n, es_error *err) { (void)w; (void)d; (void)out; (void)n; REFUSE; }
+WEAK int es_workspace_snapshot_bytes(es_workspace *w, int64_t id, es_buf *out, es_error *err) { (void)w; (void)id; (void)out; REFUSE; }
+WEAK int es_workspace_snapshot_current(es_workspace *w, int64_t *id) { (void)w; *id = 0; return 0; }
+WEAK int es_workspace_snapshot_influence(es_workspace *w, int64_t id, int64_t **e, float **i, int *n, int *k, es_error *err)
+{
+    (void)w; (void)id; (void)e; (void)i; (void)n; (void)k;
+    REFUSE;
+}
+WEAK int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary *s, es_workspace *l, es_export_kind k, const char *p, es_error *err)
+{
+    (void)a; (void)m; (void)s; (void)l; (void)k; (void)p;
+    REFUSE;
+}

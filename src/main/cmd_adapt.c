@@ -1,0 +1,493 @@
+/* adapt, drift, export: learning from experiences within a basis, what was learned, and handing it on. */
+#include "app.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- adapt ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct adapting {
+    es_model *m;
+    app_features f;
+    es_basis basis;
+    es_experiences e;
+    es_adapter *adapter;
+    es_learner *learner;
+    char **labels;
+    es_error err;
+} adapting;
+
+static const char *label_of(const adapting *a, int position, char *out, size_t size)
+{
+    const char *s = a->labels && position < a->basis.n ? a->labels[a->basis.feature[position]] : NULL;
+    char safe[200];
+    if (s)
+        snprintf(out, size, "%d %s", a->basis.feature[position], app_shown(s, safe, sizeof safe < size - 12 ? sizeof safe : size - 12));
+    else
+        snprintf(out, size, "%d", position < a->basis.n ? a->basis.feature[position] : position);
+    return out;
+}
+
+static int print_step(const adapting *a, const es_step_report *r)
+{
+    if (the_app.json) {
+        json_t *moved = json_array();
+        for (int i = 0; i < r->n_moved; i++)
+            json_array_append_new(moved, json_pack("{s:i,s:f,s:s?}", "feature", a->basis.feature[r->moved[i]], "by", (double)r->by[i], "label",
+                                                   a->labels ? a->labels[a->basis.feature[r->moved[i]]] : NULL));
+        return app_print_json(json_pack("{s:i,s:f,s:o,s:f,s:f,s:f,s:s?,s:f,s:i,s:o}", "step", r->step, "loss", r->loss, "margin",
+                                        isfinite(r->margin) ? json_real(r->margin) : json_null(), "kl", r->kl, "norm", r->norm, "backtracked",
+                                        r->backtracked, "guard", r->guard, "seconds", r->seconds, "tokens", r->tokens, "moved", moved));
+    }
+    printf("step %3d  loss %.4f  margin %+.4f  KL %.5f", r->step, r->loss, r->margin, r->kl);
+    if (r->guard)
+        printf("  (%s: %.2f of the step)", r->guard, r->backtracked);
+    for (int i = 0; i < r->n_moved && i < 3; i++) {
+        char text[60];
+        printf("%s %s %+.3g", i ? "," : "  |", label_of(a, r->moved[i], text, sizeof text), (double)r->by[i]);
+    }
+    putchar('\n');
+    return app_flush();
+}
+
+/* What drift wants to know and the adapter's file does not hold: which experience moved what. Beside it, as FILE.json. */
+static int save_history(const adapting *a, const char *path, const es_gate_report *g, json_t *steps, es_error *err)
+{
+    int n = es_learner_count(a->learner), K = a->basis.n;
+    char name[1200];
+    if (snprintf(name, sizeof name, "%s.json", path) >= (int)sizeof name)
+        return es_fail(err, ES_ERR_USAGE, "%s: the path is too long", path);
+    float *influence = es_calloc(((size_t)n + 1) * (size_t)K + 1, sizeof *influence);
+    if (!influence)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    json_t *rows = json_array(), *experiences = json_array(), *features = json_array();
+    if (K)
+        es_learner_influence(a->learner, influence);
+    for (int i = 0; i <= n && K; i++) {
+        json_t *row = json_array();
+        for (int k = 0; k < K; k++)
+            json_array_append_new(row, json_real((double)influence[(size_t)i * (size_t)K + (size_t)k]));
+        json_array_append_new(rows, row);
+    }
+    for (int i = 0; i < n && i < a->e.n; i++) {
+        json_t *v = es_experience_to_json(&a->e.item[i]);
+        json_array_append_new(experiences, v ? v : json_null());
+    }
+    for (int k = 0; k < K; k++)
+        json_array_append_new(features, json_integer(a->basis.feature[k]));
+    json_t *gate = json_pack("{s:b,s:f,s:f,s:i,s:s}", "passed", g->passed, "gain", g->gain, "kl", g->kl, "held_out", g->held_out, "reason", g->reason);
+    json_t *v = json_pack("{s:s,s:s,s:i,s:o,s:o,s:o,s:o,s:O}", "format", "espalier-history", "basis", a->basis.name, "basis_version",
+                          a->basis.version, "features", features, "influence", rows, "experiences", experiences, "gate", gate, "steps", steps);
+    char *text = v ? json_dumps(v, JSON_COMPACT | JSON_REAL_PRECISION(7)) : NULL;
+    int rc = text ? es_file_write(name, text, strlen(text), err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    free(text);
+    json_decref(v);
+    free(influence);
+    return rc;
+}
+
+int cmd_adapt(int argc, char **argv)
+{
+    const char *basis = NULL, *experiences = NULL, *out = NULL, *form = "lora";
+    int steps = 0, rank = 0, batch = -1;
+    opt_ints layers = {0};
+    bool unconstrained = false, force = false, seeded = false;
+    double rate = -1, beta = -1, kappa = -1, hold_out = -1;
+    uint64_t seed = 1;
+    const opt table[] = {
+        {"basis", "B", OPT_TEXT, &basis, 0, 0, "NAME, NAME@VERSION, FILE.json, or starter", NULL},
+        {"experiences", "E.jsonl", OPT_TEXT, &experiences, 0, 0, "what to learn from", NULL},
+        {"out", "FILE", OPT_TEXT, &out, 0, 0, "where the adapter goes (safetensors); FILE.json beside it tells its history", NULL},
+        {"form", "bias|lora", OPT_TEXT, &form, 0, 0, "bias: one coefficient a feature; lora: low rank within the basis (default)", NULL},
+        {"steps", "N", OPT_INT, &steps, 1, 100000, "learning steps", NULL},
+        {"rate", "R", OPT_REAL, &rate, 0, 100, "learning rate", NULL},
+        {"rank", "R", OPT_INT, &rank, 1, 1024, "lora: rank", NULL},
+        {"layers", "A-B", OPT_LIST, &layers, 0, 511, "lora: the band of layers (default: from the dictionary's to the last)", NULL},
+        {"unconstrained", NULL, OPT_FLAG, &unconstrained, 0, 0, "lora: leave the basis out: plain LoRA on the same matrices", NULL},
+        {"batch", "N", OPT_INT, &batch, 0, 1000000, "experiences a step; 0: all", NULL},
+        {"beta", "B", OPT_REAL, &beta, 0, 1000, "steepness of the pair loss", NULL},
+        {"kappa", "K", OPT_REAL, &kappa, 0, 100, "guard: highest mean KL from the base model on neutral text", NULL},
+        {"hold-out", "SHARE", OPT_REAL, &hold_out, 0, 0.9, "share of the experiences kept for the gate", NULL},
+        {"seed", "S", OPT_COUNT, &seed, 0, 1.8e19, "of the start and the order", &seeded},
+        {"force", NULL, OPT_FLAG, &force, 0, 0, "write the adapter even when the release gate refuses it", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "adapt", "--basis B --experiences E.jsonl --out FILE",
+        "Learns an adapter from experiences, only along the features of a basis. A line a step: loss, margin over the learning pairs, KL from\n"
+        "the base model on neutral text, and the coefficients that moved most; last, the release gate's verdict. An adapter that the gate\n"
+        "refuses is not written (exit 1). Experiences are JSONL: {\"messages\":[{\"role\",\"content\"}...],\"preferred\",\"rejected\",\"source\",\n"
+        "\"time\"}; either reply may be absent. With --json a JSON object a line.",
+        "  espalier adapt --basis brief --experiences pairs.jsonl --out brief.safetensors\n"
+        "  espalier adapt --basis starter --experiences pairs.jsonl --form bias --steps 20 --out a.safetensors --json", 0, 0};
+    int n;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    if (!experiences || !out || (!basis && !unconstrained))
+        return opts_usage_error("adapt", "%s is missing", !experiences ? "--experiences E.jsonl" : !out ? "--out FILE" : "--basis B");
+    bool bias = !strcmp(form, "bias");
+    if (!bias && strcmp(form, "lora"))
+        return opts_usage_error("adapt", "--form is bias or lora, not '%s'", form);
+    if (bias && unconstrained)
+        return opts_usage_error("adapt", "--unconstrained is for the form lora");
+
+    adapting a = {0};
+    json_t *history = json_array();
+    es_gate_report gate = {0};
+    rc = app_model(&a.m, &a.err);
+    if (rc == ES_OK)
+        rc = app_features_open(&a.f, a.m, &a.err);
+    if (rc == ES_OK && !unconstrained)
+        rc = app_basis(&a.basis, &a.f, a.m, basis, &a.err);
+    if (rc == ES_OK)
+        rc = es_experiences_load(&a.e, experiences, &a.err);
+    if (rc == ES_OK && a.e.n == 0)
+        rc = es_fail(&a.err, ES_ERR_FORMAT, "%s: holds no experiences", experiences);
+    if (rc == ES_OK) {
+        es_adapter_options ao = es_adapter_default(a.f.dictionary, a.m);
+        ao.form = bias ? ES_FORM_BIAS : ES_FORM_LORA;
+        ao.constrained = !unconstrained;
+        if (rank)
+            ao.rank = rank;
+        if (layers.n) {
+            ao.first_layer = layers.value[0];
+            ao.last_layer = layers.value[layers.n - 1];
+        }
+        if (seeded)
+            ao.seed = seed;
+        rc = es_adapter_new(&a.adapter, a.m, a.f.dictionary, unconstrained ? NULL : &a.basis, &ao, &a.err);
+    }
+    es_learner_options lo = es_learner_default(bias ? ES_FORM_BIAS : ES_FORM_LORA);
+    lo.threads = the_app.threads;
+    if (rate >= 0)
+        lo.learning_rate = rate;
+    if (beta >= 0)
+        lo.beta = beta;
+    if (kappa >= 0)
+        lo.kappa = kappa;
+    if (batch >= 0)
+        lo.batch = batch;
+    if (hold_out >= 0)
+        lo.hold_out = hold_out;
+    if (seeded)
+        lo.seed = seed;
+    if (steps == 0)
+        steps = lo.steps;
+    if (rc == ES_OK) {
+        a.labels = unconstrained ? NULL : app_labels(&a.f, a.m);
+        rc = es_learner_open(&a.learner, a.m, a.f.dictionary, a.adapter, &lo, &a.err);
+    }
+    es_progress progress = app_progress();
+    for (int i = 0; i < a.e.n && rc == ES_OK; i++) {
+        rc = es_learner_add(a.learner, &a.e.item[i], &app_cancel, &a.err);
+        es_progress_report(&progress, "reading experiences", i + 1, a.e.n, "experiences");
+    }
+    app_progress_end();
+    if (rc == ES_OK)
+        app_note("%d experiences, %llu parameters, %.0f MB for learning", a.e.n, (unsigned long long)es_adapter_parameters(a.adapter),
+                 (double)es_learner_bytes(a.learner) / 1e6);
+    for (int i = 0; i < steps && rc == ES_OK; i++) {
+        es_step_report r = {0};
+        rc = es_learner_step(a.learner, &r, &app_cancel, &a.err);
+        if (rc != ES_OK)
+            break;
+        json_array_append_new(history, json_pack("{s:f,s:f}", "loss", r.loss, "kl", r.kl));
+        if (print_step(&a, &r) != EXIT_DONE)
+            rc = es_fail(&a.err, ES_ERR_IO, "cannot write to standard output");
+    }
+    if (rc == ES_OK)
+        rc = es_learner_gate(a.learner, &gate, &app_cancel, &a.err);
+    if (rc == ES_OK && (gate.passed || force)) {
+        rc = save_history(&a, out, &gate, history, &a.err);
+        if (rc == ES_OK)
+            rc = es_adapter_save(a.adapter, out, &a.err);
+    }
+    int code;
+    if (rc != ES_OK) {
+        code = app_fail(&a.err);
+    } else {
+        bool written = gate.passed || force;
+        if (the_app.json)
+            code = app_print_json(json_pack("{s:{s:b,s:i,s:f,s:f,s:s},s:s?}", "gate", "passed", gate.passed, "held_out", gate.held_out, "gain",
+                                            gate.gain, "kl", gate.kl, "reason", gate.reason, "adapter", written ? out : NULL));
+        else {
+            printf("gate: %s; %d held out, gain %+.4f, KL %.5f%s%s\n", gate.passed ? "passed" : "refused", gate.held_out, gate.gain, gate.kl,
+                   *gate.reason ? "; " : "", gate.reason);
+            code = app_flush();
+        }
+        if (!written)
+            code = app_failf("the release gate refused the adapter, so %s was not written (--force writes it all the same)", out);
+    }
+    json_decref(history);
+    app_labels_free(a.labels, a.f.n);
+    es_learner_free(a.learner);
+    es_adapter_free(a.adapter);
+    es_experiences_free(&a.e);
+    es_basis_free(&a.basis);
+    app_features_close(&a.f);
+    es_model_free(a.m);
+    return code;
+}
+
+/* ---- drift -------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct story { /* influence, from FILE.json or the workspace; n experiences, (n+1) x K */
+    int n, K;
+    float *influence;
+    char (*name)[64];
+} story;
+
+static void story_free(story *s)
+{
+    free(s->influence);
+    free(s->name);
+}
+
+static bool story_make(story *s, int n, int K)
+{
+    s->n = n;
+    s->K = K;
+    s->influence = es_calloc(((size_t)n + 1) * (size_t)K + 1, sizeof *s->influence);
+    s->name = es_calloc((size_t)n + 1, sizeof *s->name);
+    return s->influence && s->name;
+}
+
+/* A few words that remind of an experience: the beginning of its last question. */
+static void remind(json_t *e, char out[64])
+{
+    json_t *messages = json_object_get(e, "messages");
+    size_t n = json_array_size(messages);
+    const char *s = n ? json_string_value(json_object_get(json_array_get(messages, n - 1), "content")) : NULL;
+    char safe[256];
+    app_shown(s ? s : "", safe, 44);
+    snprintf(out, 64, "%s%s", safe, s && strlen(s) > strlen(safe) ? "..." : "");
+}
+
+static int story_file(story *s, const char *adapter, int K, es_error *err)
+{
+    char path[1200];
+    snprintf(path, sizeof path, "%s.json", adapter);
+    if (access(path, F_OK) != 0)
+        return ES_OK;
+    json_t *v = NULL;
+    int rc = es_json_file(&v, path, err);
+    if (rc != ES_OK)
+        return rc;
+    json_t *rows = json_object_get(v, "influence"), *experiences = json_object_get(v, "experiences");
+    size_t n = json_array_size(experiences);
+    if (json_array_size(rows) == n + 1 && n < 1 << 20 && story_make(s, (int)n, K)) {
+        for (size_t i = 0; i <= n; i++)
+            for (int k = 0; k < K; k++)
+                s->influence[i * (size_t)K + (size_t)k] = (float)json_number_value(json_array_get(json_array_get(rows, i), (size_t)k));
+        for (size_t i = 0; i < n; i++)
+            remind(json_array_get(experiences, i), s->name[i]);
+    }
+    json_decref(v);
+    return ES_OK;
+}
+
+typedef struct row {
+    int position;
+    float value;
+} row;
+
+static int by_size(const void *a, const void *b)
+{
+    float x = fabsf(((const row *)a)->value), y = fabsf(((const row *)b)->value);
+    return x < y ? 1 : x > y ? -1 : ((const row *)a)->position - ((const row *)b)->position;
+}
+
+static int print_drift(const es_adapter *a, const app_features *f, char **labels, const story *s, int top)
+{
+    const es_basis *b = es_adapter_basis(a);
+    if (!b)
+        return app_failf("this adapter is not constrained: it has no coefficients to show");
+    const float *c = es_adapter_coefficients(a);
+    const es_adapter_options *o = es_adapter_get_options(a);
+    row *r = es_calloc((size_t)b->n + 1, sizeof *r);
+    if (!r)
+        return app_failf("not enough memory");
+    for (int k = 0; k < b->n; k++)
+        r[k] = (row){k, c[k]};
+    qsort(r, (size_t)b->n, sizeof *r, by_size);
+    int shown = top && top < b->n ? top : b->n;
+    json_t *list = the_app.json ? json_array() : NULL;
+    if (!the_app.json)
+        printf("%s, %d steps, basis %s version %d (%d features), layer %d of %s\n", es_form_name(o->form), es_adapter_steps(a), b->name, b->version, b->n,
+               b->layer, b->dictionary);
+    for (int i = 0; i < shown; i++) {
+        int k = r[i].position, best = -1;
+        char label[120], text[64] = "";
+        const char *l = labels && b->feature[k] < f->n ? labels[b->feature[k]] : NULL;
+        for (int e = 0; s->influence && e < s->n; e++)
+            if (best < 0 || fabsf(s->influence[(size_t)e * (size_t)s->K + (size_t)k]) > fabsf(s->influence[(size_t)best * (size_t)s->K + (size_t)k]))
+                best = e;
+        float most = best >= 0 ? s->influence[(size_t)best * (size_t)s->K + (size_t)k] : 0;
+        if (the_app.json) {
+            json_t *by = json_array();
+            for (int e = 0; s->influence && e <= s->n; e++)
+                json_array_append_new(by, json_real((double)s->influence[(size_t)e * (size_t)s->K + (size_t)k]));
+            json_array_append_new(list, json_pack("{s:i,s:f,s:f,s:f,s:s?,s:o}", "feature", b->feature[k], "coefficient", (double)c[k], "lo",
+                                                  (double)b->lo[k], "hi", (double)b->hi[k], "label", l, "influence", by));
+            continue;
+        }
+        if (best >= 0 && most != 0)
+            snprintf(text, sizeof text, "%+.3g", (double)most);
+        printf("%7d  %+9.4f  %-38s", b->feature[k], (double)c[k], l ? app_shown(l, label, 39) : "");
+        if (*text)
+            printf("  %s by %d: %s", text, best + 1, s->name[best]);
+        putchar('\n');
+    }
+    free(r);
+    if (the_app.json) {
+        json_t *names = json_array();
+        for (int e = 0; s->name && e < s->n; e++)
+            json_array_append_new(names, json_string(s->name[e]));
+        return app_print_json(json_pack("{s:s,s:i,s:s,s:i,s:o,s:o}", "form", es_form_name(o->form), "steps", es_adapter_steps(a), "basis", b->name,
+                                        "basis_version", b->version, "features", list, "experiences", names));
+    }
+    if (shown < b->n)
+        printf("and %d more (--top 0 shows all)\n", b->n - shown);
+    return app_flush();
+}
+
+/* A snapshot of the workspace: its number, or the one in use. */
+static int open_snapshot(es_adapter **out, app_features *f, es_model *m, int64_t id, story *s, char ***labels, es_error *err)
+{
+    es_workspace *w = NULL;
+    es_buf bytes = {0};
+    int rc = app_features_open(f, m, err);
+    if (rc == ES_OK)
+        rc = app_workspace_for(&w, f, m, err);
+    if (rc == ES_OK && id == 0)
+        rc = es_workspace_snapshot_current(w, &id);
+    if (rc == ES_OK && id == 0)
+        rc = es_fail(err, ES_ERR_MISSING, "the base model is in use: nothing has been learned, or it was rolled back");
+    if (rc == ES_OK)
+        rc = es_workspace_snapshot_bytes(w, id, &bytes, err);
+    char what[40];
+    snprintf(what, sizeof what, "snapshot %lld", (long long)id);
+    if (rc == ES_OK)
+        rc = es_adapter_from_bytes(out, m, f->dictionary, bytes.data, bytes.len, what, err);
+    int64_t *experience = NULL;
+    int n = 0, K = 0;
+    if (rc == ES_OK && es_workspace_snapshot_influence(w, id, &experience, &s->influence, &n, &K, NULL) == ES_OK && s->influence) {
+        const es_basis *b = es_adapter_basis(*out);
+        s->name = es_calloc((size_t)n + 1, sizeof *s->name);
+        if (!s->name || !b || K != b->n) {
+            story_free(s);
+            *s = (story){0};
+        } else {
+            s->n = n;
+            s->K = K;
+            for (int i = 0; i < n; i++)
+                snprintf(s->name[i], sizeof s->name[i], "experience %lld", (long long)experience[i]);
+        }
+    }
+    free(experience);
+    if (rc == ES_OK)
+        *labels = app_labels_from(f, w);
+    es_buf_free(&bytes);
+    es_workspace_close(w);
+    return rc;
+}
+
+int cmd_drift(int argc, char **argv)
+{
+    int top = 20;
+    const opt table[] = {
+        {"top", "N", OPT_INT, &top, 0, 65536, "the N largest (default 20); 0: all", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "drift", "[FILE|SNAPSHOT]",
+        "What an adapter has learned: its coefficients, largest first, with labels, and the experience that moved each most. An adapter file,\n"
+        "or a snapshot of the workspace by number; without either, the one in use.",
+        "  espalier drift brief.safetensors\n  espalier drift 12 --json\n  espalier drift", 0, 1};
+    int n;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    es_error err = {0};
+    es_model *m = NULL;
+    es_adapter *adapter = NULL;
+    app_features f = {0};
+    story s = {0};
+    char **labels = NULL;
+    char *end = NULL;
+    long long id = n ? strtoll(argv[1], &end, 10) : 0;
+    bool snapshot = n == 0 || (*argv[1] && !*end && id > 0);
+    rc = app_model(&m, &err);
+    if (rc == ES_OK && snapshot) {
+        rc = open_snapshot(&adapter, &f, m, id, &s, &labels, &err);
+    } else if (rc == ES_OK) {
+        rc = app_adapter(&adapter, &f, m, argv[1], &err);
+        const es_basis *b = rc == ES_OK ? es_adapter_basis(adapter) : NULL;
+        if (b)
+            rc = story_file(&s, argv[1], b->n, &err);
+        if (rc == ES_OK && f.dictionary)
+            labels = app_labels(&f, m);
+    }
+    int code = rc == ES_OK ? print_drift(adapter, &f, labels, &s, top) : app_fail(&err);
+    app_labels_free(labels, f.n);
+    story_free(&s);
+    es_adapter_free(adapter);
+    app_features_close(&f);
+    es_model_free(m);
+    return code;
+}
+
+/* ---- export --------------------------------------------------------------------------------------------------------------------- */
+
+int cmd_export(int argc, char **argv)
+{
+    const char *to = NULL;
+    const opt table[] = {
+        {"to", "KIND", OPT_TEXT, &to, 0, 0, "control-vector (GGUF, as llama.cpp reads it), npz or json", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "export", "ADAPTER --to KIND FILE",
+        "Writes an adapter for other tools. A control vector holds the adapter's mean effect on each layer's residual: what it does to\n"
+        "single tokens beyond the mean is not in it.",
+        "  espalier export brief.safetensors --to control-vector brief.gguf\n  espalier export brief.safetensors --to npz brief.npz", 2, 2};
+    static const struct { const char *name; es_export_kind kind; } kinds[] = {
+        {"control-vector", ES_EXPORT_CONTROL_VECTOR}, {"npz", ES_EXPORT_NPZ}, {"json", ES_EXPORT_JSON}};
+    int n, kind = -1;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    for (int i = 0; to && i < 3; i++)
+        if (!strcmp(to, kinds[i].name))
+            kind = i;
+    if (kind < 0)
+        return to ? opts_usage_error("export", "--to is control-vector, npz or json, not '%s'", to) : opts_usage_error("export", "--to KIND is missing");
+    es_error err = {0};
+    es_model *m = NULL;
+    es_adapter *adapter = NULL;
+    app_features f = {0};
+    es_workspace *w = NULL;
+    char path[1200];
+    rc = app_model(&m, &err);
+    if (rc == ES_OK)
+        rc = app_adapter(&adapter, &f, m, argv[1], &err);
+    app_path(path, sizeof path, "workspace.db");
+    if (rc == ES_OK && f.dictionary && access(path, F_OK) == 0 && app_workspace_for(&w, &f, m, NULL) != ES_OK)
+        w = NULL; /* labels are an extra */
+    if (rc == ES_OK)
+        rc = es_export_adapter(adapter, m, f.dictionary, w, kinds[kind].kind, argv[2], &err);
+    es_workspace_close(w);
+    es_adapter_free(adapter);
+    app_features_close(&f);
+    es_model_free(m);
+    if (rc != ES_OK)
+        return app_fail(&err);
+    if (the_app.json)
+        return app_print_json(json_pack("{s:s,s:s}", "kind", to, "file", argv[2]));
+    app_note("wrote %s", argv[2]);
+    return EXIT_DONE;
+}

@@ -1,0 +1,427 @@
+/* basis: chosen features with bounds, kept by name and version in the workspace. */
+#include "app.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- loading, shared with adapt ----------------------------------------------------------------------------------------------- */
+
+float app_default_bound(const app_features *f, int feature)
+{
+    if (!f->atlas)
+        return 1e3f;
+    const es_dictionary_info *info = es_dictionary_get_info(f->dictionary);
+    const float *row = es_dictionary_decoder(f->dictionary) + (size_t)feature * (size_t)info->d;
+    double sum = 0;
+    for (int j = 0; j < info->d; j++)
+        sum += (double)row[j] * row[j];
+    float p99 = es_atlas_p99(f->atlas)[feature], most = es_atlas_max(f->atlas)[feature];
+    return (p99 > 0 ? p99 : most) * (float)sqrt(sum);
+}
+
+static int from_file(es_basis *out, const char *path, es_error *err)
+{
+    json_t *v = NULL;
+    int rc = es_json_file(&v, path, err);
+    if (rc == ES_OK) {
+        rc = es_basis_from_json(out, v, err);
+        if (rc != ES_OK)
+            es_fail_prefix(err, "%s", path);
+    }
+    json_decref(v);
+    return rc;
+}
+
+/* NAME@VERSION into its parts; version 0: the newest. */
+static int split_name(const char *s, char name[64], int *version, es_error *err)
+{
+    const char *at = strrchr(s, '@');
+    size_t n = at ? (size_t)(at - s) : strlen(s);
+    *version = 0;
+    if (at) {
+        char *end;
+        long v = strtol(at + 1, &end, 10);
+        if (*end || end == at + 1 || v < 1 || v > 1 << 30)
+            return es_fail(err, ES_ERR_USAGE, "'%s': a version is a number, as in brief@3", s);
+        *version = (int)v;
+    }
+    if (n == 0 || n >= 64)
+        return es_fail(err, ES_ERR_USAGE, "'%s' is no name for a basis: 1 to 63 bytes are", s);
+    memcpy(name, s, n);
+    name[n] = 0;
+    return ES_OK;
+}
+
+int app_basis(es_basis *out, const app_features *f, es_model *m, const char *name, es_error *err)
+{
+    (void)m;
+    *out = (es_basis){0};
+    size_t len = strlen(name);
+    int rc;
+    if ((len > 5 && !strcmp(name + len - 5, ".json")) || strchr(name, '/')) {
+        rc = from_file(out, name, err);
+    } else {
+        char base[64], path[1200];
+        int version;
+        rc = split_name(name, base, &version, err);
+        if (rc != ES_OK)
+            return rc;
+        app_path(path, sizeof path, "workspace.db");
+        es_workspace *w = NULL;
+        rc = ES_ERR_MISSING;
+        if (access(path, F_OK) == 0) {
+            rc = es_workspace_open(&w, path, err);
+            if (rc == ES_OK)
+                rc = es_workspace_basis_load(w, base, version, out, err);
+            es_workspace_close(w);
+        } else {
+            es_fail(err, rc, "there is no basis '%s': make one with espalier basis new", base);
+        }
+        if (rc == ES_ERR_MISSING && !strcmp(name, "starter") && access(ESPALIER_SHARE "/bases/starter.json", R_OK) == 0)
+            rc = from_file(out, ESPALIER_SHARE "/bases/starter.json", err);
+    }
+    if (rc == ES_OK && *out->dictionary_hash && strcmp(out->dictionary_hash, f->hash)) {
+        rc = es_fail(err, ES_ERR_MISMATCH, "basis %s was made from the dictionary %s (%.12s), this one is %s (%.12s)", name, out->dictionary,
+                     out->dictionary_hash, es_dictionary_get_info(f->dictionary)->name, f->hash);
+        es_basis_free(out);
+    }
+    return rc;
+}
+
+/* ---- a command's common state ----------------------------------------------------------------------------------------------- */
+
+typedef struct opened {
+    es_model *m;
+    app_features f;
+    es_workspace *w;
+    es_error err;
+} opened;
+
+static int open_all(opened *o)
+{
+    int rc = app_model(&o->m, &o->err);
+    if (rc == ES_OK)
+        rc = app_features_open(&o->f, o->m, &o->err);
+    if (rc == ES_OK)
+        rc = app_workspace_for(&o->w, &o->f, o->m, &o->err);
+    return rc;
+}
+
+static void close_all(opened *o)
+{
+    es_workspace_close(o->w);
+    app_features_close(&o->f);
+    es_model_free(o->m);
+}
+
+static int feature_number(const char *s, int n, int *out, es_error *err)
+{
+    char *end;
+    long v = strtol(s, &end, 10);
+    if (end == s || *end || v < 0 || v >= n)
+        return es_fail(err, ES_ERR_MISSING, "there is no feature '%s': the dictionary has 0 to %d", s, n - 1);
+    *out = (int)v;
+    return ES_OK;
+}
+
+static int save(opened *o, es_basis *b)
+{
+    return es_workspace_basis_save(o->w, b, &b->version, &o->err);
+}
+
+static int print_basis(opened *o, const es_basis *b, const float *score, const float *gradient, int n_gradient)
+{
+    es_basis_report r = {0};
+    bool measured = b->n > 0 && es_basis_measure(b, o->f.dictionary, o->f.atlas, gradient, n_gradient, 1, &r, &o->err) == ES_OK;
+    if (b->n > 0 && !measured)
+        return app_fail(&o->err);
+    char **labels = app_labels_from(&o->f, o->w);
+    int code;
+    if (the_app.json) {
+        json_t *list = json_array();
+        for (int i = 0; i < b->n; i++) {
+            json_t *one = json_pack("{s:i,s:f,s:f,s:s?}", "feature", b->feature[i], "lo", (double)b->lo[i], "hi", (double)b->hi[i], "label",
+                                    labels ? labels[b->feature[i]] : NULL);
+            if (score)
+                json_object_set_new(one, "score", json_real((double)score[i]));
+            json_array_append_new(list, one);
+        }
+        json_t *v = json_pack("{s:s,s:i,s:s,s:i,s:o}", "name", b->name, "version", b->version, "dictionary", b->dictionary, "layer", b->layer,
+                              "features", list);
+        if (measured) {
+            json_object_set_new(v, "condition", isfinite(r.condition) ? json_real(r.condition) : json_null());
+            json_object_set_new(v, "effective_rank", json_real(r.effective_rank));
+            json_object_set_new(v, "max_overlap", json_real(r.max_overlap));
+            if (gradient)
+                json_object_set_new(v, "energy", json_pack("{s:f,s:f,s:f,s:f}", "basis", r.energy, "random_mean", r.random_mean, "random_min",
+                                                           r.random_min, "random_max", r.random_max));
+        }
+        code = app_print_json(v);
+    } else {
+        char shown[240];
+        printf("%s, version %d: %d features of %s, layer %d\n", app_shown(b->name, shown, sizeof shown), b->version, b->n, b->dictionary, b->layer);
+        for (int i = 0; i < b->n; i++) {
+            printf("%7d  %9.3f .. %8.3f  ", b->feature[i], (double)b->lo[i], (double)b->hi[i]);
+            if (score)
+                printf("%+9.4f  ", (double)score[i]);
+            printf("%s\n", labels && labels[b->feature[i]] ? app_shown(labels[b->feature[i]], shown, sizeof shown) : "");
+        }
+        if (measured) {
+            printf("condition %.1f, effective rank %.1f of %d", r.condition, r.effective_rank, b->n);
+            if (b->n > 1)
+                printf(", largest overlap %.2f (%d and %d)", r.max_overlap, b->feature[r.overlap_a], b->feature[r.overlap_b]);
+            printf("\n");
+        }
+        if (measured && gradient)
+            printf("share of the experiences' gradient energy: %.1f %%; random bases of this size: %.1f %% (%.1f to %.1f)\n", 100 * r.energy,
+                   100 * r.random_mean, 100 * r.random_min, 100 * r.random_max);
+        code = app_flush();
+    }
+    app_labels_free(labels, o->f.n);
+    return code;
+}
+
+/* The gradient of the experiences in a file, [n, d]; the caller frees it. */
+static int gradients(opened *o, const char *path, float **out, int *n)
+{
+    es_experiences e = {0};
+    size_t d = (size_t)es_dictionary_get_info(o->f.dictionary)->d, cells;
+    es_progress progress = app_progress();
+    *out = NULL;
+    int rc = es_experiences_load(&e, path, &o->err);
+    if (rc == ES_OK && e.n == 0)
+        rc = es_fail(&o->err, ES_ERR_FORMAT, "%s: holds no experiences", path);
+    if (rc == ES_OK && (!es_mul((size_t)e.n, d, &cells) || !(*out = es_calloc(cells, sizeof **out))))
+        rc = es_fail(&o->err, ES_ERR_MEMORY, "not enough memory for %d gradients", e.n);
+    if (rc == ES_OK)
+        rc = es_attribute(o->m, o->f.dictionary, &e, the_app.threads, *out, &progress, &o->err);
+    app_progress_end();
+    *n = e.n;
+    es_experiences_free(&e);
+    return rc;
+}
+
+/* ---- commands ------------------------------------------------------------------------------------------------------------------ */
+
+static int basis_new(int argc, char **argv)
+{
+    const char *suggest = NULL;
+    int size = 64;
+    bool signs = false;
+    const opt table[] = {
+        {"suggest", "E.jsonl", OPT_TEXT, &suggest, 0, 0, "choose features by the gradient of these experiences", NULL},
+        {"size", "K", OPT_INT, &size, 1, 65536, "how many (default 64)", NULL},
+        {"signs", NULL, OPT_FLAG, &signs, 0, 0, "let each move only the way that lowers the loss", NULL},
+        {0},
+    };
+    static const command_help help = {"basis new", "NAME [FEATURE...]",
+                                      "Makes a basis of the features named, or of those that experiences suggest, and saves it in the workspace.",
+                                      "  espalier basis new brief --suggest pairs.jsonl --size 128\n  espalier basis new tone 17 512 4031", 1, -1};
+    int n, n_gradient = 0;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    if (suggest && n > 1)
+        return opts_usage_error("basis new", "features by name and --suggest do not go together");
+    opened o = {0};
+    es_basis b = {0};
+    float *gradient = NULL, *score = NULL;
+    char name[64];
+    int version;
+    rc = split_name(argv[1], name, &version, &o.err);
+    if (rc == ES_OK && version)
+        rc = es_fail(&o.err, ES_ERR_USAGE, "'%s': the version of a new basis comes by itself", argv[1]);
+    if (rc == ES_OK)
+        rc = open_all(&o);
+    if (rc == ES_OK && suggest) {
+        rc = gradients(&o, suggest, &gradient, &n_gradient);
+        if (rc == ES_OK && !(score = es_calloc((size_t)size, sizeof *score)))
+            rc = es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
+        if (rc == ES_OK)
+            rc = es_basis_suggest(&b, o.m, o.f.dictionary, o.f.atlas, gradient, n_gradient, size, signs, score, &o.err);
+    } else if (rc == ES_OK) {
+        const es_dictionary_info *info = es_dictionary_get_info(o.f.dictionary);
+        b.layer = info->layer;
+        snprintf(b.dictionary, sizeof b.dictionary, "%s", info->name);
+        snprintf(b.dictionary_hash, sizeof b.dictionary_hash, "%s", info->hash);
+        rc = es_model_hash(o.m, b.model_hash, &o.err);
+        for (int i = 1; i < n && rc == ES_OK; i++) {
+            int feature = 0;
+            rc = feature_number(argv[1 + i], o.f.n, &feature, &o.err);
+            float bound = rc == ES_OK ? app_default_bound(&o.f, feature) : 0;
+            if (rc == ES_OK)
+                rc = es_basis_add(&b, feature, -bound, bound, &o.err);
+        }
+    }
+    if (rc == ES_OK) {
+        snprintf(b.name, sizeof b.name, "%s", name);
+        rc = save(&o, &b);
+    }
+    int code = rc == ES_OK ? print_basis(&o, &b, score, gradient, n_gradient) : app_fail(&o.err);
+    free(score);
+    free(gradient);
+    es_basis_free(&b);
+    close_all(&o);
+    return code;
+}
+
+static int change(int argc, char **argv, bool add)
+{
+    double lo = NAN, hi = NAN;
+    const opt adding[] = {
+        {"lo", "C", OPT_REAL, &lo, -1e6, 0, "lowest coefficient", NULL},
+        {"hi", "C", OPT_REAL, &hi, 0, 1e6, "highest coefficient; both default to the 99th percentile of its activation", NULL},
+        {0},
+    };
+    static const command_help help_add = {"basis add", "NAME FEATURE...", "Adds features to a basis, or gives those in it other bounds; saved as a new version.",
+                                          "  espalier basis add brief 1234 --lo 0", 2, -1};
+    static const command_help help_remove = {"basis remove", "NAME FEATURE...", "Takes features out of a basis; saved as a new version.",
+                                             "  espalier basis remove brief 1234", 2, -1};
+    int n;
+    int rc = opts_parse(add ? &help_add : &help_remove, add ? adding : NULL, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    opened o = {0};
+    es_basis b = {0};
+    rc = open_all(&o);
+    if (rc == ES_OK)
+        rc = app_basis(&b, &o.f, o.m, argv[1], &o.err);
+    for (int i = 1; i < n && rc == ES_OK; i++) {
+        int feature = 0;
+        rc = feature_number(argv[1 + i], o.f.n, &feature, &o.err);
+        if (rc != ES_OK)
+            break;
+        float bound = app_default_bound(&o.f, feature);
+        if (add)
+            rc = es_basis_add(&b, feature, isnan(lo) ? -bound : (float)lo, isnan(hi) ? bound : (float)hi, &o.err);
+        else if (!es_basis_remove(&b, feature))
+            rc = es_fail(&o.err, ES_ERR_MISSING, "feature %d is not in the basis %s", feature, b.name);
+    }
+    if (rc == ES_OK)
+        rc = save(&o, &b);
+    int code = rc == ES_OK ? print_basis(&o, &b, NULL, NULL, 0) : app_fail(&o.err);
+    es_basis_free(&b);
+    close_all(&o);
+    return code;
+}
+
+static int basis_add(int argc, char **argv)
+{
+    return change(argc, argv, true);
+}
+
+static int basis_remove(int argc, char **argv)
+{
+    return change(argc, argv, false);
+}
+
+static int basis_show(int argc, char **argv)
+{
+    const char *experiences = NULL;
+    const opt table[] = {
+        {"experiences", "E.jsonl", OPT_TEXT, &experiences, 0, 0, "what share of their gradient the basis holds, beside random bases", NULL},
+        {0},
+    };
+    static const command_help help = {"basis show", "NAME[@VERSION]|FILE.json",
+                                      "The features of a basis with bounds and labels, its conditioning and effective rank.",
+                                      "  espalier basis show brief\n  espalier basis show brief@2 --experiences pairs.jsonl --json", 1, 1};
+    int n, n_gradient = 0;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    opened o = {0};
+    es_basis b = {0};
+    float *gradient = NULL;
+    rc = open_all(&o);
+    if (rc == ES_OK)
+        rc = app_basis(&b, &o.f, o.m, argv[1], &o.err);
+    if (rc == ES_OK && experiences)
+        rc = gradients(&o, experiences, &gradient, &n_gradient);
+    int code = rc == ES_OK ? print_basis(&o, &b, NULL, gradient, n_gradient) : app_fail(&o.err);
+    free(gradient);
+    es_basis_free(&b);
+    close_all(&o);
+    return code;
+}
+
+static int basis_list(int argc, char **argv)
+{
+    static const command_help help = {"basis list", "", "The bases in the workspace.", "  espalier basis list --json", 0, 0};
+    int n;
+    int rc = opts_parse(&help, NULL, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    es_error err = {0};
+    es_workspace *w = NULL;
+    es_basis_line *line = NULL;
+    n = 0;
+    rc = app_workspace(&w, &err);
+    if (rc == ES_OK)
+        rc = es_workspace_basis_list(w, NULL, &line, &n, &err);
+    int code;
+    if (rc != ES_OK) {
+        code = app_fail(&err);
+    } else if (the_app.json) {
+        json_t *list = json_array();
+        for (int i = 0; i < n; i++)
+            json_array_append_new(list, json_pack("{s:s,s:i,s:i,s:s}", "name", line[i].name, "version", line[i].version, "features", line[i].n,
+                                                  "time", line[i].time));
+        code = app_print_json(list);
+    } else {
+        for (int i = 0; i < n; i++) {
+            char shown[130];
+            printf("%-24s version %-4d %5d features  %s\n", app_shown(line[i].name, shown, sizeof shown), line[i].version, line[i].n, line[i].time);
+        }
+        code = app_flush();
+    }
+    free(line);
+    es_workspace_close(w);
+    return code;
+}
+
+static int basis_export(int argc, char **argv)
+{
+    static const command_help help = {"basis export", "NAME[@VERSION] FILE.json", "Writes a basis as JSON, for others or for --basis FILE.json.",
+                                      "  espalier basis export brief brief.json", 2, 2};
+    int n;
+    int rc = opts_parse(&help, NULL, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    opened o = {0};
+    es_basis b = {0};
+    rc = open_all(&o);
+    if (rc == ES_OK)
+        rc = app_basis(&b, &o.f, o.m, argv[1], &o.err);
+    if (rc == ES_OK) {
+        json_t *v = es_basis_to_json(&b);
+        char *text = v ? json_dumps(v, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
+        rc = text ? es_file_write(argv[2], text, strlen(text), &o.err) : es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
+        free(text);
+        json_decref(v);
+    }
+    int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);
+    if (rc == ES_OK && the_app.json)
+        code = app_print_json(json_pack("{s:s,s:i,s:s}", "name", b.name, "version", b.version, "file", argv[2]));
+    else if (rc == ES_OK)
+        app_note("wrote %s", argv[2]);
+    es_basis_free(&b);
+    close_all(&o);
+    return code;
+}
+
+int cmd_basis(int argc, char **argv)
+{
+    static const command table[] = {
+        {"new", "a basis of named features, or of those that experiences suggest", basis_new},
+        {"add", "features with bounds", basis_add},
+        {"remove", "features", basis_remove},
+        {"show", "features, bounds, labels, conditioning", basis_show},
+        {"list", "all bases", basis_list},
+        {"export", "as a JSON file", basis_export},
+        {0},
+    };
+    return app_subcommand("basis", "Chosen features with bounds: the directions along which the model may adapt.", table, argc, argv);
+}
