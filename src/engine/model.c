@@ -119,8 +119,9 @@ static int read_sizes(es_model *m, es_error *err)
     return ES_OK;
 }
 
-/* Finds a tensor, checks its shape ([n_out, n_in]; n_out 1 for a vector) and that it holds no NaN. NULL and an error otherwise. */
-static es_gguf_tensor *get_tensor(es_model *m, const char *name, int n_out, int n_in, es_error *err)
+/* Finds a tensor, checks its shape ([n_out, n_in]; n_out 1 for a vector), with f32 its type, and that it holds no NaN. NULL and an
+ * error otherwise. */
+static es_gguf_tensor *get_tensor(es_model *m, const char *name, int n_out, int n_in, bool f32, es_error *err)
 {
     es_gguf_tensor *t = es_gguf_find_tensor(&m->gguf, name);
     if (!t) {
@@ -130,6 +131,10 @@ static es_gguf_tensor *get_tensor(es_model *m, const char *name, int n_out, int 
     if (t->ne[0] != (size_t)n_in || t->ne[1] != (size_t)n_out || t->ne[2] != 1 || t->ne[3] != 1) {
         es_fail(err, ES_ERR_FORMAT, "%s: the tensor %s is %zu x %zu x %zu x %zu and should be %d x %d", m->info.path, name, t->ne[0],
                 t->ne[1], t->ne[2], t->ne[3], n_in, n_out);
+        return NULL;
+    }
+    if (f32 && t->type != ES_F32) {
+        es_fail(err, ES_ERR_FORMAT, "%s: the tensor %s is %s and should be F32", m->info.path, name, es_type_get(t->type)->name);
         return NULL;
     }
     if (!es_gguf_tensor_finite(t)) {
@@ -143,7 +148,7 @@ static es_gguf_tensor *get_tensor(es_model *m, const char *name, int n_out, int 
 
 static int get_weight(es_model *m, const char *name, int n_out, int n_in, es_weight *out, es_error *err)
 {
-    const es_gguf_tensor *t = get_tensor(m, name, n_out, n_in, err);
+    const es_gguf_tensor *t = get_tensor(m, name, n_out, n_in, false, err);
     if (!t)
         return ES_ERR_FORMAT;
     *out = (es_weight){.type = t->type, .n_out = n_out, .n_in = n_in, .data = t->data};
@@ -152,11 +157,9 @@ static int get_weight(es_model *m, const char *name, int n_out, int n_in, es_wei
 
 static int get_vector(es_model *m, const char *name, int n, const float **out, es_error *err)
 {
-    const es_gguf_tensor *t = get_tensor(m, name, 1, n, err);
+    const es_gguf_tensor *t = get_tensor(m, name, 1, n, true, err);
     if (!t)
         return ES_ERR_FORMAT;
-    if (t->type != ES_F32)
-        return es_fail(err, ES_ERR_FORMAT, "%s: the tensor %s is %s and should be F32", m->info.path, name, es_type_get(t->type)->name);
     *out = t->data;
     return ES_OK;
 }

@@ -199,6 +199,10 @@ void tiny_drop_tensor(tiny_file *f, const char *name)
     free_tensor(t);
     memmove(t, t + 1, (size_t)(f->tensor + f->n_tensor - t - 1) * sizeof *t);
     f->said_tensor = --f->n_tensor;
+    for (size_t i = 0, end = 0; i < f->n_tensor; i++) { /* the others move up */
+        f->tensor[i].offset = end;
+        end = (end + f->tensor[i].data.len + f->alignment - 1) / f->alignment * f->alignment;
+    }
 }
 
 void tiny_set_u32(tiny_file *f, const char *key, uint32_t v)
