@@ -1,4 +1,5 @@
 /* The trainer: gradients against finite differences, and the promises of engine.h. */
+#include "count_allocations.h"
 #include "model.h"
 #include "support.h"
 
@@ -6,50 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- counting allocations (not under a sanitizer, which has its own malloc) ------------------------------------------- */
-
-static long allocations; /* made by our own code: the libraries that are linked statically, so OpenBLAS's do not count */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define COUNTS 0
-#else
-#define COUNTS 1
-void *__libc_malloc(size_t n);
-void *__libc_calloc(size_t n, size_t size);
-void *__libc_realloc(void *p, size_t n);
-void *__libc_memalign(size_t align, size_t n);
-extern const char __executable_start, etext;
-
-static void count(const void *caller)
-{
-    if ((const char *)caller >= &__executable_start && (const char *)caller < &etext)
-        __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
-}
-
-void *malloc(size_t n)
-{
-    count(__builtin_return_address(0));
-    return __libc_malloc(n);
-}
-
-void *calloc(size_t n, size_t size)
-{
-    count(__builtin_return_address(0));
-    return __libc_calloc(n, size);
-}
-
-void *realloc(void *p, size_t n)
-{
-    count(__builtin_return_address(0));
-    return __libc_realloc(p, n);
-}
-
-void *aligned_alloc(size_t align, size_t n)
-{
-    count(__builtin_return_address(0));
-    return __libc_memalign(align, n);
-}
-#endif
 
 /* ---- a batch of three sequences with a loss ---------------------------------------------------------------------------- */
 
@@ -592,7 +549,7 @@ static void test_bad_batches(void **state)
 
 static void test_no_allocation(void **state)
 {
-    if (!COUNTS)
+    if (!ALLOCATIONS_COUNT)
         skip();
     fixture *f = make(table(state), 0);
     float a[RANK * D] = {0}, b[RANK * FF] = {0}, *ga = a, *gb = b, p[N];
