@@ -107,7 +107,7 @@ void ui_show(es_ui *u, int view)
         es_studio_sides_close(u->studio);
     }
     if (view != u->view)
-        u->previous = u->view;
+        u->message[0] = 0; /* what was said there means little here */
     u->view = view;
     u->help.open = false;
 }

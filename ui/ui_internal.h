@@ -177,7 +177,7 @@ struct es_ui {
     es_studio *studio;
     es_ui_options o;
     es_view *v;
-    int h, w, view, previous;
+    int h, w, view;
     void *state[UI_VIEWS];
     bool leave, dirty, redraw_all, drawn, light, background_known;
     ui_input input;
