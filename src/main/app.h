@@ -50,6 +50,7 @@ json_t *app_json_text(const char *s, size_t n);
 int app_flush(void); /* EXIT_DONE, or EXIT_FAILED when stdout could not be written */
 
 /* ---- where things are ---- */
+void app_remove_tree(const char *folder); /* a temporary folder of ours, with what is in it */
 void app_path(char *out, size_t size, const char *fmt, ...) __attribute__((format(printf, 3, 4))); /* under home */
 /* The model in use: --model, the configuration, else the default one in home. */
 void app_model_path(char *out, size_t size, bool *is_default);

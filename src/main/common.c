@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <ftw.h>
 #include <math.h>
 #include <pwd.h>
 #include <stdarg.h>
@@ -210,6 +211,19 @@ json_t *app_json_text(const char *s, size_t n)
 }
 
 /* ---- where things are ------------------------------------------------------------------------------------------------ */
+
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *at)
+{
+    (void)st;
+    (void)kind;
+    (void)at;
+    return remove(path);
+}
+
+void app_remove_tree(const char *folder)
+{
+    nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+}
 
 void app_path(char *out, size_t size, const char *fmt, ...)
 {

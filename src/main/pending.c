@@ -50,3 +50,18 @@ WEAK int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary
     (void)a; (void)m; (void)s; (void)l; (void)k; (void)p;
     REFUSE;
 }
+WEAK const float *es_atlas_density(const es_atlas *a) { (void)a; return NULL; }
+WEAK int es_atlas_card(es_atlas *a, int f, es_feature_card *out, es_error *err) { (void)a; (void)f; (void)out; REFUSE; }
+WEAK int es_atlas_tokens_text(es_atlas *a, const es_model *m, int f, es_buf *out, es_error *err) { (void)a; (void)m; (void)f; (void)out; REFUSE; }
+WEAK int es_workspace_check(es_workspace *w, es_error *err) { (void)w; REFUSE; }
+WEAK int es_workspace_search(es_workspace *w, const char *d, const char *q, int *f, int max, int *n, es_error *err) { (void)w; (void)d; (void)q; (void)f; (void)max; (void)n; REFUSE; }
+WEAK int es_workspace_label_get(es_workspace *w, const char *d, int f, es_label *out, es_error *err) { (void)w; (void)d; (void)f; (void)out; REFUSE; }
+WEAK int es_workspace_label_set(es_workspace *w, const char *d, int f, const char *t, const char *g, int r, const char *a, es_error *err)
+{
+    (void)w; (void)d; (void)f; (void)t; (void)g; (void)r; (void)a;
+    REFUSE;
+}
+WEAK int es_workspace_label_undo(es_workspace *w, const char *d, int *f, es_error *err) { (void)w; (void)d; (void)f; REFUSE; }
+WEAK int es_workspace_label_import(es_workspace *w, const char *d, int n, const char *p, const char *a, int *i, es_error *err) { (void)w; (void)d; (void)n; (void)p; (void)a; (void)i; REFUSE; }
+WEAK int es_workspace_label_export(es_workspace *w, const char *d, json_t **out, es_error *err) { (void)w; (void)d; (void)out; REFUSE; }
+WEAK void es_label_free(es_label *l) { (void)l; }

@@ -1,0 +1,289 @@
+/* bench: rates of the program's own work on this machine. Random tokens: no rate here depends on what they mean. */
+#include "app.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MAX_REPEAT = 50 };
+
+typedef struct bench {
+    es_model *m;
+    app_features f;
+    es_rng rng;
+    int repeat, prompt, tokens;
+    json_t *all;
+} bench;
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* One line: the median of the rates, and the range. */
+static void result(bench *b, const char *name, const char *what, const char *unit, double *rate, int n)
+{
+    qsort(rate, (size_t)n, sizeof *rate, by_value);
+    double median = n % 2 ? rate[n / 2] : (rate[n / 2 - 1] + rate[n / 2]) / 2;
+    json_object_set_new(b->all, name, json_pack("{s:f,s:f,s:f,s:i,s:s,s:s}", "median", median, "least", rate[0], "most", rate[n - 1], "runs", n, "unit", unit,
+                                                "what", what));
+    app_progress_end();
+    if (!the_app.json) {
+        printf("%-12s %9.1f %-22s %8.1f .. %-8.1f %s\n", name, median, unit, rate[0], rate[n - 1], what);
+        fflush(stdout);
+    }
+}
+
+static int random_ids(bench *b, es_ids *ids, int n, es_error *err)
+{
+    ids->n = 0;
+    while (ids->n < (size_t)n) {
+        int32_t id = (int32_t)es_rng_below(&b->rng, (uint64_t)es_model_get_info(b->m)->n_vocab);
+        if (!es_token_is_control(b->m, id) && es_ids_add(ids, id) != 0)
+            return es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    }
+    return ES_OK;
+}
+
+static int prefill_and_decode(bench *b, es_error *err)
+{
+    es_context_options o = {.n_ctx = b->prompt + b->tokens, .threads = the_app.threads};
+    es_context *c = NULL;
+    es_ids ids = {0};
+    double prefill[MAX_REPEAT], decode[MAX_REPEAT];
+    char what[80];
+    int n = 0, rc = es_context_open(&c, b->m, &o, err);
+    if (rc == ES_OK)
+        rc = random_ids(b, &ids, b->prompt + b->tokens, err);
+    for (int r = -1; r < b->repeat && rc == ES_OK; r++) { /* the first pass warms caches and does not count */
+        rc = es_context_truncate(c, 0, err);
+        double began = es_seconds();
+        if (rc == ES_OK)
+            rc = es_context_feed(c, ids.id, b->prompt, &app_cancel, err);
+        double middle = es_seconds();
+        for (int i = 0; i < b->tokens && rc == ES_OK; i++)
+            rc = es_context_feed(c, ids.id + b->prompt + i, 1, &app_cancel, err);
+        if (rc == ES_OK && r >= 0) {
+            prefill[n] = b->prompt / (middle - began);
+            decode[n++] = b->tokens / (es_seconds() - middle);
+        }
+    }
+    if (rc == ES_OK) {
+        snprintf(what, sizeof what, "prompt of %d tokens", b->prompt);
+        result(b, "prefill", what, "tokens a second", prefill, n);
+        snprintf(what, sizeof what, "%d tokens after it, one at a time", b->tokens);
+        result(b, "decode", what, "tokens a second", decode, n);
+    }
+    es_ids_free(&ids);
+    es_context_free(c);
+    return rc;
+}
+
+static int encode(bench *b, es_error *err)
+{
+    enum { ROWS = 1024 };
+    size_t d = (size_t)es_model_get_info(b->m)->d_model;
+    float *x = es_calloc(ROWS * d, sizeof *x);
+    es_pool *pool = NULL;
+    es_sparse s = {0};
+    double rate[MAX_REPEAT];
+    int n = 0, rc = x ? es_pool_open(&pool, the_app.threads, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    for (size_t i = 0; x && i < ROWS * d; i++)
+        x[i] = es_rng_normal(&b->rng);
+    for (int r = -1; r < b->repeat && rc == ES_OK; r++) {
+        double began = es_seconds();
+        rc = es_dictionary_encode(b->f.dictionary, pool, x, ROWS, &s, err);
+        if (rc == ES_OK && r >= 0)
+            rate[n++] = ROWS / (es_seconds() - began);
+    }
+    if (rc == ES_OK)
+        result(b, "encode", "rows of the residual to features", "tokens a second", rate, n);
+    es_sparse_free(&s);
+    es_pool_free(pool);
+    free(x);
+    return rc;
+}
+
+static int adaptation(bench *b, es_error *err)
+{
+    static const char *const question[] = {"How do I boil an egg?", "What is a prime number?", "Why do leaves turn red?", "Who wrote Hamlet?"};
+    static const char *const brief[] = {"Six minutes in boiling water, then cold water.", "A whole number above one that only one and itself divide.",
+                                        "The green goes; the red that was there or is made then shows.", "William Shakespeare."};
+    static const char *const wordy = "That is a truly wonderful question, and I am delighted that you asked it! There are a great many things to consider here, so let us "
+                                     "take our time and go through each of them carefully, one after the other, before we arrive at an answer.";
+    es_adapter_options ao = es_adapter_default(b->f.dictionary, b->m);
+    es_learner_options lo = es_learner_default(ao.form);
+    es_basis basis = {.name = "bench"};
+    es_adapter *a = NULL;
+    es_learner *l = NULL;
+    double rate[MAX_REPEAT], speed[MAX_REPEAT];
+    int n = 0;
+    lo.threads = the_app.threads;
+    lo.hold_out = 0;
+    int size = b->f.n < 64 ? b->f.n : 64;
+    int rc = es_basis_random(&basis, b->m, b->f.dictionary, b->f.atlas, size, 1, err);
+    if (rc == ES_OK)
+        rc = es_adapter_new(&a, b->m, b->f.dictionary, &basis, &ao, err);
+    if (rc == ES_OK)
+        rc = es_learner_open(&l, b->m, b->f.dictionary, a, &lo, err);
+    for (int i = 0; i < 4 && rc == ES_OK; i++) {
+        es_message message = {"user", question[i]};
+        es_experience e = {.message = &message, .n_message = 1, .preferred = (char *)(uintptr_t)brief[i], .rejected = (char *)(uintptr_t)wordy, .weight = 1};
+        rc = es_learner_add(l, &e, &app_cancel, err);
+    }
+    for (int r = -1; r < b->repeat && rc == ES_OK; r++) {
+        es_step_report step;
+        rc = es_learner_step(l, &step, &app_cancel, err);
+        if (rc == ES_OK && r >= 0) {
+            rate[n] = 1 / step.seconds;
+            speed[n++] = step.tokens / step.seconds;
+        }
+    }
+    if (rc == ES_OK) {
+        result(b, "adapt", "steps on four pairs, guards included", "steps a second", rate, n);
+        result(b, "adapt_tokens", "the same in tokens", "tokens a second", speed, n);
+    }
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_basis_free(&basis);
+    return rc;
+}
+
+typedef struct training {
+    double rate[MAX_REPEAT], last, done;
+    int n;
+} training;
+
+static void on_training(void *user, const char *what, double done, double total, const char *unit)
+{
+    (void)what;
+    (void)total;
+    (void)unit;
+    training *t = user;
+    double now = es_seconds();
+    if (t->last > 0 && done > t->done && t->n < MAX_REPEAT)
+        t->rate[t->n++] = (done - t->done) / (now - t->last);
+    t->last = now;
+    t->done = done;
+}
+
+static int dictionary(bench *b, const char *folder, es_error *err)
+{
+    char text[1200], harvest[1200], out[1200];
+    snprintf(text, sizeof text, "%s/text.txt", folder);
+    snprintf(harvest, sizeof harvest, "%s/harvest", folder);
+    snprintf(out, sizeof out, "%s/dictionary", folder);
+    es_ids ids = {0};
+    es_buf words = {0};
+    int rc = random_ids(b, &ids, 4096, err);
+    for (size_t i = 0; i < ids.n; i++) {
+        size_t n;
+        const char *s = es_token_bytes(b->m, ids.id[i], &n);
+        es_buf_add(&words, s, n);
+    }
+    if (rc == ES_OK)
+        rc = es_file_write(text, words.data, words.len, err);
+    int layer = es_model_get_info(b->m)->n_layer / 2;
+    es_harvest_options h = es_harvest_default();
+    h.layer = &layer;
+    h.n_layer = 1;
+    h.threads = the_app.threads;
+    h.max_tokens = 4000;
+    const char *file = text;
+    es_progress quiet = {.cancel = &app_cancel};
+    double began = es_seconds(), rate[1];
+    if (rc == ES_OK)
+        rc = es_harvest(b->m, &file, 1, harvest, &h, &quiet, err);
+    rate[0] = 4000 / (es_seconds() - began);
+    char what[80];
+    if (rc == ES_OK) {
+        snprintf(what, sizeof what, "layers 0 to %d, activations to disk", layer);
+        result(b, "harvest", what, "tokens a second", rate, 1);
+    }
+    es_dictionary_training o = es_dictionary_training_default();
+    o.n_features = 4608;
+    o.k = 32;
+    o.batch = 2048;
+    o.tokens = (uint64_t)(b->repeat + 3) * 2048;
+    o.threads = the_app.threads;
+    training t = {0};
+    es_progress timed = {.report = on_training, .user = &t, .cancel = &app_cancel};
+    if (rc == ES_OK)
+        rc = es_dictionary_train(harvest, layer, out, &o, &timed, err);
+    if (rc == ES_OK && t.n)
+        result(b, "dictionary", "training steps: 4,608 features, 32 active, batches of 2,048", "tokens a second", t.rate, t.n);
+    es_buf_free(&words);
+    es_ids_free(&ids);
+    return rc;
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    bench b = {.repeat = 5, .prompt = 512, .tokens = 64};
+    const char *only = NULL;
+    const opt table[] = {
+        {"repeat", "N", OPT_INT, &b.repeat, 1, MAX_REPEAT, "runs of each; the median counts (default 5)", NULL},
+        {"prompt", "N", OPT_INT, &b.prompt, 1, 4096, "tokens of the prompt (default 512)", NULL},
+        {"tokens", "N", OPT_INT, &b.tokens, 1, 4096, "tokens decoded after it (default 64)", NULL},
+        {"only", "NAME", OPT_TEXT, &only, 0, 0, "chat, encode, adapt or dictionary", NULL},
+        {0},
+    };
+    static const command_help help = {"bench", "", "How fast this machine prefills, decodes, encodes, adapts and trains dictionaries: medians, with the range. What needs a\n"
+                                      "dictionary is left out where there is none.",
+                                      "  espalier bench\n  espalier bench --only chat --repeat 9 --json", 0, 0};
+    int n;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    if (only && strcmp(only, "chat") && strcmp(only, "encode") && strcmp(only, "adapt") && strcmp(only, "dictionary"))
+        return opts_usage_error("bench", "--only is chat, encode, adapt or dictionary, not '%s'", only);
+    es_error err = {0}, missing = {0};
+    b.all = json_object();
+    es_rng_seed(&b.rng, 1);
+    rc = app_model(&b.m, &err);
+    if (rc == ES_OK && b.prompt + b.tokens > es_model_get_info(b.m)->n_ctx)
+        rc = es_fail(&err, ES_ERR_LIMIT, "%d tokens are more than the model's context of %d", b.prompt + b.tokens, es_model_get_info(b.m)->n_ctx);
+    if (rc == ES_OK && (!only || !strcmp(only, "chat")))
+        rc = prefill_and_decode(&b, &err);
+    bool needs = !only || !strcmp(only, "encode") || !strcmp(only, "adapt");
+    if (rc == ES_OK && needs) {
+        int got = app_features_open(&b.f, b.m, &missing);
+        if (got != ES_OK && (only || got != ES_ERR_MISSING)) {
+            err = missing;
+            rc = got;
+        }
+    }
+    if (rc == ES_OK && b.f.dictionary && (!only || !strcmp(only, "encode")))
+        rc = encode(&b, &err);
+    if (rc == ES_OK && b.f.dictionary && (!only || !strcmp(only, "adapt")))
+        rc = adaptation(&b, &err);
+    if (rc == ES_OK && (!only || !strcmp(only, "dictionary"))) {
+        char folder[] = "/tmp/espalier-bench-XXXXXX";
+        if (!mkdtemp(folder))
+            rc = es_fail(&err, ES_ERR_IO, "cannot make a folder in /tmp");
+        else {
+            rc = dictionary(&b, folder, &err);
+            app_remove_tree(folder);
+        }
+    }
+    int code = EXIT_DONE;
+    if (rc != ES_OK) {
+        code = app_fail(&err);
+        json_decref(b.all);
+    } else if (the_app.json) {
+        char kernels[400];
+        es_kernels_describe(kernels, sizeof kernels);
+        json_object_set_new(b.all, "kernels", json_string(kernels));
+        json_object_set_new(b.all, "threads", json_integer(the_app.threads ? the_app.threads : sysconf(_SC_NPROCESSORS_ONLN)));
+        code = app_print_json(b.all);
+    } else {
+        json_decref(b.all);
+        code = app_flush();
+    }
+    app_features_close(&b.f);
+    es_model_free(b.m);
+    return code;
+}
