@@ -1,0 +1,63 @@
+/* Shared by the files of sessions only: the SQL helpers of the workspace, and what the studio keeps of its conversations. */
+#ifndef ES_WORKSPACE_H
+#define ES_WORKSPACE_H
+
+#include <pthread.h>
+
+#include <sqlite3.h>
+
+#include "sessions.h"
+
+struct es_workspace {
+    sqlite3 *db;
+    pthread_mutex_t mutex; /* recursive: held for the length of every public call */
+    int lock;              /* the lock file's descriptor: one writer */
+    int failed;            /* why the last ws_query gave NULL */
+    char path[1024];
+};
+
+void ws_enter(es_workspace *w);
+void ws_leave(es_workspace *w);
+/* The last SQLite error as one line that names the file and says what to do. */
+int ws_fail(es_workspace *w, es_error *err, const char *doing);
+int ws_exec(es_workspace *w, const char *sql, es_error *err);
+int ws_begin(es_workspace *w, es_error *err);        /* BEGIN IMMEDIATE */
+int ws_end(es_workspace *w, int rc, es_error *err);  /* COMMIT when rc is 0, else ROLLBACK; returns the first failure */
+/* A statement with its values bound: i int64_t, d double, s text or NULL, b const void * and size_t, n NULL. The texts and blobs
+ * must live until it is finalized. NULL on failure: w->failed is the code. */
+sqlite3_stmt *ws_query(es_workspace *w, es_error *err, const char *sql, const char *types, ...);
+/* 1: a row is there; 0: no more; negative: failed. */
+int ws_step(es_workspace *w, sqlite3_stmt *q, es_error *err);
+int ws_run(es_workspace *w, es_error *err, const char *sql, const char *types, ...); /* to its end, rows ignored */
+int ws_int(es_workspace *w, int64_t *out, es_error *err, const char *sql, const char *types, ...); /* one number; ES_ERR_MISSING: no row */
+char *ws_text(sqlite3_stmt *q, int column);                           /* an owned copy; NULL for NULL or no memory */
+void ws_copy(char *out, size_t n, sqlite3_stmt *q, int column);       /* cut at a whole character; "" for NULL */
+void ws_now(char out[32]);
+bool ws_utf8(const char *s); /* valid UTF-8 throughout */
+
+/* A search row's number. */
+enum { WS_FEATURE_BITS = 24 };
+static inline int64_t ws_search_row(int64_t dictionary, int feature) { return dictionary << WS_FEATURE_BITS | feature; }
+/* Labels of a JSONL file, inside a transaction. */
+int ws_label_file(es_workspace *w, int64_t dictionary, int n_features, const char *path, const char *author, bool undoable, int *imported, es_error *err);
+int ws_dictionary_id(es_workspace *w, const char *hash, bool make, int64_t *id, int *n_features, es_error *err);
+
+/* ---- small settings ------------------------------------------------------------------------------------------------------------------ */
+
+int ws_state_set(es_workspace *w, const char *key, const char *value, es_error *err);
+int ws_state_get(es_workspace *w, const char *key, char *out, size_t n); /* 0 or ES_ERR_MISSING */
+
+/* ---- conversations ------------------------------------------------------------------------------------------------------------------- */
+
+int ws_session_new(es_workspace *w, const char *model_hash, int64_t *id, es_error *err);
+int ws_message_add(es_workspace *w, int64_t session, char role, const char *text, bool stopped, int64_t snapshot, int64_t *id, es_error *err);
+int ws_message_drop(es_workspace *w, int64_t id, es_error *err); /* left out of the conversation (answered again); the row stays */
+
+/* What a person said about a reply, in one transaction: the experience of that reply so far is taken back, the new one (NULL: none) is
+ * added, rating and correction are noted, and what was there before is kept for ws_judgement_undo. */
+int ws_judge(es_workspace *w, int64_t session, int64_t message, int rating, const char *edited, const es_experience *e, int64_t snapshot,
+             int64_t *experience, es_error *err);
+typedef struct ws_undone { int64_t message, experience /* taken back, or 0 */, restored /* put back, or 0 */, snapshot; int rating; char *edited; } ws_undone;
+int ws_judgement_undo(es_workspace *w, ws_undone *out, es_error *err); /* ES_ERR_MISSING when there is none; edited is owned */
+
+#endif
