@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <openssl/err.h>
 #include <openssl/evp.h>
 
 static int fail_errno(es_error *err, const char *path, const char *doing)
@@ -219,8 +220,10 @@ int es_sha256_file(char out[65], const char *path, es_error *err)
             break;
         ok = EVP_DigestUpdate(ctx, block, (size_t)n) == 1;
     }
-    if (rc == ES_OK && !(ok && EVP_DigestFinal_ex(ctx, md, NULL) == 1))
+    if (rc == ES_OK && !(ok && EVP_DigestFinal_ex(ctx, md, NULL) == 1)) {
+        ERR_clear_error(); /* it is told here and must not turn up in a later TLS call of this thread */
         rc = es_fail(err, ES_ERR_MEMORY, "%s: SHA-256 is not available or there is no memory for it", path);
+    }
     if (rc == ES_OK)
         hex_digest(out, md);
     EVP_MD_CTX_free(ctx);
@@ -235,4 +238,6 @@ void es_sha256_bytes(char out[65], const void *bytes, size_t n)
     out[0] = 0; /* "" when the library cannot hash: equal to no digest */
     if (EVP_Digest(bytes, n, md, NULL, EVP_sha256(), NULL) == 1)
         hex_digest(out, md);
+    else
+        ERR_clear_error();
 }

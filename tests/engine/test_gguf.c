@@ -1,4 +1,5 @@
 /* GGUF files, sound and spoilt. A spoilt one gives one clear line and nothing else. */
+#include "failing.h"
 #include "gguf.h"
 #include "support.h"
 
@@ -553,13 +554,53 @@ static void flipped_bytes(void **state)
     es_buf_free(&b);
 }
 
+/* Opening and rendering with the nth allocation failing, once and for good: an error that says so, and nothing leaked. */
+static void every_allocation_may_fail(void **state)
+{
+    (void)state;
+    if (!test_malloc_hooked())
+        skip();
+    tiny_options o = smallest();
+    const char *path = test_path("nth.gguf");
+    make_tiny_gguf(path, &o);
+    char text[200];
+    memset(text, 'e', sizeof text); /* long enough for the heap */
+    for (int for_good = 0; for_good < 2; for_good++)
+        for (long n = 0;; n++) {
+            es_model *m = NULL;
+            es_error err = {0};
+            es_ids l = {0};
+            const es_message q = {"user", "the question"};
+            long live = test_malloc_live();
+            test_fail_malloc(n, for_good);
+            int rc = es_model_open(&m, path, &err);
+            if (rc == ES_OK)
+                rc = es_chat_render(m, &q, 1, true, &l, &err);
+            size_t had = l.n;
+            if (rc == ES_OK && (rc = es_tokenize(m, text, sizeof text, false, &l, &err)) != ES_OK)
+                assert_int_equal(l.n, had);
+            bool failed = test_malloc_failed();
+            test_fail_malloc(-1, false);
+            es_ids_free(&l);
+            es_model_free(m);
+            assert_int_equal(test_malloc_live(), live);
+            if (!failed) {
+                assert_ok(rc, &err);
+                assert_true(n > 15);
+                break;
+            }
+            assert_int_equal(rc, ES_ERR_MEMORY);
+            assert_error(rc, &err, "not enough memory");
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opens_every_type),     cmocka_unit_test(hash_is_of_the_file),  cmocka_unit_test(the_real_model),
         cmocka_unit_test(version_2_opens),      cmocka_unit_test(other_habits),         cmocka_unit_test(faults_give_one_line),
         cmocka_unit_test(bad_scales_are_found), cmocka_unit_test(not_files),            cmocka_unit_test(truncation),
-        cmocka_unit_test(flipped_bytes),
+        cmocka_unit_test(flipped_bytes),        cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
