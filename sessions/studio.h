@@ -1,0 +1,168 @@
+/* The inside of a studio. Two threads touch the engine: the chat thread (context, sampling, encoding) and the worker (attribution,
+ * learner). Everything marked [lock] is guarded by `lock`, which nobody holds while computing; what is marked [chat] or [work] belongs
+ * to that thread alone; model, dictionary and atlas are set once before `ready` and read-only afterwards (atlas: atlas_lock). */
+#ifndef ES_STUDIO_INTERNAL_H
+#define ES_STUDIO_INTERNAL_H
+
+#include <pthread.h>
+
+#include "sessions.h"
+#include "workspace.h"
+
+enum { ES_HISTORY = 512, ES_ACTIVE = 32, ES_JOBS = 32 };
+
+typedef enum es_command_kind {
+    ES_CMD_SAY, ES_CMD_NEW_CHAT, ES_CMD_REGENERATE, ES_CMD_COMPARE, ES_CMD_STEER, ES_CMD_PROBE, /* for the chat thread */
+    ES_CMD_SUGGEST, ES_CMD_MEASURE,                                           /* for the worker */
+} es_command_kind;
+
+typedef struct es_command {
+    es_command_kind kind;
+    int a, job;
+    float x;
+    uint64_t chat; /* which chat it was meant for */
+    char *text;
+    struct es_command *next;
+} es_command;
+
+typedef struct es_queue {
+    es_command *head, *tail;
+} es_queue;
+
+typedef struct es_turn_state { /* [lock] */
+    int64_t id;      /* the message's id in the workspace */
+    char role;
+    es_buf text;
+    char *edited;
+    int rating;
+    bool streaming, stopped;
+    int64_t snapshot;
+    int n_token, cap_token;
+    int *token_end;
+    /* active features of each token, a row a token */
+    int n_row, cap_row;
+    size_t *row; /* [n_row + 1] */
+    int32_t *feature;
+    float *value;
+    size_t cap_value;
+} es_turn_state;
+
+typedef struct es_side_state { /* [lock] */
+    char title[160];
+    es_buf text;
+    bool streaming;
+    int tokens;
+} es_side_state;
+
+struct es_studio {
+    es_studio_options o; /* strings owned */
+    es_workspace *workspace;
+    int64_t session;
+
+    pthread_mutex_t lock;
+    pthread_cond_t chat_wake, work_wake;
+    pthread_t chat_thread, work_thread;
+    bool chat_started, work_started;
+    int pipe[2];
+    bool pipe_full;        /* one byte is in the pipe */
+    bool quit;             /* also read without the lock through __atomic */
+    bool ready, failed;    /* [lock] */
+    bool stop;             /* a flag: the generation now running stops at the next token */
+    bool cancel_work;      /* a flag: the worker's long call stops */
+    uint64_t serial;
+    char status[240];
+
+    es_model *model;
+    es_dictionary *dictionary;
+    es_atlas *atlas;
+    pthread_mutex_t atlas_lock;
+    char model_name[128], dictionary_name[128], dictionary_hash[65], model_hash[65];
+    int layer, d_model, n_features;
+    bool loaded_names; /* [lock] */
+
+    es_queue chat_queue, work_queue; /* [lock] */
+
+    /* conversation [lock] */
+    uint64_t chat;
+    es_turn_state *turn;
+    int n_turn, cap_turn;
+    bool generating;
+    double tokens_per_second;
+    int context_used, n_ctx;
+    es_active active[ES_ACTIVE];
+    int n_active;
+    int shade;
+    es_side_state side[2];
+    int n_side;
+    char *probe_text;
+    es_active probe[ES_ACTIVE];
+    int n_probe;
+    bool probe_running;
+    uint64_t probe_serial;
+    float temperature;
+
+    /* what speaks: the worker leaves a whole adapter here, the chat thread takes it between tokens [lock] */
+    es_adapter *incoming;
+    bool incoming_set; /* true with incoming NULL: back to the base model */
+    int64_t snapshot;  /* in use; 0: base */
+    bool adapter_on;
+
+    /* [chat] */
+    es_context *context;
+    es_pool *pool;
+    es_adapter *speaking;
+    es_patch patch; /* of speaking; its arrays are the adapter's */
+    es_watch watch;
+    int64_t cached_snapshot; /* whose rows the KV cache holds above the adapter */
+    es_turn_state *listening; /* where the watch puts the active features of a fed token; NULL: nowhere */
+    es_sparse sparse;
+    es_rng rng;
+
+    /* basis in use [lock] */
+    es_basis basis; /* name "" when there is none */
+    bool basis_auto;
+    es_basis_report report;
+    bool report_ready;
+    int *suggested;
+    float *suggested_score;
+    int n_suggested;
+
+    /* learning [lock] */
+    es_learning_state learning;
+    char learning_text[200];
+    bool paused, dirty, restart; /* dirty: there is something new to learn; restart: from the base model (something was taken away) */
+    float *history; /* ring-free: [n_step * basis.n], the oldest is dropped at ES_HISTORY */
+    float *step_loss, *step_kl;
+    int n_step;
+    int *mark_step;
+    int64_t *mark_experience;
+    int n_mark;
+    float *snr;
+    int n_snr;
+    es_job job[ES_JOBS];
+    double job_start[ES_JOBS];
+    bool job_cancel[ES_JOBS];
+    int n_job, next_job;
+};
+
+/* studio.c */
+void es_studio_changed(es_studio *s);                 /* with the lock held: a new view is worth drawing */
+void es_studio_say_status(es_studio *s, const char *fmt, ...) __attribute__((format(printf, 2, 3))); /* takes the lock */
+bool es_studio_quitting(const es_studio *s);
+void es_studio_turn_free(es_turn_state *t);
+void es_studio_clear_history(es_studio *s);           /* lock held */
+int es_studio_set_basis(es_studio *s, const es_basis *b, es_error *err); /* takes the lock; copies; drops history when the features differ */
+int es_studio_basis_copy(es_basis *out, const es_basis *b);
+void es_studio_learn_dirty(es_studio *s, bool restart); /* takes the lock */
+int es_studio_job_begin(es_studio *s, const char *kind, const char *what, const char *unit); /* takes the lock; the job's id */
+void es_studio_job_step(es_studio *s, int id, double done, double total, const char *what);
+void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const char *what);
+bool es_studio_job_cancelled(es_studio *s, int id);
+
+/* studio_chat.c, studio_learn.c: the two threads */
+void *es_studio_chat_main(void *studio);
+void *es_studio_work_main(void *studio);
+void es_studio_command_free(es_command *c);
+void es_studio_post(es_studio *s, es_queue *q, pthread_cond_t *wake, es_command_kind kind, int a, float x, const char *text);
+
+#endif

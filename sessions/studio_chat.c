@@ -1,0 +1,775 @@
+/* The chat thread: opens the model, then answers. It alone touches the context. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "studio.h"
+
+/* ---- loading --------------------------------------------------------------------------------------------------------- */
+
+static int load_dictionary(es_studio *s, es_error *err)
+{
+    if (!s->o.dictionary)
+        return 0;
+    int rc = es_dictionary_open(&s->dictionary, s->o.dictionary, err);
+    if (rc || (rc = es_dictionary_check_model(s->dictionary, s->model, err)))
+        return rc;
+    const es_dictionary_info *i = es_dictionary_get_info(s->dictionary);
+    char path[1200];
+    snprintf(path, sizeof path, "%s/atlas.esa", s->o.dictionary);
+    es_error atlas_error;
+    if (es_atlas_open(&s->atlas, path, &atlas_error))
+        es_studio_say_status(s, "no atlas: %.180s", atlas_error.text);
+    else if (strcmp(es_atlas_dictionary_hash(s->atlas), i->hash))
+        return es_fail(err, ES_ERR_MISMATCH, "%s was made for dictionary %.12s, this one is %.12s: build the atlas again", path,
+                       es_atlas_dictionary_hash(s->atlas), i->hash);
+    pthread_mutex_lock(&s->lock);
+    snprintf(s->dictionary_name, sizeof s->dictionary_name, "%s", i->name);
+    snprintf(s->dictionary_hash, sizeof s->dictionary_hash, "%s", i->hash);
+    s->layer = i->layer;
+    s->n_features = i->n_features;
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
+static int load_model(es_studio *s, es_error *err)
+{
+    int rc = es_model_open(&s->model, s->o.model, err);
+    if (rc)
+        return rc;
+    const es_model_info *i = es_model_get_info(s->model);
+    char hash[65];
+    if (es_workspace_file_hash(s->workspace, s->o.model, hash) == 0)
+        es_model_set_hash(s->model, hash);
+    else if ((rc = es_model_hash(s->model, hash, err)) || (rc = es_workspace_remember_hash(s->workspace, s->o.model, hash, err)))
+        return rc;
+    es_context_options co = {.n_ctx = s->o.n_ctx, .threads = s->o.threads};
+    if ((rc = es_context_open(&s->context, s->model, &co, err)) || (rc = es_pool_open(&s->pool, s->o.threads, err)))
+        return rc;
+    pthread_mutex_lock(&s->lock);
+    memcpy(s->model_hash, hash, sizeof hash);
+    snprintf(s->model_name, sizeof s->model_name, "%s", i->name[0] ? i->name : i->architecture);
+    s->d_model = i->d_model;
+    s->n_ctx = es_context_size(s->context);
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
+/* The basis and the snapshot that were in use when the workspace was closed. */
+static int restore(es_studio *s, es_error *err)
+{
+    int64_t current = 0;
+    int rc = es_workspace_snapshot_current(s->workspace, &current);
+    if (rc)
+        return es_fail(err, rc, "the workspace does not say which snapshot is in use");
+    char name[96], *at = NULL;
+    if (ws_state_get(s->workspace, "basis", name, sizeof name) == 0 && (at = strrchr(name, '@'))) {
+        *at = 0;
+        es_basis b = {0};
+        if (es_workspace_basis_load(s->workspace, name, atoi(at + 1), &b, NULL) == 0 && !strcmp(b.dictionary_hash, s->dictionary_hash))
+            rc = es_studio_set_basis(s, &b, err);
+        es_basis_free(&b);
+    }
+    if (rc || !current)
+        return rc;
+    es_buf bytes = {0};
+    es_error why;
+    es_adapter *a = NULL;
+    if (es_workspace_snapshot_bytes(s->workspace, current, &bytes, &why) == 0 &&
+        es_adapter_from_bytes(&a, s->model, s->dictionary, bytes.data, bytes.len, "the snapshot in use", &why) == 0) {
+        pthread_mutex_lock(&s->lock);
+        s->incoming = a;
+        s->incoming_set = true;
+        s->snapshot = current;
+        pthread_mutex_unlock(&s->lock);
+    } else {
+        es_studio_say_status(s, "speaking with the base model: %.180s", why.text);
+    }
+    es_buf_free(&bytes);
+    return 0;
+}
+
+static void restore_history(es_studio *s)
+{
+    es_snapshot_line *line = NULL;
+    int n = 0;
+    if (es_workspace_snapshot_list(s->workspace, &line, &n, NULL))
+        return;
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < n; i++) {
+        if (strcmp(line[i].basis, s->basis.name) || line[i].basis_version != s->basis.version || line[i].n != s->basis.n ||
+            s->n_step == ES_HISTORY || !s->basis.n)
+            continue;
+        float *h = realloc(s->history, (size_t)(s->n_step + 1) * (size_t)s->basis.n * sizeof *h);
+        if (!h)
+            break;
+        s->history = h;
+        memcpy(h + (size_t)s->n_step * (size_t)s->basis.n, line[i].coefficient, (size_t)s->basis.n * sizeof *h);
+        s->step_loss[s->n_step] = NAN;
+        s->step_kl[s->n_step] = (float)line[i].kl;
+        s->n_step++;
+    }
+    pthread_mutex_unlock(&s->lock);
+    es_snapshot_lines_free(line, n);
+}
+
+/* ---- the adapter, swapped whole -------------------------------------------------------------------------------------------- */
+
+static int take_incoming(es_studio *s, es_error *err)
+{
+    es_adapter *old = NULL;
+    bool swapped = false;
+    pthread_mutex_lock(&s->lock);
+    if (s->incoming_set) {
+        old = s->speaking;
+        s->speaking = s->incoming;
+        s->incoming = NULL;
+        s->incoming_set = false;
+        swapped = true;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!swapped)
+        return 0;
+    es_adapter_free(old);
+    memset(&s->patch, 0, sizeof s->patch);
+    return s->speaking ? es_adapter_patch(s->speaking, 1, &s->patch, err) : 0;
+}
+
+/* What the next tokens are computed with: the adapter that speaks, or an addend for steering (shown against the base model). */
+static es_patch patch_for(const es_studio *s, bool adapted, const es_addend *extra)
+{
+    es_patch p = {0};
+    if (extra)
+        return (es_patch){.addend = extra, .n_addend = 1};
+    return adapted ? s->patch : p;
+}
+
+/* ---- active features of the tokens that are fed ----------------------------------------------------------------------------- */
+
+static bool reserve_row(es_turn_state *t, size_t values)
+{
+    if (t->n_row + 2 > t->cap_row) {
+        int cap = t->cap_row ? 2 * t->cap_row : 64;
+        size_t *row = realloc(t->row, (size_t)(cap + 1) * sizeof *row);
+        if (!row)
+            return false;
+        if (!t->row)
+            row[0] = 0;
+        t->row = row;
+        t->cap_row = cap;
+    }
+    size_t need = t->row[t->n_row] + values;
+    if (need > t->cap_value) {
+        size_t cap = 2 * need + 256;
+        int32_t *f = realloc(t->feature, cap * sizeof *f);
+        if (f)
+            t->feature = f;
+        float *v = realloc(t->value, cap * sizeof *v);
+        if (v)
+            t->value = v;
+        if (!f || !v)
+            return false;
+        t->cap_value = cap;
+    }
+    return true;
+}
+
+static void listen(void *user, int layer, int pos0, const float *h, int T, int d)
+{
+    (void)layer;
+    (void)pos0;
+    (void)d;
+    es_studio *s = user;
+    es_turn_state *t = s->listening;
+    if (!t || es_dictionary_encode(s->dictionary, s->pool, h, T, &s->sparse, NULL))
+        return;
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < T; i++) {
+        size_t a = s->sparse.start[i], n = s->sparse.start[i + 1] - a;
+        if (!reserve_row(t, n))
+            break;
+        size_t at = t->row[t->n_row];
+        memcpy(t->feature + at, s->sparse.index + a, n * sizeof *t->feature);
+        memcpy(t->value + at, s->sparse.value + a, n * sizeof *t->value);
+        t->row[++t->n_row] = at + n;
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static int by_activation(const void *a, const void *b)
+{
+    float x = ((const es_active *)a)->activation, y = ((const es_active *)b)->activation;
+    return (x < y) - (x > y);
+}
+
+/* The strongest features over a turn's rows: the peak relative to what the feature usually reaches would favour rare ones; the peak
+ * itself is what the person sees shaded, so that orders the list. */
+static int strongest(const es_studio *s, const es_turn_state *t, es_active *out, int max)
+{
+    if (!t->n_row)
+        return 0;
+    es_active *all = calloc((size_t)s->n_features, sizeof *all);
+    if (!all)
+        return 0;
+    for (size_t i = 0; i < t->row[t->n_row]; i++) {
+        es_active *a = &all[t->feature[i]];
+        a->feature = t->feature[i];
+        a->mean += t->value[i] / (float)t->n_row;
+        if (t->value[i] > a->activation)
+            a->activation = t->value[i];
+    }
+    int n = 0;
+    for (int f = 0; f < s->n_features; f++)
+        if (all[f].activation > 0)
+            all[n++] = all[f];
+    qsort(all, (size_t)n, sizeof *all, by_activation);
+    if (n > max)
+        n = max;
+    memcpy(out, all, (size_t)n * sizeof *out);
+    free(all);
+    return n;
+}
+
+/* ---- generating ------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct sink { /* where tokens go */
+    es_turn_state *turn; /* or */
+    es_side_state *side;
+} sink;
+
+static void put(es_studio *s, sink *k, const es_buf *bytes, size_t whole)
+{
+    pthread_mutex_lock(&s->lock);
+    if (k->turn) {
+        es_turn_state *t = k->turn;
+        t->text.len = 0;
+        es_buf_add(&t->text, bytes->data ? bytes->data : "", whole);
+        if (t->n_token == t->cap_token) {
+            int cap = t->cap_token ? 2 * t->cap_token : 128;
+            int *e = realloc(t->token_end, (size_t)cap * sizeof *e);
+            if (e) {
+                t->token_end = e;
+                t->cap_token = cap;
+            }
+        }
+        if (t->n_token < t->cap_token)
+            t->token_end[t->n_token++] = (int)whole;
+    } else {
+        k->side->text.len = 0;
+        es_buf_add(&k->side->text, bytes->data ? bytes->data : "", whole);
+        k->side->tokens++;
+    }
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Generates after what the cache holds. follow: adapter swaps are taken between tokens (a chat), otherwise `patch` stays. Returns 0,
+ * ES_ERR_CANCELLED when it was stopped, ES_ERR_LIMIT when the cache is full, or another error. */
+static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_sampling *how, bool *cut, es_error *err)
+{
+    es_buf bytes = {0};
+    int rc = 0, n = 0;
+    double start = es_seconds();
+    int64_t spoke = 0;
+    *cut = true;
+    for (; n < s->o.max_tokens; n++) {
+        if (__atomic_load_n(&s->stop, __ATOMIC_RELAXED) || es_studio_quitting(s)) {
+            rc = ES_ERR_CANCELLED;
+            break;
+        }
+        int32_t id = es_sample(s->context, how, &s->rng);
+        if (es_token_ends(s->model, id)) {
+            *cut = false;
+            break;
+        }
+        size_t len = 0;
+        const char *b = es_token_bytes(s->model, id, &len);
+        es_buf_add(&bytes, b, len);
+        if (bytes.failed) {
+            rc = es_fail(err, ES_ERR_MEMORY, "no memory for the reply");
+            break;
+        }
+        put(s, k, &bytes, es_utf8_whole(bytes.data, bytes.len));
+        if (follow) {
+            if ((rc = take_incoming(s, err)))
+                break;
+            es_patch p = patch_for(s, adapted, NULL);
+            es_context_set_patch(s->context, &p);
+            rc = es_context_feed(s->context, &id, 1, NULL, err);
+            es_context_set_patch(s->context, NULL);
+            pthread_mutex_lock(&s->lock);
+            spoke = s->adapter_on ? s->snapshot : 0;
+            pthread_mutex_unlock(&s->lock);
+        } else {
+            rc = es_context_feed(s->context, &id, 1, NULL, err);
+        }
+        if (rc)
+            break;
+        pthread_mutex_lock(&s->lock);
+        s->tokens_per_second = (n + 1) / (es_seconds() - start + 1e-9);
+        s->context_used = es_context_length(s->context);
+        if (k->turn && k->turn->snapshot != spoke)
+            k->turn->snapshot = spoke;
+        pthread_mutex_unlock(&s->lock);
+    }
+    if (rc != ES_ERR_MEMORY) { /* a last character that never became whole is shown as it came */
+        es_buf shown = {0};
+        size_t whole = es_utf8_whole(bytes.data ? bytes.data : "", bytes.len);
+        if (whole < bytes.len) {
+            es_buf_add(&shown, bytes.data, whole);
+            es_buf_str(&shown, "\xef\xbf\xbd");
+            pthread_mutex_lock(&s->lock);
+            es_buf *t = k->turn ? &k->turn->text : &k->side->text;
+            t->len = 0;
+            es_buf_add(t, shown.data, shown.len);
+            if (k->turn && k->turn->n_token)
+                k->turn->token_end[k->turn->n_token - 1] = (int)shown.len;
+            pthread_mutex_unlock(&s->lock);
+        }
+        es_buf_free(&shown);
+    }
+    es_buf_free(&bytes);
+    return rc;
+}
+
+static int render(es_studio *s, const es_message *m, size_t n, es_ids *ids, es_error *err)
+{
+    return es_chat_render(s->model, m, n, true, ids, err);
+}
+
+/* The conversation as messages: what the person corrected is what the model is shown as said. Oldest turns are left out until there is
+ * room for a reply. ids is filled. */
+static int prompt_of(es_studio *s, int n_turn, es_ids *ids, int *dropped, es_error *err)
+{
+    int rc = 0;
+    *dropped = 0;
+    int room = s->o.max_tokens < s->n_ctx / 2 ? s->o.max_tokens : s->n_ctx / 2;
+    for (int first = 0; first < n_turn; first++) {
+        if (first && s->turn[first].role != 'u')
+            continue;
+        es_message *m = calloc((size_t)(n_turn - first) + 1, sizeof *m);
+        if (!m)
+            return es_fail(err, ES_ERR_MEMORY, "no memory for the conversation");
+        size_t n = 0;
+        if (s->o.system && s->o.system[0])
+            m[n++] = (es_message){"system", s->o.system};
+        for (int i = first; i < n_turn; i++) { /* only this thread changes turns' text, and edits replace the pointer under the lock */
+            const es_turn_state *t = &s->turn[i];
+            m[n++] = (es_message){t->role == 'u' ? "user" : "assistant", t->edited ? t->edited : t->text.data ? t->text.data : ""};
+        }
+        ids->n = 0;
+        pthread_mutex_lock(&s->lock); /* an edit may free a text that is being read */
+        rc = render(s, m, n, ids, err);
+        pthread_mutex_unlock(&s->lock);
+        free(m);
+        if (rc || (int)ids->n + room <= s->n_ctx)
+            return rc;
+        *dropped = first + 1;
+    }
+    return es_fail(err, ES_ERR_LIMIT, "the question has %zu tokens and the context only %d: shorten it", ids->n, s->n_ctx);
+}
+
+/* Makes the cache hold ids under what now speaks. The cache belongs to one snapshot: after a swap it is built again from nothing, at
+ * this turn's boundary. */
+static int load_prompt(es_studio *s, const es_ids *ids, bool adapted, es_error *err)
+{
+    int rc = take_incoming(s, err);
+    pthread_mutex_lock(&s->lock);
+    int64_t snapshot = adapted ? s->snapshot : 0;
+    pthread_mutex_unlock(&s->lock);
+    if (rc)
+        return rc;
+    if (snapshot != s->cached_snapshot && (rc = es_context_truncate(s->context, 0, err)))
+        return rc;
+    s->cached_snapshot = snapshot;
+    es_patch p = patch_for(s, adapted, NULL);
+    es_context_set_patch(s->context, &p);
+    s->listening = NULL;
+    rc = es_context_sync(s->context, ids->id, (int)ids->n, NULL, &s->stop, err);
+    es_context_set_patch(s->context, NULL);
+    return rc;
+}
+
+static es_turn_state *add_turn(es_studio *s, char role, const char *text, es_error *err)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->n_turn == s->cap_turn) {
+        int cap = s->cap_turn ? 2 * s->cap_turn : 16;
+        es_turn_state *t = realloc(s->turn, (size_t)cap * sizeof *t);
+        if (!t) {
+            pthread_mutex_unlock(&s->lock);
+            es_fail(err, ES_ERR_MEMORY, "no memory for another turn");
+            return NULL;
+        }
+        s->turn = t;
+        s->cap_turn = cap;
+    }
+    es_turn_state *t = &s->turn[s->n_turn++];
+    memset(t, 0, sizeof *t);
+    t->role = role;
+    es_buf_str(&t->text, text);
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    return t;
+}
+
+static void drop_last_turn(es_studio *s)
+{
+    pthread_mutex_lock(&s->lock);
+    es_studio_turn_free(&s->turn[--s->n_turn]);
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Answers the conversation as it stands (its last turn is the person's). */
+static void answer(es_studio *s)
+{
+    es_error err;
+    es_ids ids = {0};
+    int dropped = 0;
+    pthread_mutex_lock(&s->lock);
+    s->generating = true;
+    bool adapted = s->adapter_on;
+    es_sampling how = s->o.sampling;
+    how.temperature = s->temperature;
+    int n_turn = s->n_turn;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    es_rng_seed(&s->rng, how.seed + (uint64_t)n_turn);
+
+    int rc = prompt_of(s, n_turn, &ids, &dropped, &err);
+    es_turn_state *t = NULL;
+    if (!rc && !(t = add_turn(s, 'a', "", &err)))
+        rc = err.code;
+    if (t) {
+        pthread_mutex_lock(&s->lock);
+        t->streaming = true;
+        pthread_mutex_unlock(&s->lock);
+    }
+    if (!rc)
+        rc = load_prompt(s, &ids, adapted, &err);
+    bool cut = false;
+    if (!rc) {
+        s->listening = t;
+        sink k = {.turn = t};
+        rc = generate(s, &k, true, adapted, &how, &cut, &err);
+        s->listening = NULL;
+    }
+    bool cancelled = rc == ES_ERR_CANCELLED;
+    if (t) {
+        int64_t id = 0;
+        es_error saving;
+        pthread_mutex_lock(&s->lock);
+        int64_t snapshot = t->snapshot;
+        pthread_mutex_unlock(&s->lock);
+        if (t->text.len || !rc) {
+            if (ws_message_add(s->workspace, s->session, 'a', t->text.data ? t->text.data : "", cut, snapshot, &id, &saving))
+                es_studio_say_status(s, "the reply is not saved: %.180s", saving.text);
+        }
+        pthread_mutex_lock(&s->lock);
+        t->id = id;
+        t->streaming = false;
+        t->stopped = cut;
+        s->n_active = s->dictionary ? strongest(s, t, s->active, ES_ACTIVE) : 0;
+        pthread_mutex_unlock(&s->lock);
+        if (!t->text.len && rc)
+            drop_last_turn(s);
+    }
+    es_ids_free(&ids);
+    if (rc && !cancelled)
+        es_studio_say_status(s, "%.230s", err.text);
+    else if (cancelled)
+        es_studio_say_status(s, "stopped");
+    else if (dropped)
+        es_studio_say_status(s, "the context is full: the oldest %d turn%s left out", dropped, dropped == 1 ? " is" : "s are");
+    pthread_mutex_lock(&s->lock);
+    s->generating = false;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void say(es_studio *s, const char *text)
+{
+    es_error err;
+    es_turn_state *t = add_turn(s, 'u', text, &err);
+    int64_t id = 0;
+    if (!t || ws_message_add(s->workspace, s->session, 'u', text, false, 0, &id, &err)) {
+        es_studio_say_status(s, "%.230s", err.text);
+        if (t)
+            drop_last_turn(s);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    t->id = id;
+    pthread_mutex_unlock(&s->lock);
+    answer(s);
+}
+
+static void regenerate(es_studio *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool has = s->n_turn && s->turn[s->n_turn - 1].role == 'a';
+    bool can = s->n_turn > (has ? 1 : 0);
+    pthread_mutex_unlock(&s->lock);
+    if (!can) {
+        es_studio_say_status(s, "there is no reply to make again");
+        return;
+    }
+    if (has) {
+        es_error err;
+        int64_t id = s->turn[s->n_turn - 1].id;
+        if (id && ws_message_drop(s->workspace, id, &err)) {
+            es_studio_say_status(s, "%.230s", err.text);
+            return;
+        }
+        drop_last_turn(s);
+    }
+    answer(s);
+}
+
+/* ---- side by side ------------------------------------------------------------------------------------------------------------------ */
+
+static void side_open(es_studio *s, const char *left, const char *right)
+{
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < 2; i++) {
+        es_buf_clear(&s->side[i].text);
+        s->side[i].tokens = 0;
+        s->side[i].streaming = false;
+        snprintf(s->side[i].title, sizeof s->side[i].title, "%s", i ? right : left);
+    }
+    s->n_side = 2;
+    s->generating = true;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* One of two replies to a fresh question. The cache starts from nothing each time, so the same question under the same snapshot gives
+ * the same bytes at temperature 0. */
+static int side_run(es_studio *s, int which, const char *text, bool adapted, const es_addend *extra, es_error *err)
+{
+    es_message m[2];
+    size_t n = 0;
+    if (s->o.system && s->o.system[0])
+        m[n++] = (es_message){"system", s->o.system};
+    m[n++] = (es_message){"user", text};
+    es_ids ids = {0};
+    int rc = render(s, m, n, &ids, err);
+    if (!rc)
+        rc = take_incoming(s, err);
+    es_patch p = patch_for(s, adapted, extra);
+    if (!rc)
+        rc = es_context_truncate(s->context, 0, err);
+    if (!rc && (int)ids.n + 1 >= s->n_ctx)
+        rc = es_fail(err, ES_ERR_LIMIT, "the question has %zu tokens and the context only %d: shorten it", ids.n, s->n_ctx);
+    pthread_mutex_lock(&s->lock);
+    s->side[which].streaming = true;
+    es_sampling how = s->o.sampling;
+    how.temperature = s->temperature;
+    pthread_mutex_unlock(&s->lock);
+    es_rng_seed(&s->rng, how.seed);
+    if (!rc) {
+        es_context_set_patch(s->context, &p);
+        rc = es_context_sync(s->context, ids.id, (int)ids.n, NULL, &s->stop, err);
+        bool cut = false;
+        sink k = {.side = &s->side[which]};
+        if (!rc)
+            rc = generate(s, &k, false, adapted, &how, &cut, err);
+        es_context_set_patch(s->context, NULL);
+    }
+    pthread_mutex_lock(&s->lock);
+    s->side[which].streaming = false;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    es_ids_free(&ids);
+    return rc;
+}
+
+static void side_by_side(es_studio *s, const char *text, bool second_adapted, const es_addend *extra, const char *left, const char *right)
+{
+    es_error err;
+    side_open(s, left, right);
+    s->listening = NULL;
+    int rc = side_run(s, 0, text, false, NULL, &err);
+    if (!rc)
+        rc = side_run(s, 1, text, second_adapted, extra, &err);
+    es_error ignored;
+    es_context_truncate(s->context, 0, &ignored); /* the chat's own turn builds its cache again */
+    s->cached_snapshot = 0;
+    if (rc)
+        es_studio_say_status(s, "%.230s", rc == ES_ERR_CANCELLED ? "stopped" : err.text);
+    pthread_mutex_lock(&s->lock);
+    s->generating = false;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void compare(es_studio *s, const char *text)
+{
+    char right[160];
+    pthread_mutex_lock(&s->lock);
+    if (s->snapshot)
+        snprintf(right, sizeof right, "adapted, snapshot %lld", (long long)s->snapshot);
+    else
+        snprintf(right, sizeof right, "nothing learned yet: base again");
+    pthread_mutex_unlock(&s->lock);
+    side_by_side(s, text, true, NULL, "base", right);
+}
+
+static void steer(es_studio *s, int feature, float strength, const char *text)
+{
+    if (!s->dictionary || feature < 0 || feature >= s->n_features) {
+        es_studio_say_status(s, "there is no feature %d to steer with", feature);
+        return;
+    }
+    char right[160];
+    snprintf(right, sizeof right, "feature %d, strength %.3g", feature, strength);
+    es_addend extra = {.layer = s->layer, .scale = strength, .v = es_dictionary_decoder(s->dictionary) + (size_t)feature * (size_t)s->d_model};
+    side_by_side(s, text, false, &extra, "base", right);
+}
+
+/* ---- which features fire on a text --------------------------------------------------------------------------------------------------- */
+
+static void probe(es_studio *s, const char *text)
+{
+    if (!s->dictionary) {
+        es_studio_say_status(s, "there is no dictionary to look with");
+        return;
+    }
+    es_error err;
+    es_ids ids = {0};
+    es_turn_state t = {0};
+    pthread_mutex_lock(&s->lock);
+    free(s->probe_text);
+    s->probe_text = strdup(text);
+    s->probe_running = true;
+    s->n_probe = 0;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    /* the first token's residual is a hundred times the others' and says nothing of the text: a bos (or eos) stands in for it */
+    int32_t first = es_token_bos(s->model) >= 0 ? es_token_bos(s->model) : es_token_eos(s->model);
+    int rc = first >= 0 ? es_ids_add(&ids, first) : 0;
+    if (rc || (rc = es_tokenize(s->model, text, strlen(text), false, &ids, &err)) || (rc = es_context_truncate(s->context, 0, &err)))
+        goto done;
+    s->cached_snapshot = 0;
+    int n = (int)ids.n < s->n_ctx ? (int)ids.n : s->n_ctx;
+    int skip = first >= 0 && n > 1 ? 1 : 0;
+    s->listening = NULL;
+    if (skip && (rc = es_context_feed(s->context, ids.id, 1, NULL, &err)))
+        goto done;
+    s->listening = &t;
+    rc = n > skip ? es_context_feed(s->context, ids.id + skip, n - skip, &s->stop, &err) : 0;
+    s->listening = NULL;
+done:
+    pthread_mutex_lock(&s->lock);
+    if (!rc)
+        s->n_probe = strongest(s, &t, s->probe, ES_ACTIVE);
+    s->probe_running = false;
+    s->probe_serial++;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    if (rc)
+        es_studio_say_status(s, "%.230s", rc == ES_ERR_CANCELLED ? "stopped" : err.text);
+    es_error ignored;
+    es_context_truncate(s->context, 0, &ignored);
+    es_studio_turn_free(&t);
+    es_ids_free(&ids);
+}
+
+/* ---- the thread ------------------------------------------------------------------------------------------------------------------------- */
+
+static void new_chat(es_studio *s)
+{
+    es_error err;
+    int64_t id = 0;
+    if (ws_session_new(s->workspace, s->model_hash, &id, &err)) {
+        es_studio_say_status(s, "%.230s", err.text);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    s->session = id;
+    s->chat++;
+    for (int i = 0; i < s->n_turn; i++)
+        es_studio_turn_free(&s->turn[i]);
+    s->n_turn = 0;
+    s->n_active = 0;
+    s->n_side = 0;
+    s->status[0] = 0;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    es_context_truncate(s->context, 0, &err); /* the same question in a new chat is computed the same way, to the byte */
+}
+
+static void obey(es_studio *s, const es_command *c)
+{
+    switch (c->kind) {
+    case ES_CMD_SAY: say(s, c->text); break;
+    case ES_CMD_NEW_CHAT: new_chat(s); break;
+    case ES_CMD_REGENERATE: regenerate(s); break;
+    case ES_CMD_COMPARE: compare(s, c->text); break;
+    case ES_CMD_STEER: steer(s, c->a, c->x, c->text); break;
+    case ES_CMD_PROBE: probe(s, c->text); break;
+    default: break;
+    }
+}
+
+static int load(es_studio *s, es_error *err)
+{
+    int rc = load_model(s, err);
+    if (!rc)
+        rc = load_dictionary(s, err);
+    if (!rc && s->dictionary) {
+        s->watch = (es_watch){.layer = s->layer, .fn = listen, .user = s};
+        es_context_set_watch(s->context, &s->watch, 1);
+    }
+    if (!rc)
+        rc = ws_session_new(s->workspace, s->model_hash, &s->session, err);
+    return rc ? rc : restore(s, err);
+}
+
+/* Search rows and starter labels; after the first screen, because the first time it takes a moment. */
+static void prepare_labels(es_studio *s)
+{
+    if (!s->dictionary)
+        return;
+    es_error err;
+    pthread_mutex_lock(&s->atlas_lock);
+    int rc = es_workspace_use_dictionary(s->workspace, s->dictionary, s->atlas, s->model, s->o.labels, NULL, &err);
+    pthread_mutex_unlock(&s->atlas_lock);
+    if (rc)
+        es_studio_say_status(s, "%.230s", err.text);
+    restore_history(s);
+}
+
+void *es_studio_chat_main(void *studio)
+{
+    es_studio *s = studio;
+    es_error err;
+    int rc = load(s, &err);
+    if (!rc)
+        prepare_labels(s);
+    pthread_mutex_lock(&s->lock);
+    s->ready = !rc;
+    s->failed = rc != 0;
+    if (rc)
+        snprintf(s->status, sizeof s->status, "%.239s", err.text);
+    es_studio_changed(s);
+    pthread_cond_broadcast(&s->work_wake);
+    while (!rc && !s->quit) {
+        es_command *c = s->chat_queue.head;
+        if (!c) {
+            pthread_cond_wait(&s->chat_wake, &s->lock);
+            continue;
+        }
+        if (!(s->chat_queue.head = c->next))
+            s->chat_queue.tail = NULL;
+        __atomic_store_n(&s->stop, false, __ATOMIC_RELAXED);
+        pthread_mutex_unlock(&s->lock);
+        obey(s, c);
+        es_studio_command_free(c);
+        pthread_mutex_lock(&s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}

@@ -1,0 +1,524 @@
+/* The worker: turns experiences into an adapter while the chat goes on. It works on its own copy and publishes whole snapshots. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "studio.h"
+
+enum { AUTO_FEATURES = 256 };
+
+static void learning(es_studio *s, es_learning_state state, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void learning(es_studio *s, es_learning_state state, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    pthread_mutex_lock(&s->lock);
+    s->learning = state;
+    vsnprintf(s->learning_text, sizeof s->learning_text, fmt, ap);
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    va_end(ap);
+}
+
+/* ---- what there is to learn from ------------------------------------------------------------------------------------------- */
+
+typedef struct lessons {
+    es_experience_line *line; /* owned */
+    int n_line;
+    es_experiences e; /* copies of the included ones, in order; item[i].id is the workspace's */
+} lessons;
+
+static void lessons_free(lessons *l)
+{
+    es_experience_lines_free(l->line, l->n_line);
+    es_experiences_free(&l->e);
+}
+
+static int lessons_read(es_studio *s, lessons *l, es_error *err)
+{
+    memset(l, 0, sizeof *l);
+    int rc = es_workspace_experience_list(s->workspace, &l->line, &l->n_line, err);
+    for (int i = 0; !rc && i < l->n_line; i++)
+        if (l->line[i].included && l->line[i].e.weight > 0 && !(rc = es_experience_copy(&l->e, &l->line[i].e, err)))
+            l->e.item[l->e.n - 1].id = l->line[i].id;
+    return rc;
+}
+
+static int gradients(es_studio *s, const es_experiences *e, float **out, es_error *err)
+{
+    *out = es_calloc((size_t)e->n * (size_t)s->d_model, sizeof **out);
+    if (!*out)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for the gradients of %d experiences", e->n);
+    es_progress p = {.cancel = &s->cancel_work};
+    return es_attribute(s->model, s->dictionary, e, s->o.threads, *out, &p, err);
+}
+
+static int current_basis(es_studio *s, es_basis *b)
+{
+    pthread_mutex_lock(&s->lock);
+    int rc = es_studio_basis_copy(b, &s->basis);
+    pthread_mutex_unlock(&s->lock);
+    return rc;
+}
+
+static void measure(es_studio *s, const float *gradient, int n)
+{
+    es_basis b;
+    es_basis_report r;
+    if (current_basis(s, &b))
+        return;
+    pthread_mutex_lock(&s->atlas_lock);
+    bool ok = b.n && es_basis_measure(&b, s->dictionary, s->atlas, gradient, n, 1, &r, NULL) == 0;
+    pthread_mutex_unlock(&s->atlas_lock);
+    pthread_mutex_lock(&s->lock);
+    if (ok && b.n == s->basis.n && b.version == s->basis.version) {
+        s->report = r;
+        s->report_ready = true;
+        es_studio_changed(s);
+    }
+    pthread_mutex_unlock(&s->lock);
+    es_basis_free(&b);
+}
+
+/* The starter basis (curated, labelled) and the features that these experiences' gradient points at. Features that the basis in use
+ * already has stay, so that what was learned keeps its names. */
+static int basis_by_itself(es_studio *s, const float *gradient, int n, es_error *err)
+{
+    es_basis b = {0};
+    int rc = current_basis(s, &b);
+    if (rc)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a basis");
+    if (!b.n && s->o.starter_basis) {
+        json_t *j = NULL;
+        es_error why;
+        es_basis starter = {0};
+        if (es_json_file(&j, s->o.starter_basis, &why) == 0 && es_basis_from_json(&starter, j, &why) == 0 &&
+            !strcmp(starter.dictionary_hash, s->dictionary_hash)) {
+            for (int i = 0; !rc && i < starter.n; i++)
+                rc = es_basis_add(&b, starter.feature[i], starter.lo[i], starter.hi[i], err);
+        }
+        es_basis_free(&starter);
+        json_decref(j);
+    }
+    es_basis by = {0};
+    if (!rc && b.n < AUTO_FEATURES) {
+        pthread_mutex_lock(&s->atlas_lock);
+        rc = es_basis_suggest(&by, s->model, s->dictionary, s->atlas, gradient, n, AUTO_FEATURES, false, NULL, err);
+        pthread_mutex_unlock(&s->atlas_lock);
+        for (int i = 0; !rc && i < by.n && b.n < AUTO_FEATURES; i++) {
+            bool has = false;
+            for (int k = 0; k < b.n && !has; k++)
+                has = b.feature[k] == by.feature[i];
+            if (!has)
+                rc = es_basis_add(&b, by.feature[i], by.lo[i], by.hi[i], err);
+        }
+    }
+    if (!rc) {
+        snprintf(b.name, sizeof b.name, "auto");
+        memcpy(b.model_hash, s->model_hash, sizeof b.model_hash);
+        memcpy(b.dictionary_hash, s->dictionary_hash, sizeof b.dictionary_hash);
+        snprintf(b.dictionary, sizeof b.dictionary, "%s", s->dictionary_name);
+        b.layer = s->layer;
+        rc = es_workspace_basis_save(s->workspace, &b, &b.version, err);
+    }
+    if (!rc)
+        rc = es_studio_set_basis(s, &b, err);
+    es_basis_free(&by);
+    es_basis_free(&b);
+    return rc;
+}
+
+/* ---- one round -------------------------------------------------------------------------------------------------------------- */
+
+static bool same_features(const es_basis *a, const es_basis *b)
+{
+    if (!a || a->n != b->n)
+        return false;
+    return !memcmp(a->feature, b->feature, (size_t)a->n * sizeof *a->feature);
+}
+
+/* The adapter to go on from: the one in use when it was learned in this basis and nothing was taken back, else a fresh one. */
+static int start_adapter(es_studio *s, const es_basis *b, bool restart, es_adapter **out, int64_t *parent, es_error *err)
+{
+    *parent = 0;
+    pthread_mutex_lock(&s->lock);
+    int64_t current = s->snapshot;
+    pthread_mutex_unlock(&s->lock);
+    if (current && !restart) {
+        es_buf bytes = {0};
+        es_adapter *a = NULL;
+        int rc = es_workspace_snapshot_bytes(s->workspace, current, &bytes, err);
+        if (!rc)
+            rc = es_adapter_from_bytes(&a, s->model, s->dictionary, bytes.data, bytes.len, "the snapshot in use", err);
+        es_buf_free(&bytes);
+        if (rc)
+            return rc;
+        if (same_features(es_adapter_basis(a), b)) {
+            *out = a;
+            *parent = current;
+            return 0;
+        }
+        es_adapter_free(a);
+    }
+    es_adapter_options o = es_adapter_default(s->dictionary, s->model);
+    return es_adapter_new(out, s->model, s->dictionary, b, &o, err);
+}
+
+static void mark(es_studio *s, int64_t experience)
+{
+    for (int i = 0; i < s->n_mark; i++)
+        if (s->mark_experience[i] == experience)
+            return;
+    int *m = realloc(s->mark_step, (size_t)(s->n_mark + 1) * sizeof *m);
+    if (m)
+        s->mark_step = m;
+    int64_t *e = realloc(s->mark_experience, (size_t)(s->n_mark + 1) * sizeof *e);
+    if (e)
+        s->mark_experience = e;
+    if (!m || !e)
+        return;
+    m[s->n_mark] = s->n_step;
+    e[s->n_mark++] = experience;
+}
+
+static void record_step(es_studio *s, const es_adapter *a, const es_step_report *r, const float *snr)
+{
+    int k = es_adapter_basis(a)->n;
+    pthread_mutex_lock(&s->lock);
+    if (s->basis.n == k) {
+        float *h = s->n_step < ES_HISTORY ? realloc(s->history, (size_t)(s->n_step + 1) * (size_t)k * sizeof *h) : s->history;
+        if (h) {
+            s->history = h;
+            if (s->n_step == ES_HISTORY) {
+                memmove(h, h + k, (size_t)(ES_HISTORY - 1) * (size_t)k * sizeof *h);
+                memmove(s->step_loss, s->step_loss + 1, (ES_HISTORY - 1) * sizeof *s->step_loss);
+                memmove(s->step_kl, s->step_kl + 1, (ES_HISTORY - 1) * sizeof *s->step_kl);
+                for (int i = 0; i < s->n_mark; i++)
+                    if (s->mark_step[i] > 0)
+                        s->mark_step[i]--;
+                s->n_step--;
+            }
+            memcpy(h + (size_t)s->n_step * (size_t)k, es_adapter_coefficients(a), (size_t)k * sizeof *h);
+            s->step_loss[s->n_step] = (float)r->loss;
+            s->step_kl[s->n_step] = (float)r->kl;
+            s->n_step++;
+        }
+        float *to = realloc(s->snr, (size_t)k * sizeof *to);
+        if (to) {
+            memcpy(to, snr, (size_t)k * sizeof *to);
+            s->snr = to;
+            s->n_snr = k;
+        }
+    }
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Waits while paused. false: the round is to end. */
+static bool may_go_on(es_studio *s)
+{
+    pthread_mutex_lock(&s->lock);
+    while (s->paused && !s->quit && !__atomic_load_n(&s->cancel_work, __ATOMIC_RELAXED)) {
+        s->learning = ES_LEARN_PAUSED;
+        es_studio_changed(s);
+        pthread_cond_wait(&s->work_wake, &s->lock);
+    }
+    bool on = !s->quit && !__atomic_load_n(&s->cancel_work, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&s->lock);
+    return on;
+}
+
+/* Influence since the base model: the parent's rows by experience, and this round's on top. What the parent's experiences did that are
+ * no longer here goes to the line of no single experience. */
+static float *total_influence(es_studio *s, int64_t parent, const es_learner *l, const lessons *in, int k)
+{
+    int n = in->e.n;
+    float *now = es_calloc((size_t)(n + 1) * (size_t)k, sizeof *now);
+    if (!now)
+        return NULL;
+    es_learner_influence(l, now);
+    int64_t *id = NULL;
+    float *was = NULL;
+    int m = 0, kk = 0;
+    if (parent && es_workspace_snapshot_influence(s->workspace, parent, &id, &was, &m, &kk, NULL) == 0 && kk == k)
+        for (int i = 0; i <= m; i++) {
+            int to = n;
+            for (int j = 0; i < m && j < n; j++)
+                if (in->e.item[j].id == id[i])
+                    to = j;
+            for (int c = 0; c < k; c++)
+                now[(size_t)to * (size_t)k + c] += was[(size_t)i * (size_t)k + c];
+        }
+    free(id);
+    free(was);
+    return now;
+}
+
+static int publish(es_studio *s, es_adapter *a, const es_learner *l, const lessons *in, int64_t parent, int steps, const es_gate_report *g, es_error *err)
+{
+    const es_basis *b = es_adapter_basis(a);
+    es_buf bytes = {0};
+    es_adapter *copy = NULL;
+    int64_t *who = es_calloc((size_t)in->e.n, sizeof *who), id = 0;
+    float *influence = total_influence(s, parent, l, in, b->n);
+    es_snapshot_line line = {.parent = parent, .basis_version = b->version, .steps = steps, .experiences = in->e.n, .n = b->n, .passed = g->passed,
+                             .gain = g->gain, .kl = g->kl};
+    snprintf(line.basis, sizeof line.basis, "%s", b->name);
+    snprintf(line.form, sizeof line.form, "%s", es_form_name(es_adapter_get_options(a)->form));
+    snprintf(line.note, sizeof line.note, "%.159s", g->reason);
+    line.coefficient = es_calloc((size_t)b->n, sizeof *line.coefficient);
+    int rc = __atomic_load_n(&s->cancel_work, __ATOMIC_RELAXED) ? es_fail(err, ES_ERR_CANCELLED, "cancelled") : es_adapter_to_bytes(a, &bytes, err);
+    if (!rc && (!who || !influence || !line.coefficient))
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for a snapshot");
+    if (!rc) {
+        memcpy(line.coefficient, es_adapter_coefficients(a), (size_t)b->n * sizeof *line.coefficient);
+        for (int i = 0; i < in->e.n; i++)
+            who[i] = in->e.item[i].id;
+        rc = es_workspace_snapshot_add(s->workspace, &line, bytes.data, bytes.len, who, influence, in->e.n, &id, err);
+    }
+    if (!rc && !(rc = es_adapter_copy(&copy, a, err)))
+        rc = es_workspace_snapshot_use(s->workspace, id, err);
+    if (!rc) {
+        pthread_mutex_lock(&s->lock);
+        es_adapter_free(s->incoming);
+        s->incoming = copy;
+        s->incoming_set = true;
+        s->snapshot = id;
+        copy = NULL;
+        es_studio_changed(s);
+        pthread_mutex_unlock(&s->lock);
+    }
+    es_adapter_free(copy);
+    free(line.coefficient);
+    free(influence);
+    free(who);
+    es_buf_free(&bytes);
+    return rc;
+}
+
+static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restart, int job, es_error *err)
+{
+    es_adapter *a = NULL;
+    es_learner *l = NULL;
+    int64_t parent = 0;
+    es_form form = es_adapter_default(s->dictionary, s->model).form;
+    es_learner_options o = es_learner_default(form);
+    o.threads = s->o.threads;
+    int rc = start_adapter(s, b, restart, &a, &parent, err);
+    if (!rc)
+        rc = es_learner_open(&l, s->model, s->dictionary, a, &o, err);
+    for (int i = 0; !rc && i < in->e.n; i++) {
+        learning(s, ES_LEARN_PREPARING, "reading experience %d of %d", i + 1, in->e.n);
+        rc = es_learner_add(l, &in->e.item[i], &s->cancel_work, err);
+    }
+    float *snr = rc ? NULL : es_calloc((size_t)b->n, sizeof *snr);
+    if (!rc && !snr)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory to learn");
+    if (!rc) {
+        pthread_mutex_lock(&s->lock);
+        if (!parent)
+            es_studio_clear_history(s);
+        for (int i = 0; i < in->e.n; i++)
+            mark(s, in->e.item[i].id);
+        pthread_mutex_unlock(&s->lock);
+    }
+    int steps = 0;
+    es_step_report r = {0};
+    for (; !rc && steps < o.steps; steps++) {
+        if (!may_go_on(s)) {
+            rc = es_fail(err, ES_ERR_CANCELLED, "cancelled");
+            break;
+        }
+        if ((rc = es_learner_step(l, &r, &s->cancel_work, err)))
+            break;
+        es_learner_snr(l, snr);
+        record_step(s, a, &r, snr);
+        learning(s, ES_LEARN_STEPPING, "step %d of %d: loss %.3f, margin %+.2f, KL %.4f%s%s", r.step, o.steps, r.loss, r.margin, r.kl,
+                 r.guard ? ", held by " : "", r.guard ? r.guard : "");
+        es_studio_job_step(s, job, steps + 1, o.steps, NULL);
+        if (r.backtracked == 0)
+            break; /* the guards leave nothing to gain */
+    }
+    es_gate_report g = {0};
+    if (!rc) {
+        learning(s, ES_LEARN_CHECKING, "checking before release");
+        rc = es_learner_gate(l, &g, &s->cancel_work, err);
+    }
+    if (!rc && g.passed)
+        rc = publish(s, a, l, in, parent, es_adapter_steps(a), &g, err);
+    if (!rc) {
+        pthread_mutex_lock(&s->lock);
+        int64_t now = s->snapshot;
+        pthread_mutex_unlock(&s->lock);
+        if (g.passed)
+            learning(s, ES_LEARN_IDLE, "published #%lld: %.150s", (long long)now, g.reason);
+        else
+            learning(s, ES_LEARN_IDLE, "not published: %.170s", g.reason);
+    }
+    free(snr);
+    es_learner_free(l);
+    es_adapter_free(a);
+    return rc;
+}
+
+static void to_base(es_studio *s)
+{
+    es_error err;
+    if (es_workspace_snapshot_use(s->workspace, 0, &err)) {
+        es_studio_say_status(s, "%.230s", err.text);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    es_adapter_free(s->incoming);
+    s->incoming = NULL;
+    s->incoming_set = true;
+    s->snapshot = 0;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void round_of_learning(es_studio *s, bool restart)
+{
+    lessons in;
+    es_error err;
+    float *gradient = NULL;
+    es_basis b = {0};
+    int rc = lessons_read(s, &in, &err);
+    if (!rc && !in.e.n) {
+        bool had;
+        pthread_mutex_lock(&s->lock);
+        had = s->snapshot != 0;
+        pthread_mutex_unlock(&s->lock);
+        if (had && restart)
+            to_base(s);
+        learning(s, ES_LEARN_IDLE, had && restart ? "nothing left to learn from: back to the base model" : "nothing to learn from yet: rate or edit a reply");
+        lessons_free(&in);
+        return;
+    }
+    int job = es_studio_job_begin(s, "learn", "adapting to the experiences", "steps");
+    if (!rc) {
+        learning(s, ES_LEARN_PREPARING, "reading %d experience%s", in.e.n, in.e.n == 1 ? "" : "s");
+        rc = gradients(s, &in.e, &gradient, &err);
+    }
+    pthread_mutex_lock(&s->lock);
+    bool choose = !s->basis.n || (s->basis_auto && s->basis.n < AUTO_FEATURES);
+    pthread_mutex_unlock(&s->lock);
+    if (!rc && choose)
+        rc = basis_by_itself(s, gradient, in.e.n, &err);
+    if (!rc)
+        measure(s, gradient, in.e.n);
+    if (!rc)
+        rc = current_basis(s, &b);
+    if (!rc)
+        rc = learn(s, &in, &b, restart, job, &err);
+    if (rc == ES_ERR_CANCELLED)
+        learning(s, ES_LEARN_IDLE, "cancelled: the adapter is as it was");
+    else if (rc)
+        learning(s, ES_LEARN_FAILED, "%.190s", err.text);
+    es_studio_job_end(s, job, rc && rc != ES_ERR_CANCELLED, rc == ES_ERR_CANCELLED, NULL);
+    es_basis_free(&b);
+    free(gradient);
+    lessons_free(&in);
+}
+
+/* ---- suggestions ------------------------------------------------------------------------------------------------------------------ */
+
+static void suggest(es_studio *s, int size)
+{
+    lessons in;
+    es_error err;
+    float *gradient = NULL, *score = NULL;
+    es_basis by = {0};
+    int rc = lessons_read(s, &in, &err);
+    if (!rc && !in.e.n)
+        rc = es_fail(&err, ES_ERR_MISSING, "there are no experiences to suggest features from: rate or edit a reply first");
+    if (!rc)
+        rc = gradients(s, &in.e, &gradient, &err);
+    if (!rc && !(score = es_calloc((size_t)size, sizeof *score)))
+        rc = es_fail(&err, ES_ERR_MEMORY, "no memory for %d suggestions", size);
+    if (!rc) {
+        pthread_mutex_lock(&s->atlas_lock);
+        rc = es_basis_suggest(&by, s->model, s->dictionary, s->atlas, gradient, in.e.n, size, false, score, &err);
+        pthread_mutex_unlock(&s->atlas_lock);
+    }
+    if (!rc) {
+        measure(s, gradient, in.e.n);
+        pthread_mutex_lock(&s->lock);
+        free(s->suggested);
+        free(s->suggested_score);
+        s->suggested = by.feature;
+        s->suggested_score = score;
+        s->n_suggested = by.n;
+        by.feature = NULL;
+        score = NULL;
+        es_studio_changed(s);
+        pthread_mutex_unlock(&s->lock);
+    } else {
+        es_studio_say_status(s, "%.230s", err.text);
+    }
+    es_basis_free(&by);
+    free(score);
+    free(gradient);
+    lessons_free(&in);
+}
+
+/* The figures of the basis after it changed by hand. */
+static void measure_again(es_studio *s)
+{
+    lessons in;
+    es_error err;
+    float *gradient = NULL;
+    if (lessons_read(s, &in, &err) == 0) {
+        if (in.e.n && gradients(s, &in.e, &gradient, &err)) {
+            free(gradient);
+            gradient = NULL;
+        }
+        measure(s, gradient, gradient ? in.e.n : 0);
+    }
+    free(gradient);
+    lessons_free(&in);
+}
+
+/* ---- the thread ------------------------------------------------------------------------------------------------------------------- */
+
+void *es_studio_work_main(void *studio)
+{
+    es_studio *s = studio;
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 10); /* on Linux a thread's own: speech goes first */
+    pthread_mutex_lock(&s->lock);
+    while (!s->ready && !s->failed && !s->quit)
+        pthread_cond_wait(&s->work_wake, &s->lock);
+    while (!s->failed && !s->quit) {
+        es_command *c = s->work_queue.head;
+        bool go = s->dirty && !s->paused && s->dictionary;
+        if (!c && !go) {
+            if (s->dictionary && s->learning != ES_LEARN_FAILED)
+                s->learning = s->paused ? ES_LEARN_PAUSED : ES_LEARN_IDLE;
+            pthread_cond_wait(&s->work_wake, &s->lock);
+            continue;
+        }
+        bool restart = s->restart;
+        __atomic_store_n(&s->cancel_work, false, __ATOMIC_RELAXED);
+        if (c) {
+            if (!(s->work_queue.head = c->next))
+                s->work_queue.tail = NULL;
+        } else {
+            s->dirty = s->restart = false;
+        }
+        pthread_mutex_unlock(&s->lock);
+        if (!c)
+            round_of_learning(s, restart);
+        else if (c->kind == ES_CMD_SUGGEST)
+            suggest(s, c->a);
+        else
+            measure_again(s);
+        es_studio_command_free(c);
+        pthread_mutex_lock(&s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}

@@ -1,0 +1,286 @@
+/* Views: one consistent copy of what there is to draw. Everything is copied under the lock into pieces that the view owns. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "studio.h"
+
+typedef struct view {
+    es_view v; /* first: es_view_free gets its address */
+    void **piece;
+    int n_piece, cap_piece;
+    es_experience_line *experience;
+    int n_experience;
+    es_snapshot_line *snapshot;
+    int n_snapshot;
+    int64_t *influence_id;
+    float *influence;
+} view;
+
+static void *keep(view *w, const void *from, size_t n, size_t size)
+{
+    if (!n)
+        return NULL;
+    if (w->n_piece == w->cap_piece) {
+        int cap = w->cap_piece ? 2 * w->cap_piece : 32;
+        void **p = realloc(w->piece, (size_t)cap * sizeof *p);
+        if (!p)
+            return NULL;
+        w->piece = p;
+        w->cap_piece = cap;
+    }
+    void *p = es_calloc(n, size);
+    if (!p)
+        return NULL;
+    if (from)
+        memcpy(p, from, n * size);
+    w->piece[w->n_piece++] = p;
+    return p;
+}
+
+static const char *keep_text(view *w, const char *s, size_t n)
+{
+    char *p = keep(w, NULL, n + 1, 1);
+    if (p && n)
+        memcpy(p, s, n);
+    return p ? p : "";
+}
+
+static float shade_of(const es_turn_state *t, int row, int feature)
+{
+    for (size_t i = t->row[row]; i < t->row[row + 1]; i++)
+        if (t->feature[i] == feature)
+            return t->value[i];
+    return 0;
+}
+
+static void copy_turns(es_studio *s, view *w)
+{
+    es_turn *out = keep(w, NULL, (size_t)s->n_turn, sizeof *out);
+    if (!out)
+        return;
+    for (int i = 0; i < s->n_turn; i++) {
+        const es_turn_state *t = &s->turn[i];
+        out[i] = (es_turn){.id = t->id, .role = t->role, .text = keep_text(w, t->text.data, t->text.len), .n = (int)t->text.len, .n_token = t->n_token,
+                           .token_end = keep(w, t->token_end, (size_t)t->n_token, sizeof *t->token_end),
+                           .edited = t->edited ? keep_text(w, t->edited, strlen(t->edited)) : NULL, .rating = t->rating, .streaming = t->streaming,
+                           .stopped = t->stopped, .snapshot = t->snapshot};
+        if (!out[i].token_end)
+            out[i].n_token = 0;
+        if (s->shade < 0 || !t->n_row || !out[i].n_token)
+            continue;
+        float *shade = keep(w, NULL, (size_t)out[i].n_token, sizeof *shade);
+        for (int k = 0; shade && k < out[i].n_token && k < t->n_row; k++) {
+            shade[k] = shade_of(t, k, s->shade);
+            if (shade[k] > w->v.shade_max)
+                w->v.shade_max = shade[k];
+        }
+        out[i].shade = shade;
+    }
+    w->v.turn = out;
+    w->v.n_turn = s->n_turn;
+}
+
+static void copy_basis(es_studio *s, view *w)
+{
+    es_view *v = &w->v;
+    size_t k = (size_t)s->basis.n;
+    snprintf(v->basis_name, sizeof v->basis_name, "%s", s->basis.name);
+    v->basis_version = s->basis.version;
+    v->basis_feature = keep(w, s->basis.feature, k, sizeof(int));
+    v->basis_lo = keep(w, s->basis.lo, k, sizeof(float));
+    v->basis_hi = keep(w, s->basis.hi, k, sizeof(float));
+    float *coefficient = keep(w, NULL, k, sizeof(float));
+    v->coefficient = coefficient;
+    v->n_basis = v->basis_feature && v->basis_lo && v->basis_hi && coefficient ? s->basis.n : 0;
+    v->report = s->report;
+    v->report_ready = s->report_ready;
+    v->suggested = keep(w, s->suggested, (size_t)s->n_suggested, sizeof(int));
+    v->suggested_score = keep(w, s->suggested_score, (size_t)s->n_suggested, sizeof(float));
+    v->n_suggested = v->suggested && v->suggested_score ? s->n_suggested : 0;
+    if (s->n_snr == s->basis.n)
+        v->snr = keep(w, s->snr, k, sizeof(float));
+    v->history = keep(w, s->history, (size_t)s->n_step * k, sizeof(float));
+    v->step_loss = keep(w, s->step_loss, (size_t)s->n_step, sizeof(float));
+    v->step_kl = keep(w, s->step_kl, (size_t)s->n_step, sizeof(float));
+    v->n_step = v->history ? s->n_step : 0;
+    v->mark_step = keep(w, s->mark_step, (size_t)s->n_mark, sizeof(int));
+    v->mark_experience = keep(w, s->mark_experience, (size_t)s->n_mark, sizeof(int64_t));
+    v->n_mark = v->mark_step && v->mark_experience ? s->n_mark : 0;
+}
+
+/* What lies in the workspace: read outside the studio's lock (the workspace has its own). */
+static void copy_stored(es_studio *s, view *w)
+{
+    es_view *v = &w->v;
+    if (es_workspace_experience_list(s->workspace, &w->experience, &w->n_experience, NULL) == 0) {
+        v->experience = w->experience;
+        v->n_experience = w->n_experience;
+    }
+    if (es_workspace_snapshot_list(s->workspace, &w->snapshot, &w->n_snapshot, NULL) == 0) {
+        v->snapshots = w->snapshot;
+        v->n_snapshot = w->n_snapshot;
+    }
+    for (int i = 0; i < v->n_snapshot; i++) {
+        const es_snapshot_line *l = &v->snapshots[i];
+        if (l->id != v->snapshot || l->n != v->n_basis || strcmp(l->basis, v->basis_name))
+            continue;
+        memcpy((float *)(uintptr_t)v->coefficient, l->coefficient, (size_t)l->n * sizeof(float));
+        int n = 0, k = 0;
+        if (es_workspace_snapshot_influence(s->workspace, l->id, &w->influence_id, &w->influence, &n, &k, NULL) == 0 && k == v->n_basis) {
+            v->influence = w->influence;
+            v->influence_experience = w->influence_id;
+            v->n_influence = n;
+        }
+    }
+}
+
+es_view *es_studio_view(es_studio *s)
+{
+    view *w = es_calloc(1, sizeof *w);
+    if (!w)
+        return NULL;
+    es_view *v = &w->v;
+    pthread_mutex_lock(&s->lock);
+    v->serial = s->serial;
+    v->loading = !s->ready && !s->failed;
+    v->failed = s->failed;
+    v->generating = s->generating;
+    memcpy(v->status, s->status, sizeof v->status);
+    memcpy(v->model, s->model_name, sizeof v->model);
+    memcpy(v->dictionary, s->dictionary_name, sizeof v->dictionary);
+    v->layer = s->layer;
+    v->d_model = s->d_model;
+    v->n_features = s->n_features;
+    v->n_ctx = s->n_ctx;
+    v->context_used = s->context_used;
+    v->tokens_per_second = s->tokens_per_second;
+    v->shade_feature = s->shade;
+    copy_turns(s, w);
+    v->active = keep(w, s->active, (size_t)s->n_active, sizeof *s->active);
+    v->n_active = v->active ? s->n_active : 0;
+    for (int i = 0; i < s->n_side; i++)
+        v->side[i] = (es_side){.title = keep_text(w, s->side[i].title, strlen(s->side[i].title)), .text = keep_text(w, s->side[i].text.data, s->side[i].text.len),
+                               .n = (int)s->side[i].text.len, .streaming = s->side[i].streaming, .tokens = s->side[i].tokens};
+    v->n_side = s->n_side;
+    v->probe_text = s->probe_text ? keep_text(w, s->probe_text, strlen(s->probe_text)) : NULL;
+    v->probe = keep(w, s->probe, (size_t)s->n_probe, sizeof *s->probe);
+    v->n_probe = v->probe ? s->n_probe : 0;
+    v->probe_running = s->probe_running;
+    v->probe_serial = s->probe_serial;
+    copy_basis(s, w);
+    v->learning = s->dictionary || v->loading ? s->learning : ES_LEARN_OFF;
+    memcpy(v->learning_text, s->learning_text, sizeof v->learning_text);
+    v->adapter_on = s->adapter_on;
+    v->snapshot = s->snapshot;
+    v->job = keep(w, s->job, (size_t)s->n_job, sizeof *s->job);
+    v->n_job = v->job ? s->n_job : 0;
+    for (int i = 0; i < v->n_job; i++)
+        if (s->job[i].running)
+            ((es_job *)(uintptr_t)v->job)[i].seconds = es_seconds() - s->job_start[i];
+    pthread_mutex_unlock(&s->lock);
+    copy_stored(s, w);
+    return v;
+}
+
+void es_view_free(es_view *v)
+{
+    if (!v)
+        return;
+    view *w = (view *)v;
+    for (int i = 0; i < w->n_piece; i++)
+        free(w->piece[i]);
+    free(w->piece);
+    es_experience_lines_free(w->experience, w->n_experience);
+    es_snapshot_lines_free(w->snapshot, w->n_snapshot);
+    free(w->influence_id);
+    free(w->influence);
+    free(w);
+}
+
+/* ---- synchronous looks ------------------------------------------------------------------------------------------------------ */
+
+int es_studio_card(es_studio *s, int feature, es_card_copy *out, es_error *err)
+{
+    memset(out, 0, sizeof *out);
+    pthread_mutex_lock(&s->lock);
+    bool there = s->ready && s->atlas;
+    pthread_mutex_unlock(&s->lock);
+    if (!there)
+        return es_fail(err, ES_ERR_MISSING, "there is no atlas of examples yet");
+    pthread_mutex_lock(&s->atlas_lock);
+    es_feature_card card;
+    int rc = es_atlas_card(s->atlas, feature, &card, err);
+    size_t tokens = 0;
+    for (int i = 0; !rc && i < card.n_example; i++)
+        tokens += (size_t)card.example[i].n;
+    char *block = rc ? NULL : es_calloc(1, (size_t)card.n_example * sizeof(es_example) + tokens * (sizeof(int32_t) + sizeof(float)) + 1);
+    if (!rc && !block)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for the dashboard of feature %d", feature);
+    if (!rc) {
+        es_example *e = (es_example *)(void *)block;
+        float *value = (float *)(void *)(e + card.n_example);
+        int32_t *id = (int32_t *)(void *)(value + tokens);
+        for (int i = 0; i < card.n_example; i++) {
+            size_t n = (size_t)card.example[i].n;
+            e[i] = card.example[i];
+            e[i].id = memcpy(id, card.example[i].id, n * sizeof *id);
+            e[i].value = memcpy(value, card.example[i].value, n * sizeof *value);
+            id += n;
+            value += n;
+        }
+        out->card = card;
+        out->card.example = e;
+        out->memory = block;
+    }
+    pthread_mutex_unlock(&s->atlas_lock);
+    return rc;
+}
+
+void es_card_copy_free(es_card_copy *c)
+{
+    free(c->memory);
+    memset(c, 0, sizeof *c);
+}
+
+int es_studio_token_text(es_studio *s, int32_t id, char *out, size_t n)
+{
+    out[0] = 0;
+    pthread_mutex_lock(&s->lock);
+    bool ready = s->ready;
+    pthread_mutex_unlock(&s->lock);
+    size_t len = 0;
+    if (!ready || id < 0 || id >= es_model_get_info(s->model)->n_vocab)
+        return 0;
+    const char *bytes = es_token_bytes(s->model, id, &len);
+    es_buf b = {0};
+    es_text_show(&b, bytes, len, true);
+    size_t m = b.len < n - 1 ? b.len : n - 1;
+    m = es_utf8_whole(b.data ? b.data : "", m);
+    if (m)
+        memcpy(out, b.data, m);
+    out[m] = 0;
+    es_buf_free(&b);
+    return (int)m;
+}
+
+int es_studio_neighbours(es_studio *s, int feature, int n, int *out, float *cosine)
+{
+    pthread_mutex_lock(&s->lock);
+    bool ready = s->ready && s->dictionary;
+    pthread_mutex_unlock(&s->lock);
+    if (!ready || feature < 0 || feature >= s->n_features)
+        return 0;
+    if (n > s->n_features - 1)
+        n = s->n_features - 1;
+    es_dictionary_neighbours(s->dictionary, feature, n, out, cosine);
+    return n;
+}
+
+const float *es_studio_density(es_studio *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool ready = s->ready && s->atlas;
+    pthread_mutex_unlock(&s->lock);
+    return ready ? es_atlas_density(s->atlas) : NULL;
+}
