@@ -284,9 +284,13 @@ void ui_plot(es_ui *u, ui_box b, const ui_series *series, int n_series, const in
                     u->o.unicode ? (wchar_t)(0x2800 + c) : style[(size_t)y * (size_t)w + (size_t)x] == UI_DIM ? L'.' : L'*');
         }
     free(cells);
-    ui_printf(u, b, 0, 0, UI_DIM, "%+7.3g", (double)hi);
-    ui_printf(u, b, h - 1, 0, UI_DIM, "%+7.3g", (double)lo);
-    if (zero / 4 > 0 && zero / 4 < h - 1)
+    if (hi > 0)
+        ui_printf(u, b, 0, 0, UI_DIM, "%+7.3g", (double)hi);
+    if (lo < 0)
+        ui_printf(u, b, h - 1, 0, UI_DIM, "%+7.3g", (double)lo);
+    if (hi <= 0 || lo >= 0)
+        ui_printf(u, b, hi <= 0 ? 0 : h - 1, 0, UI_DIM, "%7s", "0");
+    else if (zero / 4 > 0 && zero / 4 < h - 1)
         ui_printf(u, b, zero / 4, 0, UI_DIM, "%7s", "0");
     for (int i = 0; i < n_mark; i++) {
         int x = n > 1 ? (int)((int64_t)mark[i] * (w * 2 - 1) / (n - 1)) / 2 : 0;

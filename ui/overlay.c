@@ -19,9 +19,7 @@ static int help_line(es_ui *u, ui_box b, int at, ui_style s, const char *keys, c
 
 static int help_keys(es_ui *u, ui_box b, int at, const ui_key *k)
 {
-    unsigned mode = ui_views[u->view]->mode ? ui_views[u->view]->mode(u) : ~0u;
-    (void)mode; /* all modes are listed: the help is also for finding out what there is */
-    while (k && k->key) {
+    while (k && k->key) { /* of all modes: the help is also for finding out what there is */
         char shown[64] = "", name[24];
         const char *help = k->help;
         int n = 0;
@@ -41,45 +39,48 @@ static int help_keys(es_ui *u, ui_box b, int at, const ui_key *k)
     return at;
 }
 
-void ui_help_draw(es_ui *u, ui_box b)
+/* All lines from u->help.top on; returns how many there are in all. */
+static int help_lines(es_ui *u, ui_box in)
 {
     const ui_view *v = ui_views[u->view];
-    char title[80];
-    snprintf(title, sizeof title, "Keys: %s", v->name);
-    int w = b.w < 84 ? b.w : 84;
-    ui_box in = ui_frame(u, (ui_box){b.y, b.x + (b.w - w) / 2, b.h, w}, title);
     int at = 0;
     for (int i = 0; i < 4 && v->help[i]; i++)
         at = help_line(u, in, at, UI_DIM, NULL, v->help[i]);
     if (v->help[0])
-        at = help_line(u, in, at, UI_PLAIN, NULL, "");
-    at = help_keys(u, in, at, v->keys);
-    at = help_line(u, in, at, UI_PLAIN, NULL, "");
+        at++;
+    at = help_keys(u, in, at, v->keys) + 1;
     at = help_line(u, in, at, UI_BOLD, NULL, "Everywhere");
-    at = help_keys(u, in, at, ui_keys_everywhere());
-    at = help_line(u, in, at, UI_PLAIN, NULL, "");
+    at = help_keys(u, in, at, ui_keys_everywhere()) + 1;
     at = help_line(u, in, at, UI_BOLD, NULL, "Typing");
     at = help_line(u, in, at, UI_PLAIN, "Alt-Enter Ctrl-J", "a new line, where a text can have several");
     at = help_line(u, in, at, UI_PLAIN, "Up Down", "earlier lines");
     at = help_line(u, in, at, UI_PLAIN, "Ctrl-A Ctrl-E", "start, end of the line; Ctrl-left and Ctrl-right by words");
-    at = help_line(u, in, at, UI_PLAIN, "Ctrl-W -U -K -Y", "delete a word, to the start, to the end; put back");
-    at = help_line(u, in, at, UI_PLAIN, NULL, "");
+    at = help_line(u, in, at, UI_PLAIN, "Ctrl-W -U -K -Y", "delete a word, to the start, to the end; put back") + 1;
     at = help_line(u, in, at, UI_BOLD, NULL, "Commands");
     char usage[48];
     const char *text;
-    for (int i = 0; (text = ui_command_line(i, usage, sizeof usage)); i++) {
+    for (int i = 0; (text = ui_command_line(i, usage, sizeof usage)); i++, at++) {
         int y = at - u->help.top;
         if (y >= 0 && y < in.h) {
             ui_put_cut(u, in, y, 1, 29, UI_KEY, usage);
             ui_put_cut(u, in, y, 31, in.w - 31, UI_PLAIN, text);
         }
-        at++;
     }
-    u->help.rows = at;
+    return at;
+}
+
+void ui_help_draw(es_ui *u, ui_box b)
+{
+    char title[80];
+    snprintf(title, sizeof title, "Keys: %s", ui_views[u->view]->name);
+    int w = b.w < 84 ? b.w : 84;
+    ui_box in = ui_frame(u, (ui_box){b.y, b.x + (b.w - w) / 2, b.h, w}, title);
+    u->help.rows = help_lines(u, (ui_box){0, 0, 0, 0}); /* count first */
     u->help.page = in.h;
-    if (u->help.top > at - in.h)
-        u->help.top = at > in.h ? at - in.h : 0;
-    const char *more = u->help.top + in.h < at ? " more: PgDn " : " Esc closes ";
+    if (u->help.top > u->help.rows - in.h)
+        u->help.top = u->help.rows > in.h ? u->help.rows - in.h : 0;
+    help_lines(u, in);
+    const char *more = u->help.top + in.h < u->help.rows ? " more: PgDn " : " Esc closes ";
     ui_put_right(u, (ui_box){b.y + b.h - 1, in.x, 1, in.w}, 0, UI_DIM, more);
 }
 

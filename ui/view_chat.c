@@ -469,7 +469,7 @@ static void hint(const es_ui *u, es_buf *out)
     else if (c->mode == TYPING)
         es_buf_str(out, "Enter sends   : command   Tab next view   ? help");
     else
-        es_buf_str(out, "i type  + - rate  e edit  u undo  c compare  s shade  f panel  k j turn  ? help");
+        es_buf_str(out, "i type  + - rate  e edit  u undo  c compare  s shade  k j turn  ? help");
 }
 
 /* ---- drawing ---- */
@@ -517,8 +517,8 @@ static void draw_welcome(es_ui *u, ui_box b)
         {"Ask", "something below and press Enter. The reply streams; Ctrl-C stops it."},
         {"Rate", "it with + or -, or correct it with Ctrl-E: the model learns from that,"},
         {"", "in the background, and only along the features of its basis."},
-        {"Drift", "(F4) shows what moved and which of your words moved it; R there rolls back."},
-        {"?", "lists the keys of where you are, Tab goes to the next view, :quit leaves."},
+        {"Drift", "(F4) shows what moved, and what you said that moved it; R rolls back."},
+        {"?", "lists the keys of where you are; Tab: the next view; :quit leaves."},
     };
     int n = (int)(sizeof lines / sizeof *lines), y = b.h > n + 6 ? (b.h - n - 4) / 2 : 0, x = b.w >= 78 ? (b.w - 76) / 2 : 1;
     if (v->failed) {
