@@ -1,5 +1,9 @@
-/* A pool of threads for jobs of microseconds. The parts of a job are claimed, not assigned: when a worker comes late (its core
- * is busy with someone else's work), the caller takes its part, so nobody waits for a thread that has not started.
+/* A pool of threads for jobs of microseconds, on a machine that others use too.
+ *
+ * The parts of a job are claimed, not assigned: when a worker comes late (its core is busy with someone else's work), the caller
+ * takes its part, so nobody waits for a thread that has not started. A worker that loses its core within a part does hold up
+ * the caller, for a time slice of milliseconds; when waiting took longer than the caller's own share of the work, the caller does
+ * the next milliseconds' jobs alone, and longer each time that a new try ends the same way.
  *
  * state packs (job number, next unclaimed part). The caller writes fn and user, then publishes a new state; a thread that claims
  * a part by compare-and-swap therefore sees them, and they stay until that part is finished, because the caller waits for it. */
@@ -13,6 +17,7 @@
 /* Looks at the state this often before a thread sleeps: some 50 us, longer than the gaps between the ops of a token and far
  * shorter than the pause between two messages. */
 enum { SPINS = 2000, MAX_THREADS = 256 };
+static const double LONG_WAIT = 200e-6, ALONE_MIN = 2e-3, ALONE_MAX = 64e-3; /* seconds */
 
 struct es_pool {
     int threads;
@@ -20,10 +25,12 @@ struct es_pool {
     void *user;
     _Atomic uint64_t state; /* job << 32 | next part */
     _Atomic int left;       /* parts not yet finished */
-    _Atomic int sleepers;   /* workers in cond_wait, or about to be */
+    _Atomic int sleepers;   /* workers in cond_wait, or about to be, that nobody has woken yet: to wake one takes the caller as long
+                               as a small job does, and a busy machine lets it run much later */
     _Atomic bool caller_sleeps, stop;
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
+    double alone, alone_until; /* the caller's: length of the last spell without the workers, and when it ends */
     int started; /* workers that run, for es_pool_free */
     pthread_t *worker;
     char *scratch;
@@ -81,9 +88,8 @@ static void *work(void *user)
         if (spin == SPINS) {
             pthread_mutex_lock(&p->lock);
             atomic_fetch_add(&p->sleepers, 1); /* before the look at state: the caller publishes, then looks at sleepers */
-            while (!work_waits(p))
-                pthread_cond_wait(&p->wake, &p->lock);
-            atomic_fetch_sub(&p->sleepers, 1);
+            if (!work_waits(p))
+                pthread_cond_wait(&p->wake, &p->lock); /* then, too, it looks out for more before it sleeps again */
             pthread_mutex_unlock(&p->lock);
         }
         if (atomic_load(&p->stop))
@@ -151,29 +157,8 @@ void *es_pool_scratch(es_pool *p, int part)
     return p->scratch + (size_t)part * ES_SCRATCH;
 }
 
-void es_pool_run(es_pool *p, void (*fn)(void *user, int part, int parts), void *user)
+static void wait_for_workers(es_pool *p)
 {
-    if (!p || p->threads == 1) {
-        fn(user, 0, 1);
-        return;
-    }
-    p->fn = fn;
-    p->user = user;
-    atomic_store(&p->left, p->threads);
-    uint64_t job = (atomic_load_explicit(&p->state, memory_order_relaxed) >> 32) + 1;
-    atomic_store(&p->state, job << 32 | 1); /* part 0 is the caller's */
-    if (atomic_load(&p->sleepers) > 0) {
-        pthread_mutex_lock(&p->lock);
-        pthread_cond_broadcast(&p->wake);
-        pthread_mutex_unlock(&p->lock);
-    }
-
-    int part = 0;
-    do {
-        fn(user, part, p->threads);
-        atomic_fetch_sub(&p->left, 1);
-    } while (claim(p, &part));
-
     for (int spin = 0; spin < SPINS; spin++) {
         if (atomic_load(&p->left) == 0)
             return;
@@ -185,4 +170,43 @@ void es_pool_run(es_pool *p, void (*fn)(void *user, int part, int parts), void *
         pthread_cond_wait(&p->done, &p->lock);
     atomic_store(&p->caller_sleeps, false);
     pthread_mutex_unlock(&p->lock);
+}
+
+void es_pool_run(es_pool *p, void (*fn)(void *user, int part, int parts), void *user)
+{
+    if (!p || p->threads == 1) {
+        fn(user, 0, 1);
+        return;
+    }
+    const double start = es_seconds();
+    if (start < p->alone_until) {
+        for (int part = 0; part < p->threads; part++)
+            fn(user, part, p->threads);
+        return;
+    }
+    p->fn = fn;
+    p->user = user;
+    atomic_store(&p->left, p->threads);
+    uint64_t job = (atomic_load_explicit(&p->state, memory_order_relaxed) >> 32) + 1;
+    atomic_store(&p->state, job << 32 | 1); /* part 0 is the caller's */
+    if (atomic_load(&p->sleepers) > 0 && atomic_exchange(&p->sleepers, 0) > 0) {
+        pthread_mutex_lock(&p->lock);
+        pthread_cond_broadcast(&p->wake);
+        pthread_mutex_unlock(&p->lock);
+    }
+
+    int part = 0;
+    do {
+        fn(user, part, p->threads);
+        atomic_fetch_sub(&p->left, 1);
+    } while (claim(p, &part));
+    const double done = es_seconds();
+    wait_for_workers(p);
+    const double waited = es_seconds() - done;
+    if (waited > LONG_WAIT && waited > done - start) {
+        p->alone = p->alone < ALONE_MIN ? ALONE_MIN : p->alone * 2 > ALONE_MAX ? ALONE_MAX : p->alone * 2;
+        p->alone_until = done + waited + p->alone;
+    } else if (p->alone > 0 && done + waited > p->alone_until + p->alone) {
+        p->alone = 0; /* as long together without a long wait */
+    }
 }

@@ -5,8 +5,8 @@
 
 enum {
     Q_BLOCK = 32,
-    MAX_TILE = 4,
-    AHEAD = 4096, /* bytes of weights asked for in advance: rows are too short for the processor's own prefetching to get going */
+    TOKENS = 4,   /* that meet a row at a time */
+    AHEAD = 4096, /* bytes of weights asked for in advance */
 };
 
 #if W == 16
@@ -99,134 +99,137 @@ INLINE void unpack_float(const es_type type, const uint8_t *row, int i, __m256 f
     }
 }
 
-/* ---- tiles of R rows and T tokens: both constant at every call, so that the sums stay in registers --------------------------- */
+/* ---- a row of weights times T <= TOKENS tokens ----------------------------------------------------------------------------
+ * T is a constant at every call, so that the sums stay in registers. Rows are read one after the other, as memory likes best; so
+ * that additions need not wait for each other, few tokens have several sums each (`ways`). */
+
+INLINE int ways_of(const int T)
+{
+    return T == 1 ? 4 : T == 2 ? 2 : 1;
+}
 
 INLINE void prefetch(const es_type type, const uint8_t *row, size_t block)
 {
     const size_t bytes = type == ES_F32 ? 128 : type == ES_F16 ? 64 : type == ES_Q4_0 ? 18 : type == ES_Q4_1 ? 20 : type == ES_Q8_0 ? 34 : 27;
-    _mm_prefetch((const char *)row + block * bytes + AHEAD, _MM_HINT_T0);
-    if (type == ES_F32)
-        _mm_prefetch((const char *)row + block * bytes + AHEAD + 64, _MM_HINT_T0);
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)row + block * bytes + i + AHEAD, _MM_HINT_T0);
 }
 
-INLINE void tile_rounded(const es_type type, const int R, const int T, const uint8_t *w, size_t row, int K, const int16_t *q,
-                         const float *scales, float *y, size_t N, bool accumulate)
+INLINE void add_rounded(const es_type type, const int T, const uint8_t *w, size_t b, int K, const int16_t *q, const float *scales,
+                        __m256 *sum, __m128 *offset)
 {
-    __m256 acc[MAX_TILE];
-    __m128 offset[MAX_TILE]; /* lane 1: sum of m * scale * sum(q) */
     const size_t blocks = (size_t)K / Q_BLOCK;
-    for (int i = 0; i < R * T; i++)
-        acc[i] = _mm256_setzero_ps(), offset[i] = _mm_setzero_ps();
-    for (size_t b = 0; b < blocks; b++)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            __m256i lo, hi;
-            __m128 dm;
-            prefetch(type, w + (size_t)r * row, b);
-            unpack(type, w + (size_t)r * row, (int)b, &lo, &hi, &dm);
-#pragma GCC unroll 4
-            for (int t = 0; t < T; t++) {
-                const int16_t *x = q + (size_t)t * (size_t)K + b * Q_BLOCK;
-                __m256i s = DOT16(_mm256_setzero_si256(), lo, _mm256_loadu_si256((const __m256i *)x));
-                s = DOT16(s, hi, _mm256_loadu_si256((const __m256i *)(x + 16)));
-                __m128 pair = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(scales + ((size_t)t * blocks + b) * 2)));
-                pair = _mm_mul_ps(pair, dm);
-                if (type == ES_Q4_1)
-                    offset[r * T + t] = _mm_add_ps(offset[r * T + t], pair);
-                acc[r * T + t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_broadcastss_ps(pair), acc[r * T + t]);
-            }
-        }
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) {
-            float s = sum8(acc[r * T + t]), *out = y + (size_t)t * N + r;
-            if (type == ES_Q4_1)
-                s += _mm_cvtss_f32(_mm_movehdup_ps(offset[r * T + t]));
-            *out = accumulate ? *out + s : s;
-        }
+    __m256i lo, hi;
+    __m128 dm;
+    unpack(type, w, (int)b, &lo, &hi, &dm);
+    for (int t = 0; t < T; t++) {
+        const int16_t *x = q + (size_t)t * (size_t)K + b * Q_BLOCK;
+        __m256i s = DOT16(_mm256_setzero_si256(), lo, _mm256_loadu_si256((const __m256i *)x));
+        s = DOT16(s, hi, _mm256_loadu_si256((const __m256i *)(x + 16)));
+        __m128 pair = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(scales + ((size_t)t * blocks + b) * 2)));
+        pair = _mm_mul_ps(pair, dm); /* d * scale, m * scale * sum(q) */
+        if (type == ES_Q4_1)
+            offset[t] = _mm_add_ps(offset[t], pair);
+        sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_broadcastss_ps(pair), sum[t]);
+    }
 }
 
-INLINE void tile_exact(const es_type type, const int R, const int T, const uint8_t *w, size_t row, int K, const float *x, float *y,
-                       size_t N, bool accumulate)
+INLINE void row_rounded(const es_type type, const int T, const uint8_t *w, int K, const int16_t *q, const float *scales, float *y,
+                        size_t N, bool accumulate)
 {
-    __m256 acc[2 * MAX_TILE];
-    for (int i = 0; i < 2 * R * T; i++)
-        acc[i] = _mm256_setzero_ps();
-    for (int b = 0; b < K / Q_BLOCK; b++)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            __m256 f[4];
-            prefetch(type, w + (size_t)r * row, (size_t)b);
-            unpack_float(type, w + (size_t)r * row, b, f);
-#pragma GCC unroll 4
-            for (int t = 0; t < T; t++) {
-                const float *xb = x + (size_t)t * (size_t)K + (size_t)b * Q_BLOCK;
-                __m256 *a = acc + 2 * (r * T + t);
-                a[0] = _mm256_fmadd_ps(f[0], _mm256_loadu_ps(xb), a[0]);
-                a[1] = _mm256_fmadd_ps(f[1], _mm256_loadu_ps(xb + 8), a[1]);
-                a[0] = _mm256_fmadd_ps(f[2], _mm256_loadu_ps(xb + 16), a[0]);
-                a[1] = _mm256_fmadd_ps(f[3], _mm256_loadu_ps(xb + 24), a[1]);
-            }
+    const int ways = ways_of(T);
+    const size_t blocks = (size_t)K / Q_BLOCK;
+    __m256 sum[TOKENS];
+    __m128 offset[TOKENS]; /* counts in lane 1 */
+    for (int i = 0; i < TOKENS; i++)
+        sum[i] = _mm256_setzero_ps(), offset[i] = _mm_setzero_ps();
+    size_t b = 0;
+    for (; b + (size_t)ways <= blocks; b += (size_t)ways)
+        for (int i = 0; i < ways; i++) {
+            if (i % 2 == 0)
+                prefetch(type, w, b + (size_t)i);
+            /* b is a multiple of ways: said so that the compiler knows the place of a part within a Q6_K block */
+            add_rounded(type, T, w, (b & ~(size_t)(ways - 1)) + (size_t)i, K, q, scales, sum + i * T, offset + i * T);
         }
-    const int done = K / Q_BLOCK * Q_BLOCK; /* plain types may have any K */
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) {
-            float s = sum8(_mm256_add_ps(acc[2 * (r * T + t)], acc[2 * (r * T + t) + 1])), *out = y + (size_t)t * N + r;
-            for (int k = done; k < K; k++) {
-                float f;
-                es_dequant(type, w + (size_t)r * row + es_row_bytes(type, k), &f, 1);
-                s += f * x[(size_t)t * (size_t)K + (size_t)k];
-            }
-            *out = accumulate ? *out + s : s;
-        }
+    for (; b < blocks; b++)
+        add_rounded(type, T, w, b, K, q, scales, sum, offset);
+    for (int t = 0; t < T; t++, y += N) {
+        for (int i = 1; i < ways; i++)
+            sum[t] = _mm256_add_ps(sum[t], sum[i * T + t]), offset[t] = _mm_add_ps(offset[t], offset[i * T + t]);
+        float s = sum8(sum[t]);
+        if (type == ES_Q4_1)
+            s += _mm_cvtss_f32(_mm_movehdup_ps(offset[t]));
+        *y = accumulate ? *y + s : s;
+    }
 }
 
-/* Rows [from, to) times T tokens, cut into tiles; 16 rows meet all tokens before the next 16 are read. */
-#define ROWS_OF(type, name, tile, X_ARGS, X_AT)                                                                        \
-    static void name(const es_weight *w, int from, int to, X_ARGS, int T, float *y, bool accumulate)                   \
+INLINE void row_exact(const es_type type, const int T, const uint8_t *w, int K, const float *x, float *y, size_t N, bool accumulate)
+{
+    __m256 sum[4 * TOKENS];
+    for (int i = 0; i < 4 * TOKENS; i++)
+        sum[i] = _mm256_setzero_ps();
+    const int ways = T == 1 ? 4 : 2;
+    for (int b = 0; b < K / Q_BLOCK; b++) {
+        __m256 f[4];
+        prefetch(type, w, (size_t)b);
+        unpack_float(type, w, b, f);
+        for (int t = 0; t < T; t++)
+            for (int c = 0; c < 4; c++) {
+                __m256 *to = &sum[t * ways + c % ways];
+                *to = _mm256_fmadd_ps(f[c], _mm256_loadu_ps(x + (size_t)t * (size_t)K + (size_t)b * Q_BLOCK + 8 * c), *to);
+            }
+    }
+    for (int t = 0; t < T; t++, x += K, y += N) {
+        for (int i = 1; i < ways; i++)
+            sum[t * ways] = _mm256_add_ps(sum[t * ways], sum[t * ways + i]);
+        float s = sum8(sum[t * ways]);
+        for (int k = K / Q_BLOCK * Q_BLOCK; k < K; k++) { /* plain types may have any K */
+            float f;
+            es_dequant(type, w + es_row_bytes(type, k), &f, 1);
+            s += f * x[k];
+        }
+        *y = accumulate ? *y + s : s;
+    }
+}
+
+/* Rows [from, to) times T tokens; 16 rows meet all tokens before the next 16 are read. */
+#define ROWS_OF(type, name, row_times, X_ARG, X_AT)                                                                    \
+    static void name(const es_weight *w, int from, int to, X_ARG, int T, float *y, bool accumulate)                    \
     {                                                                                                                  \
         const int K = w->n_in;                                                                                         \
-        const size_t row = es_row_bytes(type, K), N = (size_t)w->n_out;                                                \
-        const uint8_t *data = w->data;                                                                                 \
+        const size_t bytes = es_row_bytes(type, K), N = (size_t)w->n_out;                                              \
         for (int n0 = from, n1; n0 < to; n0 = n1) {                                                                    \
             n1 = to - n0 < 16 ? to : n0 + 16;                                                                          \
-            int t = 0;                                                                                                 \
-            for (; t + 4 <= T; t += 4)                                                                                 \
-                for (int n = n0; n < n1; n++)                                                                          \
-                    tile(type, 1, 4, data + (size_t)n * row, row, K, X_AT(t), y + (size_t)t * N + n, N, accumulate);   \
-            for (; t + 3 <= T; t += 3)                                                                                  \
-                for (int n = n0; n < n1; n++)                                                                          \
-                    tile(type, 1, 3, data + (size_t)n * row, row, K, X_AT(t), y + (size_t)t * N + n, N, accumulate);   \
-            for (; t + 2 <= T; t += 2) {                                                                               \
-                int n = n0;                                                                                            \
-                for (; n + 2 <= n1; n += 2)                                                                            \
-                    tile(type, 2, 2, data + (size_t)n * row, row, K, X_AT(t), y + (size_t)t * N + n, N, accumulate);   \
-                for (; n < n1; n++)                                                                                    \
-                    tile(type, 1, 2, data + (size_t)n * row, row, K, X_AT(t), y + (size_t)t * N + n, N, accumulate);   \
-            }                                                                                                          \
-            for (; t < T; t++) {                                                                                       \
-                int n = n0;                                                                                            \
-                for (; n + 4 <= n1; n += 4)                                                                            \
-                    tile(type, 4, 1, data + (size_t)n * row, row, K, X_AT(t), y + (size_t)t * N + n, N, accumulate);   \
-                for (; n < n1; n++)                                                                                    \
-                    tile(type, 1, 1, data + (size_t)n * row, row, K, X_AT(t), y + (size_t)t * N + n, N, accumulate);   \
+            for (int t = 0, m; t < T; t += m) {                                                                        \
+                m = T - t < TOKENS ? T - t : TOKENS;                                                                   \
+                for (int n = n0; n < n1; n++) {                                                                        \
+                    const uint8_t *row = (const uint8_t *)w->data + (size_t)n * bytes;                                 \
+                    float *out = y + (size_t)t * N + n;                                                                \
+                    switch (m) {                                                                                       \
+                    case 1: row_times(type, 1, row, K, X_AT, out, N, accumulate); break;                               \
+                    case 2: row_times(type, 2, row, K, X_AT, out, N, accumulate); break;                               \
+                    case 3: row_times(type, 3, row, K, X_AT, out, N, accumulate); break;                               \
+                    default: row_times(type, 4, row, K, X_AT, out, N, accumulate); break;                              \
+                    }                                                                                                  \
+                }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
     }
-#define EXACT_ARGS const float *x
-#define EXACT_AT(t) x + (size_t)(t) * (size_t)K
-#define ROUNDED_ARGS const es_rounded *x
-#define ROUNDED_AT(t) x->q + (size_t)(t) * (size_t)K, x->scales + (size_t)(t) * (size_t)(K / Q_BLOCK) * 2
+#define EXACT_ARG const float *x
+#define EXACT_AT x + (size_t)t * (size_t)K
+#define ROUNDED_ARG const es_rounded *x
+#define ROUNDED_AT x->q + (size_t)t * (size_t)K, x->scales + (size_t)t * (size_t)(K / Q_BLOCK) * 2
 
-ROWS_OF(ES_F32, rows_f32, tile_exact, EXACT_ARGS, EXACT_AT)
-ROWS_OF(ES_F16, rows_f16, tile_exact, EXACT_ARGS, EXACT_AT)
-ROWS_OF(ES_Q4_0, rows_q4_0, tile_exact, EXACT_ARGS, EXACT_AT)
-ROWS_OF(ES_Q4_1, rows_q4_1, tile_exact, EXACT_ARGS, EXACT_AT)
-ROWS_OF(ES_Q8_0, rows_q8_0, tile_exact, EXACT_ARGS, EXACT_AT)
-ROWS_OF(ES_Q6_K, rows_q6_k, tile_exact, EXACT_ARGS, EXACT_AT)
-ROWS_OF(ES_Q4_0, rounded_q4_0, tile_rounded, ROUNDED_ARGS, ROUNDED_AT)
-ROWS_OF(ES_Q4_1, rounded_q4_1, tile_rounded, ROUNDED_ARGS, ROUNDED_AT)
-ROWS_OF(ES_Q8_0, rounded_q8_0, tile_rounded, ROUNDED_ARGS, ROUNDED_AT)
-ROWS_OF(ES_Q6_K, rounded_q6_k, tile_rounded, ROUNDED_ARGS, ROUNDED_AT)
+ROWS_OF(ES_F32, rows_f32, row_exact, EXACT_ARG, EXACT_AT)
+ROWS_OF(ES_F16, rows_f16, row_exact, EXACT_ARG, EXACT_AT)
+ROWS_OF(ES_Q4_0, rows_q4_0, row_exact, EXACT_ARG, EXACT_AT)
+ROWS_OF(ES_Q4_1, rows_q4_1, row_exact, EXACT_ARG, EXACT_AT)
+ROWS_OF(ES_Q8_0, rows_q8_0, row_exact, EXACT_ARG, EXACT_AT)
+ROWS_OF(ES_Q6_K, rows_q6_k, row_exact, EXACT_ARG, EXACT_AT)
+ROWS_OF(ES_Q4_0, rounded_q4_0, row_rounded, ROUNDED_ARG, ROUNDED_AT)
+ROWS_OF(ES_Q4_1, rounded_q4_1, row_rounded, ROUNDED_ARG, ROUNDED_AT)
+ROWS_OF(ES_Q8_0, rounded_q8_0, row_rounded, ROUNDED_ARG, ROUNDED_AT)
+ROWS_OF(ES_Q6_K, rounded_q6_k, row_rounded, ROUNDED_ARG, ROUNDED_AT)
 
 static void rows(const es_weight *w, int from, int to, const float *x, int T, float *y, bool accumulate)
 {
