@@ -1,9 +1,11 @@
-/* sample: from logits to one token. The order is penalty, temperature, top-k, top-p (as in Hugging Face's generate). Candidates
- * are drawn from a heap, best first, so that only as many are ordered as top-k and top-p let through; ties go to the lower id,
- * which makes the result a function of (logits, history, rng). */
+/* sample: from logits to one token. The order is penalty, temperature, top-k, top-p (as in Hugging Face's generate). Only as
+ * many candidates are put in order as top-k and top-p need; ties go to the lower id, which makes the result a function of
+ * (logits, history, rng). */
 #include "context.h"
 
 #include <math.h>
+
+enum { SORT_FIRST = 256 };
 
 es_sampling es_sampling_default(void)
 {
@@ -15,17 +17,41 @@ static bool better(es_candidate a, es_candidate b)
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
+/* A heap whose root is its worst: moves all[at] down to where it belongs. */
 static void sift_down(es_candidate *heap, int n, int at)
 {
     es_candidate moving = heap[at];
     for (int child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && better(heap[child + 1], heap[child]))
+        if (child + 1 < n && better(heap[child], heap[child + 1]))
             child++;
-        if (!better(heap[child], moving))
+        if (!better(moving, heap[child]))
             break;
         heap[at] = heap[child];
     }
     heap[at] = moving;
+}
+
+static void swap(es_candidate *a, es_candidate *b)
+{
+    es_candidate c = *a;
+    *a = *b;
+    *b = c;
+}
+
+/* Reorders all[n] so that the k best come first, best of all at 0. One pass; nearly all candidates fail its first comparison. */
+static void best_first(es_candidate *all, int n, int k)
+{
+    for (int i = k / 2 - 1; i >= 0; i--)
+        sift_down(all, k, i);
+    for (int i = k; i < n; i++)
+        if (better(all[i], all[0])) {
+            swap(&all[i], &all[0]);
+            sift_down(all, k, 0);
+        }
+    for (int end = k - 1; end > 0; end--) {
+        swap(&all[0], &all[end]);
+        sift_down(all, end, 0);
+    }
 }
 
 /* Once for each distinct token of the last `window`: CTRL's penalty (Keskar et al. 2019, eq. 2), sign-aware. */
@@ -57,40 +83,28 @@ int32_t es_sample(es_context *c, const es_sampling *s, es_rng *rng)
     if (!(s->temperature > 0) || !isfinite(best.logit))
         return best.id;
 
-    /* Weights relative to the best: exp((logit - best) / temperature), so the largest is 1. */
-    double u = es_rng_uniform(rng), inverse = 1 / (double)s->temperature, total = 0;
+    /* Weights relative to the best, so the largest is 1. total: of those that top-k lets through; kept: how many top-p leaves. */
     bool cut_k = s->top_k > 0 && s->top_k < n, cut_p = s->top_p < 1;
-    if (!cut_k)
-        for (int i = 0; i < n; i++)
-            total += exp((all[i].logit - best.logit) * inverse);
-    int kept = n;
-    if (cut_k || cut_p) {
-        /* Pops end up at the back of the array, best last: all[n-1], all[n-2], ... */
-        int k = cut_k ? s->top_k : n, heap = n;
-        double mass = 0;
-        for (int i = n / 2 - 1; i >= 0; i--)
-            sift_down(all, n, i);
-        for (kept = 0; kept < k && (cut_k || mass < s->top_p * total || !kept); kept++) {
-            es_candidate top = all[0];
-            all[0] = all[--heap];
-            sift_down(all, heap, 0);
-            all[heap] = top;
-            mass += exp((top.logit - best.logit) * inverse);
+    int k = cut_k ? s->top_k : n, sorted = 0, kept = k;
+    double u = es_rng_uniform(rng), inverse = 1 / (double)s->temperature, total = 0, mass = 0, reach = 0;
+    if (cut_k)
+        best_first(all, n, sorted = k);
+    for (int i = 0; i < k; i++)
+        total += exp((all[i].logit - best.logit) * inverse);
+    if (cut_p) {
+        for (kept = 0; kept < k && (!kept || mass < s->top_p * total); kept++) {
+            if (kept == sorted) { /* without top-k: as many as turn out to be needed */
+                sorted = sorted ? 4 * sorted : SORT_FIRST;
+                best_first(all, n, sorted = sorted < k ? sorted : k);
+            }
+            mass += exp((all[kept].logit - best.logit) * inverse);
         }
         total = mass;
-        if (cut_k && cut_p) { /* top-p among the k */
-            int p_kept = 0;
-            for (mass = 0; p_kept < kept && (mass < s->top_p * total || !p_kept); p_kept++)
-                mass += exp((all[n - 1 - p_kept].logit - best.logit) * inverse);
-            kept = p_kept;
-            total = mass;
-        }
     }
-    double reach = 0;
     for (int i = 0; i < kept; i++) {
-        reach += exp((all[n - 1 - i].logit - best.logit) * inverse);
+        reach += exp((all[i].logit - best.logit) * inverse);
         if (u * total < reach)
-            return all[n - 1 - i].id;
+            return all[i].id;
     }
     return best.id; /* only rounding leads here */
 }

@@ -305,13 +305,34 @@ static void test_open(void **state)
     es_model_free(m);
 }
 
+/* Whichever allocation of opening fails, it says so and gives back what it had. */
+static void test_no_memory(void **state)
+{
+    (void)state;
+    if (!ALLOCATIONS_COUNT)
+        skip();
+    es_model *m = open_tiny(NULL);
+    es_context *x;
+    es_error err;
+    int n = 0, code = ES_ERR_MEMORY;
+    while (code && n < 20) {
+        allocation_fails = allocations + ++n;
+        code = es_context_open(&x, m, &(es_context_options){.n_ctx = 16, .threads = 2}, &err);
+        allocation_fails = 0;
+        assert_true(code == ES_OK || (code == ES_ERR_MEMORY && !x));
+    }
+    assert_true(n > 2 && n < 20);
+    es_context_free(x);
+    es_model_free(m);
+}
+
 int main(void)
 {
     static int cpu = 1;
 #define BOTH(f) {#f " (scalar)", f, NULL, NULL, NULL}, {#f " (cpu)", f, NULL, NULL, &cpu}
     const struct CMUnitTest tests[] = {
         BOTH(test_same_as_batch), BOTH(test_sync), BOTH(test_errors_leave_the_cache), BOTH(test_patch), BOTH(test_watch),
-        BOTH(test_no_allocation), BOTH(test_not_exact), BOTH(test_open),
+        BOTH(test_no_allocation), cmocka_unit_test(test_no_memory), BOTH(test_not_exact), BOTH(test_open),
     };
     return cmocka_run_group_tests_name("context", tests, NULL, NULL);
 }

@@ -102,6 +102,18 @@ static void test_top_p(void **state)
     frequencies(s, (double[]){1, 0, 0, 0, 0});
     s.top_p = 0;
     frequencies(s, (double[]){1, 0, 0, 0, 0});
+
+    for (int i = 0; i < VOCAB; i++) /* all alike: the first 307 of 323 make up 0.95 */
+        c->logits[i] = 1;
+    s.top_p = 0.95f;
+    es_rng rng;
+    es_rng_seed(&rng, 7);
+    int highest = 0;
+    for (int i = 0; i < DRAWS; i++) {
+        int id = es_sample(c, &s, &rng);
+        highest = id > highest ? id : highest;
+    }
+    assert_int_equal(highest, (int)(0.95f * VOCAB));
 }
 
 static void test_greedy(void **state)

@@ -571,6 +571,27 @@ static void test_no_allocation(void **state)
     free_fixture(f);
 }
 
+/* Whichever allocation of opening fails, it says so and gives back what it had. */
+static void test_no_memory(void **state)
+{
+    (void)state;
+    if (!ALLOCATIONS_COUNT)
+        skip();
+    es_model *m = open_tiny(NULL);
+    es_trainer *x;
+    es_error err;
+    int n = 0, code = ES_ERR_MEMORY;
+    while (code && n < 20) {
+        allocation_fails = allocations + ++n;
+        code = es_trainer_open(&x, m, &(es_trainer_options){.max_tokens = 8, .threads = 2}, &err);
+        allocation_fails = 0;
+        assert_true(code == ES_OK || (code == ES_ERR_MEMORY && !x));
+    }
+    assert_true(n > 2 && n < 20);
+    es_trainer_free(x);
+    es_model_free(m);
+}
+
 int main(void)
 {
     static int cpu = 1;
@@ -578,7 +599,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         BOTH(test_lowrank_each_site), BOTH(test_lowrank_alone), BOTH(test_addend), BOTH(test_dlogits), BOTH(test_hook), BOTH(test_resid),
         BOTH(test_slots), BOTH(test_from_layer), BOTH(test_residual), BOTH(test_scale_zero), BOTH(test_logits_rows), BOTH(test_site_input),
-        BOTH(test_bad_batches), BOTH(test_no_allocation),
+        BOTH(test_bad_batches), BOTH(test_no_allocation), cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests_name("trainer", tests, NULL, NULL);
 }
