@@ -138,7 +138,8 @@ void es_context_set_watch(es_context *c, const es_watch *w, int n);
 int es_context_feed(es_context *c, const int32_t *ids, int n, const volatile bool *cancel, es_error *err);
 const float *es_context_logits(const es_context *c); /* [n_vocab] after the last fed token; borrowed */
 int es_context_truncate(es_context *c, int n, es_error *err); /* keep the first n tokens */
-/* Keeps the longest common prefix of the cache and ids (at most n-1), then feeds the rest. *reused (may be NULL): tokens kept. */
+/* Keeps the longest common prefix of the cache and ids (at most n-1), then feeds the rest. *reused (may be NULL): tokens kept. When
+ * the feed fails or is cancelled the cache holds the kept prefix; when ids cannot fit it is as before. */
 int es_context_sync(es_context *c, const int32_t *ids, int n, int *reused, const volatile bool *cancel, es_error *err);
 
 /* ---- sampling ------------------------------------------------------------------------------------------------------------------------ */
@@ -152,7 +153,8 @@ typedef struct es_sampling {
     uint64_t seed;
 } es_sampling;
 es_sampling es_sampling_default(void); /* temperature 0.7, top_k 50, top_p 0.95, penalty 1.1 over 64, seed 0 */
-/* history[n]: tokens so far. scratch lives in the context. Deterministic given (logits, history, rng). */
+/* A token drawn from the context's logits: penalty, temperature, top-k, top-p, in this order. The penalty looks at the tokens in the
+ * cache. Scratch lives in the context. A function of (logits, tokens, rng); greedy leaves rng alone. */
 int32_t es_sample(es_context *c, const es_sampling *s, es_rng *rng);
 
 /* ---- batch passes: score, harvest, training ------------------------------------------------------------------------------------------- */
