@@ -474,6 +474,22 @@ int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_
         size_t rows = i + 1 < h->n_shard ? h->shard_rows : h->n_row - i * h->shard_rows;
         rc = open_map(&h->shard[i], path, rows, (size_t)h->d * 2, err);
     }
+    if (!rc) {
+        size_t n = h->n_row < 2048 ? h->n_row : 2048, d = (size_t)h->d;
+        float *norm = es_calloc(n + d, sizeof *norm), *row = norm + n;
+        if (!norm)
+            rc = es_fail(err, ES_ERR_MEMORY, "not enough memory to read the harvest");
+        for (size_t i = 0; i < n && !rc; i++) {
+            double sum = 0;
+            es_harvest_reader_rows(h, h->n_row / n * i, 1, row);
+            for (size_t k = 0; k < d; k++)
+                sum += (double)row[k] * (double)row[k];
+            norm[i] = (float)sqrt(sum);
+        }
+        if (!rc)
+            h->norm_limit = es_norm_limit(norm, n);
+        free(norm);
+    }
     if (rc) {
         if (rc == ES_ERR_IO && err && h->info)
             es_fail_prefix(err, "layer %d of harvest %s", layer, dir);
@@ -492,4 +508,18 @@ void es_harvest_reader_rows(const es_harvest_reader *h, size_t first, size_t n, 
         first += m;
         n -= m;
     }
+}
+
+static int rising(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+float es_norm_limit(float *norm, size_t n)
+{
+    if (n == 0)
+        return INFINITY;
+    qsort(norm, n, sizeof *norm, rising);
+    return norm[n / 2] > 0 ? 6 * norm[n / 2] : INFINITY;
 }

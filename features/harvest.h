@@ -36,11 +36,17 @@ typedef struct es_harvest_reader {
     es_map ids, sequences, *shard;
     const int32_t *id;
     const es_harvest_sequence *sequence;
+    float norm_limit; /* rows longer than this are attention sinks, see es_norm_limit */
 } es_harvest_reader;
 
 /* Sizes are checked against the files; a harvest that is still being written is read as far as its last checkpoint. */
 int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_error *err);
 void es_harvest_reader_close(es_harvest_reader *h);
 void es_harvest_reader_rows(const es_harvest_reader *h, size_t first, size_t n, float *out); /* [n, d] */
+
+/* A few tokens besides each sequence's first (one in some thousands) become attention sinks as well: their residual is about a
+ * hundred times as long as the others', so that they alone would be most of the variance. Six times the median norm of the n rows
+ * tells them apart; training, statistics and the atlas leave them out. Reorders norm. */
+float es_norm_limit(float *norm, size_t n);
 
 #endif

@@ -188,7 +188,7 @@ static int take_memory(training *t, es_error *err)
  * are; encoder: the same rows. */
 static int start_parameters(training *t, es_error *err)
 {
-    size_t d = t->d, n = t->n_row < SAMPLE ? t->n_row : SAMPLE;
+    size_t d = t->d, n = t->n_row < SAMPLE ? t->n_row : SAMPLE, used = 0;
     float *sample = es_calloc(n * d, sizeof *sample);
     double *sum = es_calloc(d, sizeof *sum), norms = 0;
     if (!sample || !sum) {
@@ -198,10 +198,15 @@ static int start_parameters(training *t, es_error *err)
     }
     const es_vector_ops *ops = es_vector();
     for (size_t i = 0; i < n; i++) {
-        float *row = sample + i * d;
+        float *row = sample + used * d;
         es_harvest_reader_rows(&t->h, row_at(t, i), 1, row);
-        norms += sqrt((double)ops->dot(row, row, d));
+        float norm = sqrtf(ops->dot(row, row, d));
+        if (norm > t->h.norm_limit)
+            continue;
+        norms += (double)norm;
+        used++;
     }
+    n = used;
     int rc = ES_OK;
     if (!(norms > 0) || !isfinite(norms))
         rc = es_fail(err, ES_ERR_FORMAT, "the harvest's activations are all zero or not numbers");
@@ -255,11 +260,13 @@ static int start_parameters(training *t, es_error *err)
 static void load_part(void *user, int part, int parts)
 {
     training *t = user;
+    const es_vector_ops *ops = es_vector();
     for (size_t i = (size_t)part; i < t->B; i += (size_t)parts) {
         float *x = t->x + i * t->d;
         es_harvest_reader_rows(&t->h, row_at(t, t->tokens + i), 1, x);
+        bool sink = sqrtf(ops->dot(x, x, t->d)) > t->h.norm_limit; /* stands where b_dec is, and so teaches nothing */
         for (size_t k = 0; k < t->d; k++)
-            x[k] = x[k] * t->scale - t->b_dec[k];
+            x[k] = sink ? 0 : x[k] * t->scale - t->b_dec[k];
     }
 }
 
