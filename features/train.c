@@ -184,8 +184,8 @@ static int take_memory(training *t, es_error *err)
 
 /* ---- start ------------------------------------------------------------------------------------------------------------------------- */
 
-/* b_dec: geometric median of a sample (Weiszfeld); decoder rows: sampled inputs less b_dec, so that every feature starts where data
- * are; encoder: the same rows. */
+/* b_dec: geometric median of a sample (Weiszfeld); decoder rows: random unit vectors (rows that start as sampled inputs share the
+ * data's few large directions, overshoot and took longer); encoder: the same rows. */
 static int start_parameters(training *t, es_error *err)
 {
     size_t d = t->d, n = t->n_row < SAMPLE ? t->n_row : SAMPLE, used = 0;
@@ -234,16 +234,9 @@ static int start_parameters(training *t, es_error *err)
     es_rng_seed(&r, t->o.seed);
     for (size_t j = 0; j < t->F && !rc; j++) {
         float *w = t->dec + j * d;
-        const float *row = sample + (size_t)es_rng_below(&r, n) * d;
         double norm = 0;
         for (size_t k = 0; k < d; k++) {
-            w[k] = row[k] - t->b_dec[k];
-            norm += (double)w[k] * (double)w[k];
-        }
-        float noise = (float)(sqrt(norm / (double)d) * 0.5 + 1e-6);
-        norm = 0;
-        for (size_t k = 0; k < d; k++) {
-            w[k] += noise * es_rng_normal(&r);
+            w[k] = es_rng_normal(&r);
             norm += (double)w[k] * (double)w[k];
         }
         for (size_t k = 0; k < d; k++)
@@ -407,6 +400,12 @@ static void index_entries(entries *l, size_t rows, size_t F)
     l->feature_start[0] = 0;
 }
 
+/* What the newest batch counts in the figures shown: a mean over some twenty steps. */
+static double running_share(const training *t)
+{
+    return fmax(0.05, 1 / ((double)t->steps + 1));
+}
+
 static int batch_topk(training *t, es_error *err)
 {
     size_t want = (size_t)t->o.k * t->B;
@@ -445,11 +444,11 @@ static int batch_topk(training *t, es_error *err)
             }
     index_entries(&t->main, t->B, t->F);
     if (t->main.n) { /* as SAELens and dictionary_learning: a running mean of the smallest kept value */
-        t->threshold = t->steps ? 0.99 * t->threshold + 0.01 * (double)smallest : (double)smallest;
+        t->threshold = t->steps ? t->threshold + fmax(0.01, 4 / ((double)t->steps + 4)) * ((double)smallest - t->threshold) : (double)smallest;
         t->cut = 0.8f * smallest;
     }
     double l0 = (double)over / (double)t->B;
-    t->l0 = t->steps ? 0.98 * t->l0 + 0.02 * l0 : l0;
+    t->l0 += (l0 - t->l0) * running_share(t);
     return ES_OK;
 }
 
@@ -594,7 +593,7 @@ static int step(training *t, es_error *err)
         return es_fail(err, ES_ERR_FORMAT, "training went out of bounds at step %llu (the error is no number): try a smaller learning rate",
                        (unsigned long long)t->steps);
     double fvu = variance > 0 ? error / variance : 0;
-    t->fvu = t->steps ? 0.98 * t->fvu + 0.02 * fvu : fvu;
+    t->fvu += (fvu - t->fvu) * running_share(t);
 
     double n = (double)t->steps + 1, c1 = 1 - pow(0.9, n), c2 = sqrt(1 - pow(0.999, n));
     t->rate = (float)(learning_rate(t) * c2 / c1);
