@@ -1,0 +1,489 @@
+/* Building an atlas: one pass over a harvest with a heap of best windows a feature, then the promoted tokens, then the file. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "atlas_file.h"
+#include "harvest.h"
+#include "vector.h"
+
+enum { FINE = 256, ROWS = 2048, HEAD_ROWS = 64 };
+
+es_atlas_options es_atlas_default(void)
+{
+    return (es_atlas_options){.examples = 20, .window = 24};
+}
+
+typedef struct window { /* an example in the making */
+    float max;
+    uint32_t context;     /* hash of the tokens around the peak: the same passage is kept once */
+    uint64_t id;          /* first id, in the harvest */
+    uint8_t n, peak;
+} window;
+
+typedef struct feature_stats {
+    double sum;
+    uint64_t count;
+    float max, range;     /* fine bins cover (0, range]; range doubles when a value is larger */
+    uint32_t fine[FINE];
+    int n;                /* windows kept */
+} feature_stats;
+
+typedef struct build {
+    const es_dictionary *s;
+    es_model *m;
+    const es_atlas_options *o;
+    es_harvest_reader h;
+    es_pool *pool;
+    size_t F, d;
+    feature_stats *f;
+    window *w;            /* [F, examples] */
+    uint8_t *value;       /* [F, examples, window] */
+    uint64_t tokens;
+    /* the rows being read */
+    float *x;
+    es_sparse acts;
+    uint8_t *sink;        /* [ROWS + context] */
+    /* one sequence, by feature: a list of its activations in the order of tokens */
+    int32_t *head, *tail; /* [F], -1: none */
+    int32_t *touched;
+    struct act { int32_t token, next; float v; } *act;
+    size_t cap_act;
+    /* promoted tokens */
+    int V;
+    float *rows, *logits; /* [HEAD_ROWS, d], [HEAD_ROWS, V] */
+    int first_row, n_row;
+    struct tokens { int n_up, n_down; int32_t up[ES_ATLAS_TOKENS], down[ES_ATLAS_TOKENS]; float up_v[ES_ATLAS_TOKENS], down_v[ES_ATLAS_TOKENS]; } *tokens_of;
+} build;
+
+static void count_value(feature_stats *f, float v)
+{
+    f->sum += (double)v;
+    f->count++;
+    f->max = fmaxf(f->max, v);
+    if (f->range <= 0)
+        f->range = exp2f(ceilf(log2f(v)));
+    while (v > f->range) {
+        for (int i = 0; i < FINE / 2; i++)
+            f->fine[i] = f->fine[2 * i] + f->fine[2 * i + 1];
+        memset(f->fine + FINE / 2, 0, FINE / 2 * sizeof *f->fine);
+        f->range *= 2;
+    }
+    int bin = (int)ceilf(v / f->range * FINE) - 1;
+    f->fine[bin < 0 ? 0 : bin >= FINE ? FINE - 1 : bin]++;
+}
+
+static uint32_t context_hash(const int32_t *id, int n, int peak)
+{
+    uint32_t h = 2166136261u;
+    for (int t = peak - 5 < 0 ? 0 : peak - 5; t < n && t <= peak + 2; t++)
+        h = (h ^ (uint32_t)id[t]) * 16777619u;
+    return h;
+}
+
+/* Offers the strongest place of feature j in a sequence. */
+static void offer(build *b, const es_harvest_sequence *q, size_t j, int peak, float max)
+{
+    feature_stats *f = &b->f[j];
+    int examples = b->o->examples, window_n = b->o->window, n = (int)q->n, at = -1;
+    window *w = b->w + j * (size_t)examples;
+    const int32_t *id = b->h.id + q->id;
+    if (f->n == examples) {
+        at = 0;
+        for (int i = 1; i < examples; i++)
+            if (w[i].max < w[at].max)
+                at = i;
+        if (w[at].max >= max)
+            return;
+    }
+    uint32_t context = context_hash(id, n, peak);
+    for (int i = 0; i < f->n; i++)
+        if (w[i].context == context) {
+            if (w[i].max >= max)
+                return;
+            at = i;
+            break;
+        }
+    if (at < 0)
+        at = f->n++;
+    /* a third of the window after the peak, where the sequence has it */
+    int from = peak - window_n * 2 / 3;
+    if (from + window_n > n)
+        from = n - window_n;
+    if (from < 0)
+        from = 0;
+    int length = n - from < window_n ? n - from : window_n;
+    w[at] = (window){.max = max, .context = context, .id = q->id + (uint64_t)from, .n = (uint8_t)length, .peak = (uint8_t)(peak - from)};
+    uint8_t *value = b->value + (j * (size_t)examples + (size_t)at) * (size_t)window_n;
+    memset(value, 0, (size_t)window_n);
+    for (int32_t a = b->head[j]; a >= 0; a = b->act[a].next) {
+        int t = b->act[a].token - from;
+        if (t >= 0 && t < length) {
+            int v = (int)lrintf(b->act[a].v / max * 255);
+            value[t] = (uint8_t)(v < 1 ? 1 : v > 255 ? 255 : v);
+        }
+    }
+}
+
+/* row0: place of the sequence's first row among those encoded. */
+static int add_sequence(build *b, const es_harvest_sequence *q, size_t row0, es_error *err)
+{
+    int skip = b->h.skip, rows = (int)q->n - skip;
+    size_t need = b->acts.start[row0 + (size_t)rows] - b->acts.start[row0];
+    if (need > b->cap_act) {
+        struct act *p = realloc(b->act, need * 2 * sizeof *p);
+        if (!p)
+            return es_fail(err, ES_ERR_MEMORY, "not enough memory for the atlas");
+        b->act = p;
+        b->cap_act = need * 2;
+    }
+    int32_t n = 0;
+    int n_touched = 0;
+    for (int t = 0; t < rows; t++) {
+        size_t row = row0 + (size_t)t;
+        if (b->sink[row])
+            continue;
+        b->tokens++;
+        for (size_t a = b->acts.start[row]; a < b->acts.start[row + 1]; a++) {
+            int32_t j = b->acts.index[a];
+            float v = b->acts.value[a];
+            count_value(&b->f[j], v);
+            b->act[n] = (struct act){t + skip, -1, v};
+            if (b->head[j] < 0) {
+                b->head[j] = n;
+                b->touched[n_touched++] = j;
+            } else {
+                b->act[b->tail[j]].next = n;
+            }
+            b->tail[j] = n++;
+        }
+    }
+    for (int i = 0; i < n_touched; i++) {
+        int32_t j = b->touched[i];
+        int32_t best = b->head[j];
+        for (int32_t a = best; a >= 0; a = b->act[a].next)
+            if (b->act[a].v > b->act[best].v)
+                best = a;
+        offer(b, q, (size_t)j, b->act[best].token, b->act[best].v);
+        b->head[j] = -1;
+    }
+    return ES_OK;
+}
+
+static int read_harvest(build *b, const es_progress *progress, es_error *err)
+{
+    const es_vector_ops *ops = es_vector();
+    int rc = ES_OK;
+    double total = b->o->max_tokens && b->o->max_tokens < b->h.n_row ? (double)b->o->max_tokens : (double)b->h.n_row;
+    for (size_t i = 0; i < b->h.n_sequence && !rc && (!b->o->max_tokens || b->tokens < b->o->max_tokens);) {
+        if (es_progress_cancelled(progress))
+            return es_fail(err, ES_ERR_CANCELLED, "the atlas was cancelled after %llu tokens", (unsigned long long)b->tokens);
+        size_t rows = 0, first = i;
+        while (i < b->h.n_sequence) {
+            size_t n = b->h.sequence[i].n - (size_t)b->h.skip;
+            if (rows && rows + n > ROWS)
+                break;
+            if (n > ROWS)
+                return es_fail(err, ES_ERR_LIMIT, "a sequence of %zu tokens is too long for an atlas", n);
+            es_harvest_reader_rows(&b->h, b->h.sequence[i].row, n, b->x + rows * b->d);
+            rows += n;
+            i++;
+        }
+        for (size_t t = 0; t < rows; t++)
+            b->sink[t] = sqrtf(ops->dot(b->x + t * b->d, b->x + t * b->d, b->d)) > b->h.norm_limit;
+        rc = es_dictionary_encode(b->s, b->pool, b->x, (int)rows, &b->acts, err);
+        for (size_t row = 0; first < i && !rc; first++) {
+            rc = add_sequence(b, &b->h.sequence[first], row, err);
+            row += b->h.sequence[first].n - (size_t)b->h.skip;
+        }
+        es_progress_report(progress, "atlas: examples", (double)b->tokens, total, "tokens");
+    }
+    return rc;
+}
+
+/* Keeps the largest of what is offered, in falling order. */
+static void offer_token(int *n, int32_t *id, float *v, int32_t new, float value)
+{
+    int i = *n;
+    if (i == ES_ATLAS_TOKENS && !(value > v[i - 1]))
+        return;
+    if (i < ES_ATLAS_TOKENS)
+        ++*n;
+    else
+        i--;
+    for (; i > 0 && value > v[i - 1]; i--) {
+        v[i] = v[i - 1];
+        id[i] = id[i - 1];
+    }
+    v[i] = value;
+    id[i] = new;
+}
+
+static void promote_part(void *user, int part, int parts)
+{
+    build *b = user;
+    for (int i = part; i < b->n_row; i += parts) {
+        const float *logit = b->logits + (size_t)i * (size_t)b->V;
+        struct tokens *t = &b->tokens_of[b->first_row + i];
+        for (int v = 0; v < b->V; v++) {
+            offer_token(&t->n_up, t->up, t->up_v, v, logit[v]);
+            offer_token(&t->n_down, t->down, t->down_v, v, -logit[v]);
+        }
+    }
+}
+
+/* Logits that a unit of the feature adds: (decoder row * final norm's weight) . unembedding; the norm's division is left out. */
+static int promote(build *b, const es_progress *progress, es_error *err)
+{
+    const float *dec = es_dictionary_decoder(b->s), *norm = es_model_final_norm(b->m);
+    es_weight head = es_model_head(b->m);
+    const es_kernels *k = es_kernels_cpu();
+    for (size_t first = 0; first < b->F; first += HEAD_ROWS) {
+        if (es_progress_cancelled(progress))
+            return es_fail(err, ES_ERR_CANCELLED, "the atlas was cancelled");
+        b->first_row = (int)first;
+        b->n_row = (int)(b->F - first < HEAD_ROWS ? b->F - first : HEAD_ROWS);
+        for (size_t i = 0; i < (size_t)b->n_row * b->d; i++)
+            b->rows[i] = dec[first * b->d + i] * norm[i % b->d];
+        k->matmul(b->pool, &head, b->rows, b->n_row, b->logits, false, true);
+        es_pool_run(b->pool, promote_part, b);
+        es_progress_report(progress, "atlas: promoted tokens", (double)first, (double)b->F, "features");
+    }
+    return ES_OK;
+}
+
+/* ---- the file ----------------------------------------------------------------------------------------------------------------------- */
+
+static void put(es_buf *out, uint32_t v, int bytes)
+{
+    uint8_t b[4];
+    for (int i = 0; i < bytes; i++)
+        b[i] = (uint8_t)(v >> 8 * i);
+    es_buf_add(out, b, (size_t)bytes);
+}
+
+static void put_varint(es_buf *out, uint32_t v)
+{
+    for (; v > 127; v >>= 7)
+        put(out, v | 128, 1);
+    put(out, v, 1);
+}
+
+static void put_float(es_buf *out, float v)
+{
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    put(out, bits, 4);
+}
+
+static void put_tokens(es_buf *out, int n, const int32_t *id, const float *v, float sign)
+{
+    put(out, (uint32_t)n, 1);
+    for (int i = 0; i < n; i++) {
+        float value = v[i] * sign;
+        uint16_t half;
+        es_f32_to_f16(&value, &half, 1);
+        put_varint(out, (uint32_t)id[i]);
+        put(out, half, 2);
+    }
+}
+
+/* 50 bins of (0, max] from the fine ones, by the share of each that falls into them; sums are kept. */
+static void coarse(const feature_stats *f, uint32_t out[ES_ATLAS_BINS])
+{
+    uint64_t before = 0;
+    double fine = (double)f->range / FINE;
+    for (int i = 0; i < ES_ATLAS_BINS; i++) {
+        double edge = (double)f->max * (i + 1) / ES_ATLAS_BINS, sum = 0;
+        for (int k = 0; k < FINE; k++) {
+            double low = k * fine, high = fmin(low + fine, fmax((double)f->max, low + 1e-30)); /* the last bin ends at max */
+            sum += (double)f->fine[k] * fmin(1, fmax(0, (edge - low) / (high - low)));
+        }
+        uint64_t upto = i + 1 == ES_ATLAS_BINS ? f->count : (uint64_t)llrint(sum);
+        upto = upto < before ? before : upto;
+        out[i] = (uint32_t)(upto - before);
+        before = upto;
+    }
+}
+
+static float quantile(const feature_stats *f, double share)
+{
+    double want = share * (double)f->count, sum = 0;
+    for (int k = 0; k < FINE; k++) {
+        double n = (double)f->fine[k];
+        if (n > 0 && sum + n >= want)
+            return fminf(f->max, (float)((k + (want - sum) / n) * (double)f->range / FINE));
+        sum += n;
+    }
+    return f->max;
+}
+
+static int falling(const void *a, const void *b)
+{
+    const window *const *x = a, *const *y = b;
+    if ((*x)->max != (*y)->max)
+        return (*x)->max > (*y)->max ? -1 : 1;
+    return ((*x)->id > (*y)->id) - ((*x)->id < (*y)->id);
+}
+
+static void put_record(const build *b, es_buf *out, size_t j, int id_bytes)
+{
+    const feature_stats *f = &b->f[j];
+    const struct tokens *t = &b->tokens_of[j];
+    uint32_t histogram[ES_ATLAS_BINS] = {0};
+    if (f->count)
+        coarse(f, histogram);
+    for (int i = 0; i < ES_ATLAS_BINS; i++)
+        put_varint(out, histogram[i]);
+    put_tokens(out, t->n_up, t->up, t->up_v, 1);
+    put_tokens(out, t->n_down, t->down, t->down_v, -1);
+    const window *order[ES_ATLAS_MAX_EXAMPLES], *w = b->w + j * (size_t)b->o->examples;
+    for (int i = 0; i < f->n; i++)
+        order[i] = &w[i];
+    qsort(order, (size_t)f->n, sizeof *order, falling);
+    put(out, (uint32_t)f->n, 1);
+    for (int i = 0; i < f->n; i++) {
+        const window *e = order[i];
+        put(out, e->n, 1);
+        put(out, e->peak, 1);
+        put_float(out, e->max);
+        for (int k = 0; k < e->n; k++)
+            put(out, (uint32_t)b->h.id[e->id + (uint64_t)k], id_bytes);
+        es_buf_add(out, b->value + (j * (size_t)b->o->examples + (size_t)(e - w)) * (size_t)b->o->window, e->n);
+    }
+}
+
+static int pack_block(const build *b, size_t first, int id_bytes, es_buf *out, es_atlas_block *index, es_error *err)
+{
+    size_t n = b->F - first < ES_ATLAS_BLOCK ? b->F - first : ES_ATLAS_BLOCK;
+    es_buf records = {0}, raw = {0};
+    for (size_t i = 0; i < n; i++) {
+        put(&raw, (uint32_t)((n + 1) * 4 + records.len), 4);
+        put_record(b, &records, first + i, id_bytes);
+    }
+    put(&raw, (uint32_t)((n + 1) * 4 + records.len), 4);
+    es_buf_add(&raw, records.data, records.len);
+    uLongf packed = compressBound(raw.len);
+    Bytef *bytes = raw.failed || records.failed ? NULL : malloc(packed);
+    int rc = bytes && compress2(bytes, &packed, (const Bytef *)raw.data, raw.len, 9) == Z_OK ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory to write the atlas");
+    if (!rc) {
+        *index = (es_atlas_block){.offset = out->len, .packed = (uint32_t)packed, .size = (uint32_t)raw.len};
+        es_buf_add(out, bytes, packed);
+    }
+    free(bytes);
+    es_buf_free(&records);
+    es_buf_free(&raw);
+    return rc;
+}
+
+static int write_file(const build *b, const char *path, es_error *err)
+{
+    es_atlas_header h = {.magic = ES_ATLAS_MAGIC, .version = 1, .n_features = (uint32_t)b->F, .block_features = ES_ATLAS_BLOCK,
+                         .n_vocab = (uint32_t)b->V, .id_bytes = b->V <= 65536 ? 2 : 4, .examples = (uint32_t)b->o->examples,
+                         .window = (uint32_t)b->o->window, .layer = es_dictionary_get_info(b->s)->layer, .tokens = b->tokens};
+    h.n_block = (h.n_features - 1) / h.block_features + 1;
+    memcpy(h.dictionary_hash, es_dictionary_get_info(b->s)->hash, 64);
+    memcpy(h.model_hash, b->h.model_hash, 64);
+    float *table = es_calloc(4 * b->F, sizeof *table);
+    es_atlas_block *index = es_calloc(h.n_block, sizeof *index);
+    es_buf blocks = {0}, out = {0};
+    int rc = table && index ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory to write the atlas");
+    for (size_t j = 0; j < b->F && !rc; j++) {
+        const feature_stats *f = &b->f[j];
+        table[j] = b->tokens ? (float)((double)f->count / (double)b->tokens) : 0;
+        table[b->F + j] = f->max;
+        table[2 * b->F + j] = f->count ? (float)(f->sum / (double)f->count) : 0;
+        table[3 * b->F + j] = f->count ? quantile(f, 0.99) : 0;
+    }
+    for (uint32_t i = 0; i < h.n_block && !rc; i++)
+        rc = pack_block(b, (size_t)i * ES_ATLAS_BLOCK, (int)h.id_bytes, &blocks, &index[i], err);
+    if (!rc) {
+        size_t start = sizeof h + 4 * b->F * sizeof *table + h.n_block * sizeof *index;
+        for (uint32_t i = 0; i < h.n_block; i++)
+            index[i].offset += start;
+        uLong crc = crc32(0, (const Bytef *)&h, sizeof h);
+        crc = crc32(crc, (const Bytef *)table, (uInt)(4 * b->F * sizeof *table));
+        h.crc = (uint32_t)crc32(crc, (const Bytef *)index, (uInt)(h.n_block * sizeof *index));
+        es_buf_add(&out, &h, sizeof h);
+        es_buf_add(&out, table, 4 * b->F * sizeof *table);
+        es_buf_add(&out, index, h.n_block * sizeof *index);
+        es_buf_add(&out, blocks.data, blocks.len);
+        rc = out.failed || blocks.failed ? es_fail(err, ES_ERR_MEMORY, "not enough memory to write the atlas") : es_file_write(path, out.data, out.len, err);
+    }
+    free(table);
+    free(index);
+    es_buf_free(&blocks);
+    es_buf_free(&out);
+    return rc;
+}
+
+static int take_memory(build *b, es_error *err)
+{
+    size_t n = b->F * (size_t)b->o->examples;
+    b->f = es_calloc(b->F, sizeof *b->f);
+    b->w = es_calloc(n, sizeof *b->w);
+    b->value = es_calloc(n, (size_t)b->o->window);
+    b->x = es_calloc(ROWS * b->d, sizeof *b->x);
+    b->sink = es_calloc(ROWS, 1);
+    b->head = es_calloc(b->F, sizeof *b->head);
+    b->tail = es_calloc(b->F, sizeof *b->tail);
+    b->touched = es_calloc(b->F, sizeof *b->touched);
+    b->rows = es_calloc(HEAD_ROWS * b->d, sizeof *b->rows);
+    b->logits = es_calloc((size_t)HEAD_ROWS * (size_t)b->V, sizeof *b->logits);
+    b->tokens_of = es_calloc(b->F, sizeof *b->tokens_of);
+    if (!b->f || !b->w || !b->value || !b->x || !b->sink || !b->head || !b->tail || !b->touched || !b->rows || !b->logits || !b->tokens_of)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory for an atlas of %zu features", b->F);
+    memset(b->head, -1, b->F * sizeof *b->head);
+    return ES_OK;
+}
+
+static int check_ids(const build *b, es_error *err)
+{
+    for (size_t i = 0; i < b->h.n_id; i++)
+        if (b->h.id[i] < 0 || b->h.id[i] >= b->V)
+            return es_fail(err, ES_ERR_FORMAT, "%s: id %zu is outside of the vocabulary", b->h.ids.path, i);
+    return ES_OK;
+}
+
+int es_atlas_build(es_model *m, const es_dictionary *s, const char *harvest_dir, const char *path, const es_atlas_options *o,
+                   const es_progress *progress, es_error *err)
+{
+    const es_dictionary_info *info = es_dictionary_get_info(s);
+    char hash[65];
+    if (o->examples < 1 || o->examples > ES_ATLAS_MAX_EXAMPLES || o->window < 2 || o->window > ES_ATLAS_MAX_WINDOW)
+        return es_fail(err, ES_ERR_USAGE, "an atlas takes 1 to %d examples of 2 to %d tokens", (int)ES_ATLAS_MAX_EXAMPLES, (int)ES_ATLAS_MAX_WINDOW);
+    int rc = es_dictionary_check_model(s, m, err);
+    if (!rc)
+        rc = es_model_hash(m, hash, err);
+    build *b = rc ? NULL : es_calloc(1, sizeof *b);
+    if (rc || !b)
+        return rc ? rc : es_fail(err, ES_ERR_MEMORY, "not enough memory for an atlas");
+    *b = (build){.s = s, .m = m, .o = o, .F = (size_t)info->n_features, .d = (size_t)info->d, .V = es_model_get_info(m)->n_vocab};
+    rc = es_harvest_reader_open(&b->h, harvest_dir, info->layer, err);
+    if (!rc && strcmp(b->h.model_hash, hash) != 0)
+        rc = es_fail(err, ES_ERR_MISMATCH, "harvest %s was made with the model %s; this one is %s", harvest_dir, b->h.model_hash, hash);
+    if (!rc && (size_t)b->h.d != b->d)
+        rc = es_fail(err, ES_ERR_MISMATCH, "harvest %s has width %d, the dictionary %zu", harvest_dir, b->h.d, b->d);
+    if (!rc)
+        rc = check_ids(b, err);
+    if (!rc)
+        rc = es_pool_open(&b->pool, o->threads, err);
+    if (!rc)
+        rc = take_memory(b, err);
+    if (!rc)
+        rc = read_harvest(b, progress, err);
+    if (!rc)
+        rc = promote(b, progress, err);
+    if (!rc)
+        rc = write_file(b, path, err);
+    es_harvest_reader_close(&b->h);
+    es_pool_free(b->pool);
+    es_sparse_free(&b->acts);
+    void *all[] = {b->f, b->w, b->value, b->x, b->sink, b->head, b->tail, b->touched, b->act, b->rows, b->logits, b->tokens_of};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+    free(b);
+    return rc;
+}
