@@ -336,7 +336,7 @@ static float normalise(const es_dictionary *s, const float *x, float *out, float
     if (out) {
         float by = s->norm == NORM_LAYER ? scale + 1e-5f : scale;
         for (size_t i = 0; i < d; i++)
-            out[i] = s->norm == NORM_NONE ? x[i] : by > 0 ? (x[i] - mu) / by : 0;
+            out[i] = s->norm == NORM_NONE ? x[i] : by == 0 ? 0 : (x[i] - mu) / by;
     }
     return scale;
 }
