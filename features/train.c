@@ -46,6 +46,8 @@ typedef struct training {
     es_harvest_reader h;
     es_pool *pool;
     size_t d, F, B, n_row;
+    uint64_t fresh_from; /* from this place on come ... */
+    size_t fresh;        /* ... the last `fresh` rows, once each, before all rows again: the harvest has grown since the checkpoint */
     float scale;  /* what inputs are multiplied by */
     /* parameters and Adam's moments */
     float *enc, *dec, *b_enc, *b_dec;
@@ -106,6 +108,8 @@ static uint64_t permuted(uint64_t i, uint64_t n, uint64_t key)
 
 static size_t row_at(const training *t, uint64_t place)
 {
+    if (t->fresh && place >= t->fresh_from && place - t->fresh_from < t->fresh)
+        return t->n_row - t->fresh + (size_t)permuted(place - t->fresh_from, t->fresh, mix(t->o.seed));
     return (size_t)permuted(place % t->n_row, t->n_row, mix(t->o.seed * 0x9e3779b97f4a7c15u + place / t->n_row + 1));
 }
 
@@ -639,8 +643,8 @@ static int save_checkpoint(const training *t, const char *path, es_error *err)
     char settings[400], counts[200];
     state_specs(t, s);
     settings_text(t, settings, sizeof settings);
-    snprintf(counts, sizeof counts, "%llu %llu %zu %.17g %.9g %.9g %.17g %.17g", (unsigned long long)t->tokens, (unsigned long long)t->steps, t->n_row,
-             t->threshold, (double)t->scale, (double)t->cut, t->fvu, t->l0);
+    snprintf(counts, sizeof counts, "%llu %llu %zu %llu %zu %.17g %.9g %.9g %.17g %.17g", (unsigned long long)t->tokens, (unsigned long long)t->steps,
+             t->n_row, (unsigned long long)t->fresh_from, t->fresh, t->threshold, (double)t->scale, (double)t->cut, t->fvu, t->l0);
     json_t *metadata = json_pack("{s:s, s:s, s:s}", "format", "espalier-training-1", "settings", settings, "counts", counts);
     es_buf bytes = {0};
     int rc = metadata ? es_safetensors_write(&bytes, s, N_STATE, metadata, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory for a checkpoint");
@@ -660,15 +664,16 @@ static int load_checkpoint(training *t, const char *path, es_error *err)
     char settings[400];
     settings_text(t, settings, sizeof settings);
     const char *format = es_safetensors_metadata(f, "format"), *was = es_safetensors_metadata(f, "settings"), *counts = es_safetensors_metadata(f, "counts");
-    unsigned long long tokens, steps;
-    size_t rows;
+    unsigned long long tokens, steps, fresh_from;
+    size_t rows, fresh;
     double scale, cut;
     if (!format || strcmp(format, "espalier-training-1") != 0 || !was || !counts
-        || sscanf(counts, "%llu %llu %zu %lf %lf %lf %lf %lf", &tokens, &steps, &rows, &t->threshold, &scale, &cut, &t->fvu, &t->l0) != 8)
+        || sscanf(counts, "%llu %llu %zu %llu %zu %lf %lf %lf %lf %lf", &tokens, &steps, &rows, &fresh_from, &fresh, &t->threshold, &scale, &cut, &t->fvu,
+                  &t->l0) != 10)
         rc = es_fail(err, ES_ERR_FORMAT, "%s: is not a checkpoint of a training", path);
     else if (strcmp(was, settings) != 0)
         rc = es_fail(err, ES_ERR_MISMATCH, "%s: belongs to a training with other settings (%s; now %s): use those, or remove it", path, was, settings);
-    else if (rows < 1 || rows > t->h.n_row || !isfinite(scale) || !(scale > 0) || !isfinite(t->threshold))
+    else if (rows < 1 || rows > t->h.n_row || fresh > rows || !isfinite(scale) || !(scale > 0) || !isfinite(t->threshold))
         rc = es_fail(err, ES_ERR_MISMATCH, "%s: belongs to a harvest of %zu tokens; this one has %zu", path, rows, t->h.n_row);
     es_tensor_spec s[N_STATE];
     state_specs(t, s);
@@ -683,7 +688,9 @@ static int load_checkpoint(training *t, const char *path, es_error *err)
     if (!rc) {
         t->tokens = tokens;
         t->steps = steps;
-        t->n_row = rows;
+        t->n_row = t->h.n_row;
+        t->fresh_from = rows < t->n_row ? tokens : fresh_from;
+        t->fresh = rows < t->n_row ? t->n_row - rows : fresh;
         t->scale = (float)scale;
         t->cut = (float)cut;
     }
