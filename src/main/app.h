@@ -94,8 +94,9 @@ typedef struct app_texts {
 int app_texts_read(app_texts *t, const char *path, bool lines, es_error *err);
 void app_texts_free(app_texts *t);
 
-/* A basis: a .json file, NAME or NAME@VERSION in the workspace, or "starter", the one that comes with the program. */
-int app_basis(es_basis *out, const app_features *f, es_model *m, const char *name, es_error *err);
+/* A basis: a .json file, NAME or NAME@VERSION in the workspace, or "starter", the one that comes with the program. w: the
+ * open workspace, or NULL: it is opened for the moment (there is one writer at a time). */
+int app_basis(es_basis *out, const app_features *f, es_workspace *w, const char *name, es_error *err);
 /* Bounds as the suggestions have them: the 99th percentile of the feature's activation, both ways; wide without an atlas. */
 float app_default_bound(const app_features *f, int feature);
 

@@ -142,7 +142,7 @@ int cmd_adapt(int argc, char **argv)
     if (rc == ES_OK)
         rc = app_features_open(&a.f, a.m, &a.err);
     if (rc == ES_OK && !unconstrained)
-        rc = app_basis(&a.basis, &a.f, a.m, basis, &a.err);
+        rc = app_basis(&a.basis, &a.f, NULL, basis, &a.err);
     if (rc == ES_OK)
         rc = es_experiences_load(&a.e, experiences, &a.err);
     if (rc == ES_OK && a.e.n == 0)

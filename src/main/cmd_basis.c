@@ -55,9 +55,8 @@ static int split_name(const char *s, char name[64], int *version, es_error *err)
     return ES_OK;
 }
 
-int app_basis(es_basis *out, const app_features *f, es_model *m, const char *name, es_error *err)
+int app_basis(es_basis *out, const app_features *f, es_workspace *w, const char *name, es_error *err)
 {
-    (void)m;
     *out = (es_basis){0};
     size_t len = strlen(name);
     int rc;
@@ -70,13 +69,13 @@ int app_basis(es_basis *out, const app_features *f, es_model *m, const char *nam
         if (rc != ES_OK)
             return rc;
         app_path(path, sizeof path, "workspace.db");
-        es_workspace *w = NULL;
+        es_workspace *own = NULL;
         rc = ES_ERR_MISSING;
-        if (access(path, F_OK) == 0) {
-            rc = es_workspace_open(&w, path, err);
+        if (w || access(path, F_OK) == 0) {
+            rc = w ? ES_OK : es_workspace_open(&own, path, err);
             if (rc == ES_OK)
-                rc = es_workspace_basis_load(w, base, version, out, err);
-            es_workspace_close(w);
+                rc = es_workspace_basis_load(w ? w : own, base, version, out, err);
+            es_workspace_close(own);
         } else {
             es_fail(err, rc, "there is no basis '%s': make one with espalier basis new", base);
         }
@@ -172,7 +171,7 @@ static int print_basis(opened *o, const es_basis *b, const float *score, const f
         if (measured) {
             printf("condition %.1f, effective rank %.1f of %d", r.condition, r.effective_rank, b->n);
             if (b->n > 1)
-                printf(", largest overlap %.2f (%d and %d)", r.max_overlap, b->feature[r.overlap_a], b->feature[r.overlap_b]);
+                printf(", largest overlap %.2f (%d and %d)", r.max_overlap, r.overlap_a, r.overlap_b);
             printf("\n");
         }
         if (measured && gradient)
@@ -288,7 +287,7 @@ static int change(int argc, char **argv, bool add)
     es_basis b = {0};
     rc = open_all(&o);
     if (rc == ES_OK)
-        rc = app_basis(&b, &o.f, o.m, argv[1], &o.err);
+        rc = app_basis(&b, &o.f, o.w, argv[1], &o.err);
     for (int i = 1; i < n && rc == ES_OK; i++) {
         int feature = 0;
         rc = feature_number(argv[1 + i], o.f.n, &feature, &o.err);
@@ -337,7 +336,7 @@ static int basis_show(int argc, char **argv)
     float *gradient = NULL;
     rc = open_all(&o);
     if (rc == ES_OK)
-        rc = app_basis(&b, &o.f, o.m, argv[1], &o.err);
+        rc = app_basis(&b, &o.f, o.w, argv[1], &o.err);
     if (rc == ES_OK && experiences)
         rc = gradients(&o, experiences, &gradient, &n_gradient);
     int code = rc == ES_OK ? print_basis(&o, &b, NULL, gradient, n_gradient) : app_fail(&o.err);
@@ -394,7 +393,7 @@ static int basis_export(int argc, char **argv)
     es_basis b = {0};
     rc = open_all(&o);
     if (rc == ES_OK)
-        rc = app_basis(&b, &o.f, o.m, argv[1], &o.err);
+        rc = app_basis(&b, &o.f, o.w, argv[1], &o.err);
     if (rc == ES_OK) {
         json_t *v = es_basis_to_json(&b);
         char *text = v ? json_dumps(v, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
