@@ -88,7 +88,8 @@ int es_map_open(es_map *m, const char *path, es_error *err);
 void es_map_close(es_map *m);
 
 int es_file_read(es_buf *out, const char *path, size_t limit, es_error *err); /* "-" reads stdin; over limit is an error */
-/* Writes path.tmp-PID, syncs, renames: path holds the old content or the new, never a mixture. */
+/* Writes path.tmp-PID, syncs, renames: path holds the old content or the new, never a mixture. Pipes and devices are written in
+ * place. */
 int es_file_write(const char *path, const void *bytes, size_t n, es_error *err);
 int es_dir_make(const char *path, es_error *err); /* with its parents, mode 0700 */
 

@@ -45,7 +45,8 @@ int es_ids_add(es_ids *l, int32_t id); /* 0 or ES_ERR_MEMORY */
 void es_ids_free(es_ids *l);
 
 /* Appends the ids of text[0..n). special: control tokens such as <|im_start|> written in the text become their ids (for trusted
- * templates); otherwise they are ordinary text. No BOS is added. Linear in n up to a log factor, 1 MB of spaces included. */
+ * templates); otherwise they are ordinary text. No BOS is added. Linear in n up to a log factor, 1 MB of spaces included. Any bytes
+ * may come in; a byte that the vocabulary has no token for (in SmolLM2's some control bytes) is left out, as the peers do. */
 int es_tokenize(const es_model *m, const char *text, size_t n, bool special, es_ids *out, es_error *err);
 /* The bytes of a token (borrowed; may be part of a UTF-8 character; not NUL-terminated). Control tokens give their name. */
 const char *es_token_bytes(const es_model *m, int32_t id, size_t *n);
@@ -54,9 +55,10 @@ int32_t es_token_bos(const es_model *m), es_token_eos(const es_model *m); /* -1 
 bool es_token_ends(const es_model *m, int32_t id); /* eos or end-of-turn: generation stops here */
 
 typedef struct es_message { const char *role, *content; } es_message; /* role: system, user, assistant */
-/* Renders in the model's own template (ChatML here; recognised by its text, rendered natively, never run as Jinja).
- * Content never becomes a control token. add_generation: ends with the opening of an assistant turn. A model's default system
- * prompt is added where its template adds one. Appends to out. */
+/* Renders in the model's own template (ChatML here; recognised by its text, rendered natively, never run as Jinja). A template that
+ * is not known counts as plain ChatML when the vocabulary has its tokens, else it is an error that quotes it. Content never
+ * becomes a control token. add_generation: ends with the opening of an assistant turn. A model's default system prompt is added
+ * where its template adds one. Appends to out. */
 int es_chat_render(const es_model *m, const es_message *messages, size_t n, bool add_generation, es_ids *out, es_error *err);
 /* The ids that close an assistant's turn after its content (e.g. <|im_end|> \n), for multi-turn KV reuse. */
 int es_chat_close(const es_model *m, es_ids *out, es_error *err);
