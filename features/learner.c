@@ -832,6 +832,24 @@ static void report_moves(es_learner *l, es_step_report *out)
     }
 }
 
+int es_learner_gradient(es_learner *l, double *loss, float *gradient, es_error *err)
+{
+    int n = 0, tokens = 0;
+    double weights = 0;
+    for (int i = 0; i < l->n; i++)
+        if (!l->item[i]->held && l->item[i]->weight > 0) {
+            l->chosen[n++] = i;
+            weights += l->item[i]->weight;
+        }
+    int rc = pass(l, l->chosen, n, gradient != NULL, weights, loss, &tokens, NULL, err);
+    for (size_t j = 0; !rc && gradient && j < l->a->n_param; j++) {
+        gradient[j] = 0;
+        for (int i = 0; i < n; i++)
+            gradient[j] += l->item[l->chosen[i]]->grad[j];
+    }
+    return rc;
+}
+
 int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *cancel, es_error *err)
 {
     es_adapter *a = l->a;

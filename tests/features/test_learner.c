@@ -1,0 +1,376 @@
+/* learner: gradients against finite differences through the real loss, guards, gate, books that add up, and the peace of the
+ * adapter when something fails. */
+#include "fixture.h"
+
+static es_model *model;
+static es_dictionary *dictionary;
+static const char *const anchors[] = {"the cat sat on the mat", "one two three four five"};
+
+static es_learner_options options(es_form form)
+{
+    es_learner_options o = es_learner_default(form);
+    o.kappa = 0;
+    o.rho = 0;
+    o.hold_out = 0;
+    o.threads = 1;
+    o.max_prompt = 64;
+    o.max_reply = 24;
+    o.anchor = anchors;
+    o.n_anchor = 2;
+    return o;
+}
+
+static es_adapter *adapter(es_form form, bool constrained, int n, float bound)
+{
+    es_error err;
+    es_adapter *a = NULL;
+    es_basis b = fix_basis(n, bound);
+    es_adapter_options o = es_adapter_default(dictionary, model);
+    o.form = form;
+    o.constrained = constrained;
+    o.rank = 3;
+    assert_ok(es_adapter_new(&a, model, dictionary, constrained ? &b : NULL, &o, &err), &err);
+    es_basis_free(&b);
+    return a;
+}
+
+static es_learner *learner(es_adapter *a, const es_learner_options *o, const es_experiences *e)
+{
+    es_error err;
+    es_learner *l = NULL;
+    assert_ok(es_learner_open(&l, model, dictionary, a, o, &err), &err);
+    for (int i = 0; i < e->n; i++)
+        assert_ok(es_learner_add(l, &e->item[i], NULL, &err), &err);
+    return l;
+}
+
+static double loss_at(es_learner *l, es_adapter *a, const float *at, const double *way, double h)
+{
+    es_error err;
+    double loss = 0;
+    for (size_t i = 0; i < a->n_param; i++)
+        a->param[i] = at[i] + (float)(h * way[i]);
+    es_adapter_refresh(a);
+    assert_ok(es_learner_gradient(l, &loss, NULL, &err), &err);
+    return loss;
+}
+
+/* Along random directions, each over a part of the parameters. */
+static void check_gradient(es_form form, bool constrained)
+{
+    es_error err;
+    es_experiences e = fix_experiences();
+    e.item[1].weight = 2.5;
+    es_adapter *a = adapter(form, constrained, 20, 100);
+    es_learner_options o = options(form);
+    es_learner *l = learner(a, &o, &e);
+    es_rng rng;
+    es_rng_seed(&rng, 5);
+    for (size_t i = 0; i < a->n_param; i++) /* away from the start, where dA is zero */
+        a->param[i] += (form == ES_FORM_BIAS ? 0.3f : 0.05f) * es_rng_normal(&rng);
+    es_adapter_refresh(a);
+    float *at = malloc(a->n_param * sizeof *at), *g = malloc(a->n_param * sizeof *g);
+    double *way = malloc(a->n_param * sizeof *way), loss;
+    memcpy(at, a->param, a->n_param * sizeof *at);
+    assert_ok(es_learner_gradient(l, &loss, g, &err), &err);
+    assert_true(isfinite(loss) && loss > 0);
+    for (int turn = 0; turn < 8; turn++) {
+        size_t from = a->n_param * (size_t)(turn / 2) / 4, to = a->n_param * (size_t)(turn / 2 + 1) / 4;
+        double slope = 0, size = 0;
+        for (size_t i = 0; i < a->n_param; i++) {
+            way[i] = i >= from && i < to ? es_rng_normal(&rng) : 0;
+            if (turn % 2)
+                way[i] = fabs(way[i]) * (g[i] > 0 ? 1 : -1); /* where the slope is surely large */
+            size += way[i] * way[i];
+        }
+        for (size_t i = 0; i < a->n_param; i++) {
+            way[i] /= sqrt(size);
+            slope += way[i] * g[i];
+        }
+        double h = 2e-2, seen = (loss_at(l, a, at, way, h) - loss_at(l, a, at, way, -h)) / (2 * h);
+        double seen2 = (loss_at(l, a, at, way, 2 * h) - loss_at(l, a, at, way, -2 * h)) / (4 * h);
+        seen = (4 * seen - seen2) / 3; /* Richardson */
+        if (fabs(seen - slope) > 1e-3 + 0.01 * fabs(slope))
+            fail_msg("%s%s, direction %d: gradient %g, finite difference %g", es_form_name(form), constrained ? "" : " free", turn, slope, seen);
+    }
+    free(at);
+    free(g);
+    free(way);
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_experiences_free(&e);
+}
+
+static void gradient_of_bias(void **s) { (void)s; check_gradient(ES_FORM_BIAS, true); }
+static void gradient_of_lora(void **s) { (void)s; check_gradient(ES_FORM_LORA, true); }
+static void gradient_of_free_lora(void **s) { (void)s; check_gradient(ES_FORM_LORA, false); }
+
+/* Loss falls, margin grows; columns of the influence add up to the coefficients; minibatches, experiences that come later. */
+static void check_learning(es_form form, es_optimiser optimiser, float bound, int batch)
+{
+    es_error err;
+    es_experiences e = fix_experiences();
+    es_adapter *a = adapter(form, true, 20, bound);
+    es_learner_options o = options(form);
+    o.optimiser = optimiser;
+    o.learning_rate = optimiser == ES_OPTIMISER_METRIC ? 0.05 : form == ES_FORM_BIAS ? 0.05 : 0.02;
+    o.batch = batch;
+    es_learner *l = NULL;
+    assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
+    es_step_report r, first;
+    assert_error(es_learner_step(l, &r, NULL, &err), &err, "nothing to learn");
+    for (int i = 0; i < 3; i++)
+        assert_ok(es_learner_add(l, &e.item[i], NULL, &err), &err);
+    double before, after;
+    assert_ok(es_learner_gradient(l, &before, NULL, &err), &err);
+    for (int i = 0; i < 12; i++)
+        assert_ok(es_learner_step(l, i ? &r : &first, NULL, &err), &err);
+    assert_ok(es_learner_gradient(l, &after, NULL, &err), &err);
+    assert_true(after < before);
+    assert_true(fabs(first.margin) < 1e-4);
+    if (!batch)
+        assert_true(r.margin > 0.02);
+    assert_int_equal(r.step, 12);
+    assert_int_equal(es_adapter_steps(a), 12);
+    assert_true(r.n_moved > 0);
+    for (int i = 1; i < r.n_moved; i++)
+        assert_true(fabsf(r.by[i - 1]) >= fabsf(r.by[i]));
+    for (int i = 3; i < e.n; i++)
+        assert_ok(es_learner_add(l, &e.item[i], NULL, &err), &err);
+    for (int i = 0; i < 4; i++)
+        assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+
+    int K = 20, n = es_learner_count(l);
+    float *influence = malloc((size_t)(n + 1) * (size_t)K * sizeof *influence), snr[20];
+    es_learner_influence(l, influence);
+    es_learner_snr(l, snr);
+    const float *c = es_adapter_coefficients(a);
+    double shares = 0, rests = 0;
+    for (int i = 0; i < K; i++) {
+        double sum = 0, size = fabs((double)c[i]);
+        for (int row = 0; row <= n; row++) {
+            sum += influence[row * K + i];
+            size += fabs((double)influence[row * K + i]);
+            *(row < n ? &shares : &rests) += fabs((double)influence[row * K + i]);
+        }
+        assert_true(fabs(sum - c[i]) <= 1e-5 * size);
+        assert_true(c[i] <= bound * 1.0001f && c[i] >= -bound * 1.0001f);
+        assert_true(isfinite(snr[i]));
+    }
+    assert_true(shares > 0);
+    if (bound > 10)
+        assert_true(form == ES_FORM_BIAS ? rests < 1e-5 * shares : rests < shares);
+    for (int row = 0; row < (batch ? 0 : n); row++) { /* each had a part */
+        double part = 0;
+        for (int i = 0; i < K; i++)
+            part += fabs((double)influence[row * K + i]);
+        assert_true(part > 0);
+    }
+    free(influence);
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_experiences_free(&e);
+}
+
+static void bias_learns(void **s)
+{
+    (void)s;
+    check_learning(ES_FORM_BIAS, ES_OPTIMISER_METRIC, 100, 0);
+    check_learning(ES_FORM_BIAS, ES_OPTIMISER_ADAM, 100, 2);
+    check_learning(ES_FORM_BIAS, ES_OPTIMISER_METRIC, 0.05f, 0);
+}
+
+static void lora_learns(void **s)
+{
+    (void)s;
+    check_learning(ES_FORM_LORA, ES_OPTIMISER_ADAM, 100, 0);
+    check_learning(ES_FORM_LORA, ES_OPTIMISER_ADAM, 100, 2);
+    check_learning(ES_FORM_LORA, ES_OPTIMISER_ADAM, 0.02f, 0);
+}
+
+/* An experience that wants nothing because its weight is 0 leaves no trace; weights scale. */
+static void weight_zero(void **s)
+{
+    (void)s;
+    es_error err;
+    es_experiences e = fix_experiences();
+    e.item[2].weight = 0;
+    es_adapter *a = adapter(ES_FORM_BIAS, true, 8, 100);
+    es_learner_options o = options(ES_FORM_BIAS);
+    es_learner *l = learner(a, &o, &e);
+    es_step_report r;
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    float influence[6 * 8];
+    es_learner_influence(l, influence);
+    for (int i = 0; i < 8; i++)
+        assert_true(influence[2 * 8 + i] == 0 && influence[0 * 8 + i] != 0);
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_experiences_free(&e);
+}
+
+static void guards(void **s)
+{
+    (void)s;
+    es_error err;
+    es_experiences e = fix_experiences();
+    es_step_report r;
+    /* KL: a rate far too large is cut back until it passes, or refused; never published over kappa */
+    es_adapter *a = adapter(ES_FORM_LORA, true, 20, 1000);
+    es_learner_options o = options(ES_FORM_LORA);
+    o.kappa = 0.01;
+    o.learning_rate = 1;
+    es_learner *l = learner(a, &o, &e);
+    bool cut = false;
+    for (int i = 0; i < 5; i++) {
+        assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+        assert_true(r.kl <= 0.01);
+        cut |= r.backtracked < 1;
+        if (r.backtracked < 1)
+            assert_string_equal(r.guard, "kl");
+    }
+    assert_true(cut);
+    es_learner_free(l);
+    es_adapter_free(a);
+
+    /* refused outright: the adapter keeps its bytes */
+    a = adapter(ES_FORM_LORA, true, 20, 1000);
+    o.kappa = 1e-9;
+    l = learner(a, &o, &e);
+    float *old = malloc(a->n_param * sizeof *old);
+    memcpy(old, a->param, a->n_param * sizeof *old);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_true(r.backtracked == 0 && r.n_moved == 0 && es_adapter_steps(a) == 0);
+    assert_memory_equal(old, a->param, a->n_param * sizeof *old);
+    es_learner_free(l);
+    es_adapter_free(a);
+    free(old);
+
+    /* norm */
+    a = adapter(ES_FORM_BIAS, true, 20, 1000);
+    o = options(ES_FORM_BIAS);
+    o.learning_rate = 0.2;
+    o.rho = 0.1;
+    l = learner(a, &o, &e);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_string_equal(r.guard, "norm");
+    assert_true(fabs(r.norm - 0.1) < 1e-3);
+    es_learner_free(l);
+    es_adapter_free(a);
+
+    /* a one-sided bound is not crossed */
+    a = adapter(ES_FORM_LORA, true, 20, 1000);
+    for (int i = 0; i < 20; i++)
+        a->basis.hi[i] = 0;
+    o = options(ES_FORM_LORA);
+    l = learner(a, &o, &e);
+    for (int i = 0; i < 5; i++)
+        assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    for (int i = 0; i < 20; i++)
+        assert_true(es_adapter_coefficients(a)[i] <= 1e-6f);
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_experiences_free(&e);
+}
+
+static void gate(void **s)
+{
+    (void)s;
+    es_error err;
+    es_experiences e = fix_experiences();
+    es_adapter *a = adapter(ES_FORM_LORA, true, 20, 1000);
+    es_learner_options o = options(ES_FORM_LORA);
+    o.kappa = 10;
+    o.hold_out = 0.2;
+    o.learning_rate = 0.02;
+    es_learner *l = learner(a, &o, &e);
+    es_gate_report g;
+    assert_ok(es_learner_gate(l, &g, NULL, &err), &err);
+    assert_false(g.passed); /* nothing learned: no gain */
+    assert_int_equal(g.held_out, 1);
+    assert_true(strstr(g.reason, "gain") != NULL);
+    es_learner_free(l);
+    es_adapter_free(a);
+
+    /* fewer than four: judged by what it learned from */
+    e.n = 3;
+    a = adapter(ES_FORM_LORA, true, 20, 1000);
+    l = learner(a, &o, &e);
+    es_step_report r;
+    for (int i = 0; i < 8; i++)
+        assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_ok(es_learner_gate(l, &g, NULL, &err), &err);
+    assert_true(g.passed && g.held_out == 0 && g.gain > 0 && g.kl > 0 && g.kl <= 10);
+    es_learner_free(l);
+    e.n = 5;
+    o.kappa = 1e-7; /* the same adapter fails a stricter guard */
+    l = learner(a, &o, &e);
+    assert_ok(es_learner_gate(l, &g, NULL, &err), &err);
+    assert_false(g.passed);
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_experiences_free(&e);
+}
+
+static void faults(void **s)
+{
+    (void)s;
+    es_error err;
+    es_experiences e = fix_experiences();
+    es_adapter *a = adapter(ES_FORM_LORA, true, 20, 1000);
+    es_learner_options o = options(ES_FORM_LORA);
+    o.kappa = 1;
+    es_learner *l = learner(a, &o, &e);
+    es_step_report r;
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    es_buf before = {0}, after = {0};
+    assert_ok(es_adapter_to_bytes(a, &before, &err), &err);
+    volatile bool cancel = true;
+    assert_int_equal(es_learner_step(l, &r, &cancel, &err), ES_ERR_CANCELLED);
+    assert_int_equal(es_learner_gate(l, &(es_gate_report){0}, &cancel, &err), ES_ERR_CANCELLED);
+    assert_int_equal(es_learner_add(l, &e.item[0], &cancel, &err), ES_ERR_CANCELLED);
+    assert_int_equal(es_learner_count(l), 5);
+    assert_ok(es_adapter_to_bytes(a, &after, &err), &err);
+    assert_int_equal(before.len, after.len);
+    assert_memory_equal(before.data, after.data, before.len);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err); /* and it goes on */
+
+    float keep = a->param[a->n_param - 1]; /* a number that is not one */
+    a->param[a->n_param - 1] = NAN;
+    es_adapter_refresh(a);
+    assert_error(es_learner_step(l, &r, NULL, &err), &err, "not a number");
+    a->param[a->n_param - 1] = keep;
+    es_adapter_refresh(a);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+
+    es_experience none = e.item[0];
+    none.preferred = none.rejected = NULL;
+    assert_error(es_learner_add(l, &none, NULL, &err), &err, "reply");
+    assert_true(es_learner_bytes(l) > 1000);
+    es_buf_free(&before);
+    es_buf_free(&after);
+    es_learner_free(l);
+
+    o.optimiser = ES_OPTIMISER_METRIC;
+    assert_error(es_learner_open(&l, model, dictionary, a, &o, &err), &err, "metric");
+    o = options(ES_FORM_LORA);
+    o.beta = 0;
+    assert_error(es_learner_open(&l, model, dictionary, a, &o, &err), &err, "range");
+    es_adapter_free(a);
+    es_experiences_free(&e);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gradient_of_bias), cmocka_unit_test(gradient_of_lora), cmocka_unit_test(gradient_of_free_lora),
+        cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
+        cmocka_unit_test(guards),           cmocka_unit_test(gate),             cmocka_unit_test(faults),
+    };
+    model = open_tiny(NULL);
+    dictionary = fix_dictionary(model, "dictionary", 3);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    es_dictionary_free(dictionary);
+    es_model_free(model);
+    return failed;
+}
