@@ -385,14 +385,11 @@ static int measure_base(es_learner *l, es_item *e, double *sum, double *tokens, 
     return rc;
 }
 
-int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *cancel, es_error *err)
+/* An item without sequences, and room for it in the lists. */
+static int new_item(es_learner *l, double weight, bool held, es_item **out, es_error *err)
 {
-    es_adapter *a = l->a;
-    size_t K = (size_t)a->K;
-    if (!x->preferred && !x->rejected)
-        return es_fail(err, ES_ERR_USAGE, "an experience needs a preferred or a rejected reply");
-    if (!isfinite(x->weight) || x->weight < 0)
-        return es_fail(err, ES_ERR_USAGE, "the weight of an experience must be a number of at least 0");
+    size_t K = (size_t)l->a->K, n = l->a->n_param;
+    *out = NULL;
     if (l->n == l->cap) {
         int cap = l->cap ? 2 * l->cap : 16;
         es_item **item = realloc(l->item, sizeof *item * (size_t)cap);
@@ -409,21 +406,36 @@ int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *c
         l->cap = cap;
     }
     es_item *e = es_calloc(1, sizeof *e);
-    double *sum = es_calloc(a->n_mean + 1, sizeof *sum), tokens = 0;
-    int norms = 0, rc = e && sum ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
-    if (!rc) {
-        int due = l->n + 1 >= 4 && l->o.hold_out > 0 ? (int)(l->o.hold_out * (l->n + 1)) : 0;
-        due = due < 1 && l->n + 1 >= 4 && l->o.hold_out > 0 ? 1 : due;
-        e->held = l->n_held < due;
-        e->weight = x->weight;
-        if (!e->held)
-            e->grad = es_calloc(a->n_param, (is_adam(l) ? 2 : 1) * sizeof *e->grad);
-        e->momentum = e->grad && is_adam(l) ? e->grad + a->n_param : NULL;
-        e->wish = es_calloc(K + 1, sizeof *e->wish);
-        e->influence = es_calloc(K + 1, sizeof *e->influence);
-        if ((!e->held && !e->grad) || !e->wish || !e->influence)
-            rc = es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    if (!e)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    e->held = held;
+    e->weight = weight;
+    if (!held)
+        e->grad = es_calloc(n, (is_adam(l) ? 2 : 1) * sizeof *e->grad);
+    e->momentum = e->grad && is_adam(l) ? e->grad + n : NULL;
+    e->wish = es_calloc(K + 1, sizeof *e->wish);
+    e->influence = es_calloc(K + 1, sizeof *e->influence);
+    if ((!held && !e->grad) || !e->wish || !e->influence) {
+        item_free(e);
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
     }
+    *out = e;
+    return ES_OK;
+}
+
+int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *cancel, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t K = (size_t)a->K;
+    if (!x->preferred && !x->rejected)
+        return es_fail(err, ES_ERR_USAGE, "an experience needs a preferred or a rejected reply");
+    if (!isfinite(x->weight) || x->weight < 0)
+        return es_fail(err, ES_ERR_USAGE, "the weight of an experience must be a number of at least 0");
+    int due = l->n + 1 >= 4 && l->o.hold_out > 0 ? (int)(l->o.hold_out * (l->n + 1)) : 0;
+    due = due < 1 && l->n + 1 >= 4 && l->o.hold_out > 0 ? 1 : due;
+    es_item *e = NULL;
+    double *sum = es_calloc(a->n_mean + 1, sizeof *sum), tokens = 0;
+    int norms = 0, rc = sum ? new_item(l, x->weight, l->n_held < due, &e, err) : es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
     const char *reply[2] = {x->preferred, x->rejected};
     for (int i = 0; !rc && i < 2; i++)
         if (reply[i])
@@ -456,6 +468,52 @@ int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *c
         for (size_t i = 0; i < K; i++)
             l->rest[i] += a->coefficient[i] - l->old_coefficient[i];
     }
+    return ES_OK;
+}
+
+static int sequence_copy(es_sequence *to, const es_sequence *from, int d, es_error *err)
+{
+    size_t n = (size_t)from->n;
+    *to = *from;
+    to->ids = es_calloc(2 * n + 1, sizeof *to->ids);
+    to->resid = es_calloc(n * (size_t)d + 1, sizeof *to->resid);
+    to->target = to->ids + n;
+    if (!to->ids || !to->resid)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    if (n) {
+        memcpy(to->ids, from->ids, 2 * n * sizeof *to->ids);
+        memcpy(to->resid, from->resid, n * (size_t)d * sizeof *to->resid);
+    }
+    return ES_OK;
+}
+
+int es_learner_share(es_learner *l, const es_learner *from, es_error *err)
+{
+    es_adapter *a = l->a;
+    const es_adapter *b = from->a;
+    if (l->n || l->m != from->m || a->o.form != ES_FORM_LORA || b->o.form != ES_FORM_LORA || a->n_mean != b->n_mean ||
+        a->o.first_layer != b->o.first_layer || a->d != b->d)
+        return es_fail(err, ES_ERR_USAGE, "learners of different bands or models share nothing");
+    for (int i = 0; i < from->n; i++) {
+        es_item *e = NULL;
+        int rc = new_item(l, from->item[i]->weight, from->item[i]->held, &e, err);
+        for (int j = 0; !rc && j < 2; j++)
+            rc = sequence_copy(&e->seq[j], &from->item[i]->seq[j], a->d, err);
+        if (rc) {
+            item_free(e);
+            return rc;
+        }
+        l->item[l->n++] = e;
+        l->n_held += e->held;
+    }
+    memcpy(l->mean_sum, from->mean_sum, a->n_mean * sizeof *l->mean_sum);
+    memcpy(l->norms, from->norms, (size_t)from->n_norms * sizeof *l->norms);
+    l->mean_tokens = from->mean_tokens;
+    l->n_norms = from->n_norms;
+    l->median = from->median;
+    for (size_t i = 0; l->mean_tokens > 0 && i < a->n_mean; i++)
+        a->mean_input[i] = (float)(l->mean_sum[i] / l->mean_tokens);
+    es_adapter_read(a, a->param, a->coefficient);
     return ES_OK;
 }
 
