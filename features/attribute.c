@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ATTRIBUTE_PROMPT = 192, ATTRIBUTE_REPLY = 128 };
+enum { ATTRIBUTE_PROMPT = 96, ATTRIBUTE_REPLY = 64 };
 #define ATTRIBUTE_BETA 5.0
 
 int es_attribute(es_model *m, const es_dictionary *s, const es_experiences *e, int threads, float *gradient,
