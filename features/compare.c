@@ -338,7 +338,7 @@ static int run_one(bench *b, task_data *d, es_method method, double rate, es_seq
                              .constrained = method != ES_METHOD_LORA, .seed = o->seed + (uint64_t)d->order};
     es_learner_options lo = es_learner_default(ao.form);
     lo.learning_rate = rate;
-    lo.kappa = lo.rho = lo.hold_out = 0; /* the whole path is wanted, and what it costs is measured */
+    lo.kappa = lo.rho = lo.hold_out = lo.enough = 0; /* the whole path is wanted, and what it costs is measured */
     lo.batch = o->batch;
     lo.max_prompt = o->max_prompt;
     lo.max_reply = o->max_reply;

@@ -253,6 +253,7 @@ typedef struct es_learner_options {
     double momentum, decay;  /* adam: beta1, beta2 */
     double beta;             /* pair loss -log sigmoid(beta [d mean logp(+) - d mean logp(-)]), d: against the base model */
     double metric_lambda;    /* bias: (D'D + lambda I)^-1 */
+    double enough;           /* pairs and rejected replies: below this loss a step moves nothing (guard "learned"); 0: never */
     double kappa;            /* guard: mean KL from base on anchors at most this; 0: no guard, and KL is not measured */
     double rho;              /* guard: |D c| at most rho times the median |h| at the layer */
     int batch;               /* experiences a step; 0: all */

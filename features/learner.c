@@ -84,8 +84,8 @@ struct es_learner {
 
 es_learner_options es_learner_default(es_form form)
 {
-    es_learner_options o = {.optimiser = ES_OPTIMISER_ADAM, .learning_rate = 0.01, .steps = 12, .momentum = 0.9, .decay = 0.99, .beta = 5,
-                            .metric_lambda = 0.1, .kappa = 0.05, .rho = 1, .max_reply = 96, .max_prompt = 128, .hold_out = 0.2, .seed = 1};
+    es_learner_options o = {.optimiser = ES_OPTIMISER_ADAM, .learning_rate = 0.003, .steps = 6, .momentum = 0.9, .decay = 0.99, .beta = 5,
+                            .metric_lambda = 0.1, .enough = 0.03, .kappa = 0.03, .rho = 1, .max_reply = 96, .max_prompt = 128, .hold_out = 0.2, .seed = 1};
     if (form == ES_FORM_BIAS) {
         o.optimiser = ES_OPTIMISER_METRIC;
         o.learning_rate = 0.02;
@@ -210,7 +210,7 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     const es_model_info *info = es_model_get_info(m);
     if (o->max_reply < 1 || o->max_prompt < 1 || o->max_reply > 1 << 16 || o->max_prompt > 1 << 16 || o->batch < 0)
         return es_fail(err, ES_ERR_USAGE, "learner: max_reply %d, max_prompt %d, batch %d cannot be", o->max_reply, o->max_prompt, o->batch);
-    if (!isfinite(o->learning_rate) || o->learning_rate < 0 || !(o->beta > 0) || !(o->hold_out >= 0 && o->hold_out < 1) || !(o->kappa >= 0) ||
+    if (!isfinite(o->learning_rate) || o->learning_rate < 0 || !(o->beta > 0) || !(o->hold_out >= 0 && o->hold_out < 1) || !(o->kappa >= 0) || !(o->enough >= 0) ||
         !(o->rho >= 0) || !(o->momentum >= 0 && o->momentum < 1) || !(o->decay >= 0 && o->decay < 1) || !(o->metric_lambda >= 0))
         return es_fail(err, ES_ERR_USAGE, "learner: an option is out of range (rate, beta > 0, kappa, rho, lambda >= 0; shares in [0,1))");
     if (o->optimiser == ES_OPTIMISER_METRIC && a->o.form != ES_FORM_BIAS)
@@ -936,6 +936,17 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
     if (!isfinite(out->loss) || !isfinite(square))
         return es_fail(err, ES_ERR_LIMIT, "step %d refused: its %s is not a number; the adapter is as before", out->step,
                        isfinite(out->loss) ? "gradient" : "loss");
+    bool contrast = true; /* a supervised loss has no zero to come near to */
+    for (int i = 0; i < l->n_chosen; i++)
+        contrast &= l->item[l->chosen[i]]->seq[1].n > 0;
+    if (contrast && out->loss < l->o.enough) {
+        out->backtracked = 0;
+        out->guard = "learned";
+        rc = anchors_kl(l, &out->kl, cancel, err);
+        out->norm = relative_norm(l, a->coefficient);
+        out->seconds = es_seconds() - started;
+        return rc;
+    }
     for (int i = 0; i < l->n_chosen; i++) { /* what each experience alone asks for, at its weight */
         es_item *it = l->item[l->chosen[i]];
         for (int c = 0; c < a->K; c++)

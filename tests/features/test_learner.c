@@ -11,6 +11,7 @@ static es_learner_options options(es_form form)
     es_learner_options o = es_learner_default(form);
     o.kappa = 0;
     o.rho = 0;
+    o.enough = 0;
     o.hold_out = 0;
     o.threads = 1;
     o.max_prompt = 64;
@@ -255,6 +256,22 @@ static void guards(void **s)
     assert_ok(es_learner_step(l, &r, NULL, &err), &err);
     assert_string_equal(r.guard, "norm");
     assert_true(fabs(r.norm - 0.1) < 1e-3);
+    es_learner_free(l);
+    es_adapter_free(a);
+
+    /* what is learned is left alone */
+    a = adapter(ES_FORM_LORA, true, 20, 1000);
+    o = options(ES_FORM_LORA);
+    o.enough = 0.6; /* log 2 at the start */
+    e.n = 3;        /* pairs only */
+    l = learner(a, &o, &e);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_true(r.backtracked == 1 && r.guard == NULL);
+    for (int i = 0; i < 30 && r.backtracked > 0; i++)
+        assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_true(r.backtracked == 0 && r.loss < 0.6 && r.n_moved == 0);
+    assert_string_equal(r.guard, "learned");
+    e.n = 5;
     es_learner_free(l);
     es_adapter_free(a);
 
