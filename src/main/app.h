@@ -56,7 +56,7 @@ void app_path(char *out, size_t size, const char *fmt, ...) __attribute__((forma
 void app_model_path(char *out, size_t size, bool *is_default);
 #define APP_MODEL_NAME "SmolLM2-135M-Instruct.Q4_1.gguf"
 #define APP_MODEL_SHA256 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-#define APP_ATLAS_NAME "atlas.bin" /* in a dictionary's folder, beside labels.jsonl */
+#define APP_ATLAS_NAME "atlas.esa" /* in a dictionary's folder, beside labels.jsonl */
 /* The dictionary in use: --dictionary, the configuration, else one beside the program or in home that names the model's hash.
  * ES_ERR_MISSING when there is none. */
 int app_dictionary_path(char *out, size_t size, const char *model_hash, es_error *err);

@@ -23,46 +23,24 @@ const opt app_global_options[] = {
 };
 
 static const command commands[] = {
-#if __has_include("cmd_chat.c")
     {"chat", "chat, or one answer: chat --prompt TEXT", cmd_chat},
-#endif
-#if __has_include("cmd_answer.c")
     {"answer", "the model's own answers to a file of prompts", cmd_answer},
-#endif
-#if __has_include("cmd_text.c")
     {"tokenize", "the tokens of a text", cmd_tokenize},
     {"score", "the log-probability of each token of a text", cmd_score},
     {"encode", "the strongest features at each token of a text", cmd_encode},
-#endif
-#if __has_include("cmd_features.c")
     {"features", "list, show, search, for-text, contrast", cmd_features},
     {"label", "add, import, export, undo", cmd_label},
-#endif
-#if __has_include("cmd_basis.c")
     {"basis", "new, add, remove, show, list, export", cmd_basis},
-#endif
-#if __has_include("cmd_adapt.c")
     {"adapt", "adapt to experiences within a basis", cmd_adapt},
     {"drift", "what an adapter has learned, feature by feature", cmd_drift},
-#endif
-#if __has_include("cmd_eval.c")
     {"eval", "margin, neutral, adapt", cmd_eval},
-#endif
-#if __has_include("cmd_adapt.c")
     {"export", "an adapter for other tools", cmd_export},
-#endif
-#if __has_include("cmd_dictionary.c")
     {"harvest", "activations of texts, for training dictionaries", cmd_harvest},
     {"train", "a dictionary from a harvest", cmd_train},
     {"dictionary", "stats, info", cmd_dictionary},
     {"atlas", "examples and statistics of each feature", cmd_atlas},
-#endif
-#if __has_include("cmd_bench.c")
     {"bench", "rates of the program's own work", cmd_bench},
-#endif
-#if __has_include("cmd_doctor.c")
     {"doctor", "what is installed, and whether it is sound", cmd_doctor},
-#endif
     {0},
 };
 
@@ -235,11 +213,7 @@ int main(int argc, char **argv)
     if (at == argc) {
         if (app_settle(&the_app, &err) != ES_OK)
             return app_fail(&err);
-#if __has_include("cmd_chat.c")
         return cmd_workbench();
-#else
-        return help();
-#endif
     }
     for (const command *c = commands; c->name; c++) {
         if (strcmp(c->name, argv[at]))
