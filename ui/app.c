@@ -73,6 +73,8 @@ void ui_take_view(es_ui *u)
         return; /* no memory: the old copy is still true enough */
     if (strcmp(v->status, u->v ? u->v->status : "") && *v->status && !v->failed)
         ui_say(u, UI_PLAIN, "%s", v->status);
+    if (u->v && u->v != v && v->snapshot > u->v->snapshot && !u->v->loading)
+        ui_say(u, UI_GOOD, "the model has learned: adapter #%lld is in use; c in Chat asks base and adapted the same, F4 shows what moved", (long long)v->snapshot);
     if (v->n_side && u->v && !u->v->n_side) {
         u->sides.closed = false;
         u->sides.top[0] = u->sides.top[1] = 0;
@@ -577,21 +579,22 @@ void ui_learning_text(const es_ui *u, es_buf *out)
 {
     const es_view *v = u->v;
     const char *text = v->learning_text;
-    switch (v->learning) {
-    case ES_LEARN_OFF: es_buf_printf(out, "learning off"); break;
-    case ES_LEARN_IDLE: es_buf_printf(out, "learning: idle"); break;
-    case ES_LEARN_PAUSED: es_buf_printf(out, "learning paused"); break;
-    case ES_LEARN_PREPARING: es_buf_printf(out, "%s preparing", ui_sign(u, "◐", "*")); break;
-    case ES_LEARN_STEPPING:
-        es_buf_printf(out, "%s learning", ui_sign(u, "●", "*"));
-        if (!*text && v->n_step > 0 && v->step_loss && v->step_kl)
-            es_buf_printf(out, " step %d loss %.3f KL %.4f", v->n_step, (double)v->step_loss[v->n_step - 1], (double)v->step_kl[v->n_step - 1]);
-        break;
-    case ES_LEARN_CHECKING: es_buf_printf(out, "%s checking", ui_sign(u, "◑", "*")); break;
-    case ES_LEARN_FAILED: es_buf_printf(out, "learning failed"); break;
+    static const struct { const char *sign, *ascii, *word; } of[] = {
+        [ES_LEARN_OFF] = {"", "", "learning off"},       [ES_LEARN_IDLE] = {"", "", "learning: idle"},
+        [ES_LEARN_PAUSED] = {"", "", "learning paused"}, [ES_LEARN_PREPARING] = {"◐ ", "* ", "preparing"},
+        [ES_LEARN_STEPPING] = {"● ", "* ", "learning"},  [ES_LEARN_CHECKING] = {"◑ ", "* ", "checking"},
+        [ES_LEARN_FAILED] = {"✗ ", "! ", "learning failed"},
+    };
+    es_buf_str(out, ui_sign(u, of[v->learning].sign, of[v->learning].ascii));
+    if (*text && v->learning != ES_LEARN_PAUSED && v->learning != ES_LEARN_FAILED) {
+        es_buf_str(out, text); /* says it all */
+        return;
     }
+    es_buf_str(out, of[v->learning].word);
     if (*text)
-        es_buf_printf(out, " %s %s", ui_sign(u, "·", "-"), text);
+        es_buf_printf(out, ": %s", text);
+    else if (v->learning == ES_LEARN_STEPPING && v->n_step > 0 && v->step_loss && v->step_kl)
+        es_buf_printf(out, ", step %d: loss %.3f, KL %.4f", v->n_step, (double)v->step_loss[v->n_step - 1], (double)v->step_kl[v->n_step - 1]);
 }
 
 static void draw_tabs(es_ui *u)
@@ -621,20 +624,21 @@ static void draw_status(es_ui *u)
     es_buf s = {0}, learning = {0};
     ui_row_fill(u, b, 0, UI_BAR);
     es_buf_str(&s, " ");
-    size_t n = strlen(v->model), fit = ui_fit(u->o.unicode, v->model, n, u->w >= 120 ? 40 : u->w >= 100 ? 24 : 12);
-    es_buf_add(&s, v->model, fit);
-    if (fit < n)
-        es_buf_str(&s, ui_sign(u, "…", "."));
-    if (!n)
-        es_buf_str(&s, v->failed ? "no model" : "loading");
+    size_t n = strlen(v->model), fit = ui_fit(u->o.unicode, v->model, n, u->w >= 140 ? 40 : 24);
+    if (!n || v->loading) {
+        es_buf_printf(&s, "%s%s", v->failed ? "no model" : "loading", gap);
+    } else if (u->w >= 100) {
+        es_buf_add(&s, v->model, fit);
+        es_buf_printf(&s, "%s%s", fit < n ? ui_sign(u, "…", ".") : "", gap);
+    }
     if (v->tokens_per_second > 0)
-        es_buf_printf(&s, "%s%.0f tok/s", gap, v->tokens_per_second);
-    if (v->n_ctx > 0)
-        es_buf_printf(&s, "%s%sctx %d/%d", gap, "", v->context_used, v->n_ctx);
+        es_buf_printf(&s, "%.0f tok/s%s", v->tokens_per_second, gap);
+    if (v->n_ctx > 0 && (u->w >= 100 || v->context_used > v->n_ctx / 2)) /* of interest when it runs out */
+        es_buf_printf(&s, "ctx %d/%d%s", v->context_used, v->n_ctx, gap);
     if (v->snapshot)
-        es_buf_printf(&s, "%s%s #%lld", gap, v->adapter_on ? "adapter" : "adapter off", (long long)v->snapshot);
+        es_buf_printf(&s, "adapter #%lld%s", (long long)v->snapshot, v->adapter_on ? "" : " off");
     else
-        es_buf_printf(&s, "%sbase", gap);
+        es_buf_str(&s, "base");
     if (v->shade_feature >= 0 && u->w >= 100)
         es_buf_printf(&s, "%sshade %d %.24s", gap, v->shade_feature, ui_name(u, v->shade_feature));
     es_buf_str(&s, gap);

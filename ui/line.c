@@ -289,6 +289,10 @@ ui_line_result ui_line_key(ui_line *l, const ui_event *e)
         break;
     }
     case UI_CONTROL('u'): changed = cut(l, line_start(l), l->at, true); break;
+    case UI_CONTROL('x'):
+        l->at = 0;
+        changed = cut(l, 0, n, true);
+        break;
     case UI_CONTROL('y'): changed = l->killed.len && insert(l, l->killed.data, l->killed.len); break;
     default:
         if (e->key < 32 || e->key == 127 || e->key > 0x10ffff)

@@ -55,7 +55,8 @@ static int help_lines(es_ui *u, ui_box in)
     at = help_line(u, in, at, UI_PLAIN, "Alt-Enter Ctrl-J", "a new line, where a text can have several");
     at = help_line(u, in, at, UI_PLAIN, "Up Down", "earlier lines");
     at = help_line(u, in, at, UI_PLAIN, "Ctrl-A Ctrl-E", "start, end of the line; Ctrl-left and Ctrl-right by words");
-    at = help_line(u, in, at, UI_PLAIN, "Ctrl-W -U -K -Y", "delete a word, to the start, to the end; put back") + 1;
+    at = help_line(u, in, at, UI_PLAIN, "Ctrl-W -U -K -Y", "delete a word, to the start, to the end; put back");
+    at = help_line(u, in, at, UI_PLAIN, "Ctrl-X", "delete all that is typed; Ctrl-Y puts it back") + 1;
     at = help_line(u, in, at, UI_BOLD, NULL, "Commands");
     char usage[48];
     const char *text;

@@ -337,7 +337,7 @@ static void draw_report(es_ui *u, ui_box b)
         ui_bar(u, b, 2, 35, w, UI_DIM, r->random_mean / most);
         ui_printf(u, b, 2, 36 + w, UI_PLAIN, "%.1f%% (%.1f to %.1f)", 100 * r->random_mean, 100 * r->random_min, 100 * r->random_max);
     } else {
-        ui_put_cut(u, b, 1, 0, b.w, UI_DIM, "with experiences: what share of their gradient it holds, beside 20 random bases");
+        ui_put_cut(u, b, 1, 0, b.w, UI_DIM, "with experiences: the share of their gradient it holds, beside random bases");
     }
 }
 

@@ -185,7 +185,7 @@ static ui_result key_edit(es_ui *u, int key)
             save_edit(u, id, out.data ? out.data : "");
         es_buf_free(&out);
     } else {
-        ui_edit(u, "Your version of the reply: Enter saves, Alt-Enter new line, Esc cancels", text.data ? text.data : "", t->id, save_edit);
+        ui_edit(u, "Your version: Enter saves, Alt-Enter new line, Ctrl-X clears, Esc cancels", text.data ? text.data : "", t->id, save_edit);
     }
     es_buf_free(&text);
     return UI_REDRAW;
@@ -385,6 +385,7 @@ static void say(es_ui *u)
         ui_history_add(c->line.history, text);
         ui_line_set(&c->line, "");
         c->follow = true;
+        u->message[0] = 0; /* the hint now says how to stop it */
         es_studio_say(u->studio, text);
     }
     free(text);

@@ -39,6 +39,14 @@ static void close_drift(es_ui *u, void *s)
     free(s);
 }
 
+/* Coefficients [n_basis] to show: while a round runs those of its last step, otherwise those in use. NULL: none. */
+static const float *now(const es_ui *u)
+{
+    const es_view *v = u->v;
+    bool runs = (v->learning == ES_LEARN_STEPPING || v->learning == ES_LEARN_CHECKING) && v->n_step > 0 && v->history;
+    return runs ? v->history + (size_t)(v->n_step - 1) * (size_t)v->n_basis : v->coefficient;
+}
+
 static int by_coefficient(const void *a, const void *b, void *user)
 {
     const float *c = user;
@@ -60,8 +68,8 @@ static void update(es_ui *u)
     }
     for (int i = 0; i < d->n_order; i++)
         d->order[i] = i;
-    if (!d->as_chosen && v->coefficient)
-        qsort_r(d->order, (size_t)d->n_order, sizeof *d->order, by_coefficient, (void *)(uintptr_t)v->coefficient);
+    if (!d->as_chosen && now(u))
+        qsort_r(d->order, (size_t)d->n_order, sizeof *d->order, by_coefficient, (void *)(uintptr_t)now(u));
     d->list.n = d->n_order;
     for (int i = 0; i < d->n_order && d->list.at > 0; i++) /* the first row stays the first row */
         if (v->basis_feature[d->order[i]] == d->selected)
@@ -233,10 +241,11 @@ static void draw_list(es_ui *u, ui_box b)
     const es_view *v = u->v;
     int spark = b.w >= 100 ? 24 : 16, right = b.w - 30 - spark;
     float most = 1e-9f;
+    const float *value = now(u);
     for (int i = 0; i < v->n_basis; i++)
-        most = v->coefficient && fabsf(v->coefficient[i]) > most ? fabsf(v->coefficient[i]) : most;
+        most = value && fabsf(value[i]) > most ? fabsf(value[i]) : most;
     ui_put_cut(u, b, 0, 8, right - 9, UI_DIM, "label, or promoted tokens");
-    ui_put(u, b, 0, right, UI_DIM, "     now");
+    ui_put(u, b, 0, right, UI_DIM, value == v->coefficient ? "     now" : "this step");
     ui_put(u, b, 0, right + 22, UI_DIM, "over steps");
     ui_put(u, b, 0, right + 23 + spark, UI_DIM, " s/n");
     ui_put(u, b, 0, 1, UI_DIM, "number");
@@ -248,7 +257,7 @@ static void draw_list(es_ui *u, ui_box b)
         if (s == UI_SELECTED)
             ui_row_fill(u, ui_inside(in, 0, 1, 0, 0), y, s);
         const char *label = ui_label(u, f);
-        float c = v->coefficient ? v->coefficient[i] : 0;
+        float c = value ? value[i] : 0;
         ui_printf(u, in, y, 1, s, "%6d", f);
         ui_put_cut(u, in, y, 8, right - 9, label ? s : dim, label ? label : ui_tokens(u, f));
         ui_printf(u, in, y, right, s, "%+8.3f", (double)c);
@@ -270,14 +279,15 @@ static void draw_plot(es_ui *u, ui_box b)
     int at = position(u);
     if (at < 0)
         return;
-    if (d->several && v->coefficient) { /* the three that moved most, under the selected one */
+    const float *value = now(u);
+    if (d->several && value) { /* the three that moved most, under the selected one */
         for (int k = 0; k < 3; k++) {
             int best = -1;
             for (int i = 0; i < v->n_basis; i++) {
                 bool had = i == at;
                 for (int j = 0; j < n; j++)
                     had = had || which[j] == i;
-                if (!had && (best < 0 || fabsf(v->coefficient[i]) > fabsf(v->coefficient[best])))
+                if (!had && (best < 0 || fabsf(value[i]) > fabsf(value[best])))
                     best = i;
             }
             if (best >= 0)
@@ -301,6 +311,10 @@ static void draw_plot(es_ui *u, ui_box b)
             x = ui_printf(u, b, b.h - 1, x, UI_DIM, "%d  ", v->basis_feature[which[i]]);
         }
         b.h--;
+    }
+    if (v->n_step < 2) {
+        ui_put(u, b, 0, 2, UI_DIM, "drawn from the second step on");
+        return;
     }
     ui_plot(u, b, line, n, v->mark_step, v->n_mark);
 }
@@ -449,9 +463,9 @@ static void draw(es_ui *u, ui_box b)
         static const char *const lines[] = {
             "Nothing was learned yet.",
             "",
-            "Rate a reply with + or -, or correct one (e in Chat). The model learns from it in the",
-            "background; here you see the coefficient of each feature move, which of your",
-            "experiences moved it, and the snapshots you can go back to.",
+            "Rate a reply with + or -, or correct one (e in Chat): the model learns from",
+            "it in the background. Here you will see the coefficient of each feature move,",
+            "which of your experiences moved it, and the snapshots you can go back to.",
         };
         for (int i = 0; i < 5; i++)
             ui_put_cut(u, b, 2 + i, 2, b.w - 3, i ? UI_PLAIN : UI_BOLD, lines[i]);

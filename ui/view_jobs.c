@@ -103,7 +103,10 @@ static void draw(es_ui *u, ui_box b)
         else
             snprintf(text, sizeof text, "%.0f", j->done);
         ui_put_cut(u, in, y, x, 11, s, text);
-        snprintf(text, sizeof text, "%.3g %s/s", rate, j->unit);
+        if (rate > 0)
+            snprintf(text, sizeof text, "%.3g %s/s", rate, j->unit);
+        else
+            snprintf(text, sizeof text, "-");
         ui_put_cut(u, in, y, x + 12, 11, s, text);
         span(left, sizeof left, rate > 0 && j->total > 0 ? (j->total - j->done) / rate : -1);
         ui_put_cut(u, in, y, x + 24, 9, s, left);

@@ -156,7 +156,7 @@ static int workbench(const chat_options *o)
     rc = es_studio_open(&studio, &so, &err);
     if (rc != ES_OK)
         return app_fail(&err);
-    es_ui_options uo = {.colour = the_app.colour, .unicode = the_app.unicode, .mouse = the_app.mouse, .editor = the_app.editor, .home = the_app.home};
+    es_ui_options uo = {.colour = the_app.colour, .unicode = the_app.unicode, .mouse = the_app.mouse, .editor = the_app.editor, .home = the_app.home, .author = so.author};
     rc = es_ui_run(studio, &uo, &err);
     es_studio_close(studio);
     return rc == ES_OK ? EXIT_DONE : app_fail(&err);
