@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "internal.h"
 
@@ -344,5 +345,8 @@ void es_kernels_cpu_use(const es_simd *s)
 void es_kernels_describe(char *out, size_t n)
 {
     es_kernels_cpu();
-    snprintf(out, n, "cpu: %s, %s", es_cpu_simd->name, openblas_get_config());
+    const char *blas = openblas_get_config(); /* "OpenBLAS 0.3.21 NO_LAPACKE ...": name and version will do */
+    int length = (int)strcspn(blas, " ");
+    length += blas[length] ? 1 + (int)strcspn(blas + length + 1, " ") : 0;
+    snprintf(out, n, "cpu: %s, %.*s (%s)", es_cpu_simd->name, length, blas, openblas_get_corename());
 }

@@ -5,6 +5,7 @@
 #ifdef __x86_64__
 
 #include <float.h>
+#include <immintrin.h>
 #include <math.h>
 #include <string.h>
 
@@ -30,8 +31,7 @@ static const es_simd simd = {.name = "avx512-vnni", QUANT_OPS, ROW_OPS};
 const es_simd *es_simd_avx512(void)
 {
     bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
-                   __builtin_cpu_supports("f16c");
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
     return there ? &simd : NULL;
 }
 

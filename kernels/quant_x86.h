@@ -1,8 +1,7 @@
 /* Quantised products and dequantising with 256-bit vectors, shared by the AVX2 and the AVX-512 file (which has vpdpwssd).
  *
- * Every type is unpacked 32 elements at a time into two vectors of 16-bit integers and a pair (d, m): w = d q + m. */
-#include <immintrin.h>
-
+ * Every type is unpacked 32 elements at a time into two vectors of 16-bit integers and a pair (d, m): w = d q + m.
+ * The including file has immintrin.h and rows_impl.h. */
 enum {
     Q_BLOCK = 32,
     TOKENS = 4,   /* that meet a row at a time */

@@ -1,10 +1,7 @@
 /* The ops on rows of floats, written once in GNU vectors of W floats. A file that includes this defines W and has selected its
- * instruction set; everything here is static. Tails shorter than W go through a padded buffer. */
+ * instruction set (and included immintrin.h where W > 4); everything here is static. Tails shorter than W go through a padded buffer. */
 #include <math.h>
 #include <string.h>
-#if W > 4
-#include <immintrin.h>
-#endif
 
 typedef float vec __attribute__((vector_size(W * sizeof(float)), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(W * sizeof(float)), aligned(4), may_alias));
