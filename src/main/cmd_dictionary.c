@@ -63,7 +63,7 @@ int cmd_train(int argc, char **argv)
     es_dictionary_training o = es_dictionary_training_default();
     const char *out = NULL;
     int layer = -2;
-    bool f32 = false;
+    bool f32 = false, aux_given = false;
     const opt table[] = {
         {"layer", "L", OPT_INT, &layer, -1, 511, "which of the harvest's layers", NULL},
         {"out", "DIR", OPT_TEXT, &out, 0, 0, "the dictionary's folder; an interrupted training goes on", NULL},
@@ -72,7 +72,7 @@ int cmd_train(int argc, char **argv)
         {"tokens", "N", OPT_COUNT, &o.tokens, 1, 1e12, "tokens to see in all; more than the harvest's: several times over", NULL},
         {"batch", "N", OPT_INT, &o.batch, 16, 1 << 20, "tokens a step", NULL},
         {"rate", "R", OPT_REAL, &o.learning_rate, 0, 1, "learning rate; 0: from the number of features", NULL},
-        {"aux-k", "K", OPT_INT, &o.aux_k, 0, 65536, "dead features that reconstruct the error", NULL},
+        {"aux-k", "K", OPT_INT, &o.aux_k, 0, 65536, "dead features that reconstruct the error", &aux_given},
         {"aux-weight", "W", OPT_REAL, &o.aux_weight, 0, 10, "weight of that loss", NULL},
         {"dead-tokens", "N", OPT_COUNT, &o.dead_tokens, 1, 1e12, "a feature silent for so many tokens is dead", NULL},
         {"warmup", "SHARE", OPT_REAL, &o.warmup, 0, 1, "share of the run in which the rate rises", NULL},
@@ -93,6 +93,8 @@ int cmd_train(int argc, char **argv)
     if (layer == -2 || !out)
         return opts_usage_error("train", "%s is missing", out ? "--layer L" : "--out DIR");
     o.threads = the_app.threads;
+    if (!aux_given && o.aux_k > o.n_features / 2)
+        o.aux_k = o.n_features / 2;
     if (f32)
         o.half = false;
     es_error err = {0};

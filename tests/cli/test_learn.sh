@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Dictionary to drift, end to end on the tiny model: labels, bases, adapters, evaluation.
+. "$(dirname "$0")/lib.sh"
+tiny_dictionary
+d=(--model tiny.gguf --dictionary dict)
+
+want 0 dictionary info dict --json
+is 'v["features"] == 96' out || fail "dictionary info"
+mkdir -p "$HOME/.local/share/espalier/dictionaries"; cp -r dict "$HOME/.local/share/espalier/dictionaries/tiny"
+want 0 features list --model tiny.gguf --json --limit 3 # found by the model's hash
+is 'len(v) == 3' out || fail "features list"
+want 0 dictionary stats dict texts.jsonl --tokens 500 --model tiny.gguf --json --quiet
+is '0 <= v["dead"] <= 1 and v["l0"] >= 0 and v["ce"] > 0' out || fail "dictionary stats"
+
+want 0 encode texts.jsonl "${d[@]}" --top 2 --json
+is 'len(v["tokens"]) > 100 and max(len(t["features"]) for t in v["tokens"]) <= 2' out || fail "encode"
+want 0 features for-text "the same world" "${d[@]}" --json --top 4
+is 'len(v) <= 4' out || fail "for-text"
+printf 'the old house\nthe old school\n' >a.txt; printf 'you and me\nyou and us\n' >b.txt
+want 0 features contrast a.txt b.txt "${d[@]}" --json --top 4 --quiet
+is 'len(v) <= 8' out || fail "contrast"
+want 0 features list "${d[@]}" --sort density --limit 1 --json
+feature=$(value 'v[0]["feature"]' out)
+want 0 features show "$feature" "${d[@]}" --json
+is 'len(v["examples"]) > 0 and len(v["histogram"]) == 50 and len(v["promoted"]) > 0' out || fail "features show"
+want 0 features show "$feature" "${d[@]}"; plain out
+
+# Labels: add, find, undo, export, import
+want 0 label add --feature 5 --text "polite words" --tags "tone good" --author ann "${d[@]}" --json
+is '(v["text"], v["author"]) == ("polite words", "ann")' out || fail "label add"
+want 0 label add --feature 5 --text "something else" "${d[@]}"
+want 0 label undo "${d[@]}" --json; is 'v["feature"] == 5' out || fail "label undo"
+want 0 features search polit "${d[@]}" --json; is 'v[0]["feature"] == 5' out || fail "search by a beginning"
+for q in '"' "'" '*' 'a OR' 'NEAR(' '^x' 'col:y' '()' 'AND'; do want 0 features search "$q" "${d[@]}" --json; done
+want 0 label add --feature 6 --text "$(printf 'evil \033]52;c;x\007 label')" "${d[@]}"
+want 0 features list --labelled "${d[@]}"; plain out
+want 0 label export "${d[@]}"; cp out labels.jsonl
+[ "$(wc -l <labels.jsonl)" -eq 2 ] || fail "label export"
+want 0 label import labels.jsonl "${d[@]}" --home "$work/second" --json; is 'v["imported"] == 2' out || fail "label import"
+want 0 label export "${d[@]}" --home "$work/second" --json
+is '[(l["text"], l["author"]) for l in v if l["feature"] == 5] == [("polite words", "ann")]' out || fail "an imported label lost its text or author"
+
+# Bases: versions, bounds, export
+want 0 basis new brief --suggest pairs.jsonl --size 8 "${d[@]}" --json --quiet
+is 'len(v["features"]) == 8 and v["version"] == 1 and v["energy"]["basis"] > v["energy"]["random_mean"]' out || fail "basis new --suggest"
+extra=$(value '[f for f in range(96) if f not in [x["feature"] for x in v["features"]]][0]' out)
+want 0 basis add brief "$extra" --lo 0 "${d[@]}" --json
+is 'v["version"] == 2 and v["features"][-1]["lo"] == 0' out || fail "basis add"
+want 0 basis remove brief "$extra" "${d[@]}" --json; is 'v["version"] == 3 and len(v["features"]) == 8' out || fail "basis remove"
+want 0 basis show brief@1 "${d[@]}" --json; is 'v["version"] == 1' out || fail "basis show NAME@VERSION"
+want 0 basis list --json; is 'v[0]["name"] == "brief"' out || fail "basis list"
+want 0 basis export brief brief.json "${d[@]}"
+want 0 basis show brief.json "${d[@]}"; plain out
+refused 1 "nope" basis show nope "${d[@]}"
+refused 1 "not in the basis" basis remove brief "$extra" "${d[@]}"
+
+# Adapt, each form: influence adds up to the coefficients, the margin rises
+want 0 eval margin --experiences pairs.jsonl "${d[@]}" --json --quiet
+base=$(value 'v["margin"]' out)
+for form in bias lora; do
+  want 0 adapt --basis brief --experiences pairs.jsonl --form $form --steps 3 --out $form.safetensors --force "${d[@]}" --json --quiet
+  [ "$(wc -l <out)" -eq 4 ] || fail "adapt --json prints a line a step and the gate"
+  while read -r line; do printf '%s' "$line" >one; is 'v' one || fail "a line of adapt --json"; done <out
+  is '"passed" in v["gate"]' one || fail "no verdict"
+  want 0 drift $form.safetensors "${d[@]}" --json --top 0
+  is 'len(v["features"]) == 8 and all(abs(math.fsum(f["influence"]) - f["coefficient"]) < 1e-4 + 0.01 * abs(f["coefficient"]) for f in v["features"])' out ||
+    fail "influence does not add up to the coefficients ($form)"
+  want 0 eval margin --experiences pairs.jsonl --adapter $form.safetensors "${d[@]}" --json --quiet
+  is "v['margin'] > $base" out || fail "$form: the margin did not rise"
+  want 0 eval neutral --text texts.jsonl --limit 3 --adapter $form.safetensors "${d[@]}" --json --quiet
+  is 'v["kl"] > -1e-4 and v["tokens"] > 50' out || fail "eval neutral"
+  want 0 score a.txt --adapter $form.safetensors "${d[@]}" --json
+  want 0 chat --prompt hi --temperature 0 --max-tokens 6 --adapter $form.safetensors "${d[@]}"
+done
+want 0 adapt --unconstrained --experiences pairs.jsonl --steps 2 --out plain.safetensors --force "${d[@]}" --quiet
+refused 1 "not constrained" drift plain.safetensors "${d[@]}"
+refused 1 "base model is in use" drift "${d[@]}"
+
+# Another dictionary's adapter and basis are refused
+want 0 train harvest --layer 1 --features 96 --k 8 --batch 256 --tokens 8k --seed 9 --out dict2 --quiet
+refused 1 "dictionary" drift bias.safetensors --model tiny.gguf --dictionary dict2
+refused 1 "dictionary" basis show brief.json --model tiny.gguf --dictionary dict2
+
+# Killed while it learns or imports: no half adapter, and the workspace is sound
+for delay in 0.02 0.1 0.3; do
+  timeout -s KILL $delay "$ESPALIER_BIN" adapt --basis brief --experiences pairs.jsonl --steps 100000 --out killed.safetensors "${d[@]}" >/dev/null 2>&1 || true
+  [ ! -e killed.safetensors ] || fail "a killed adapt left an adapter"
+  timeout -s KILL $delay "$ESPALIER_BIN" label import labels.jsonl "${d[@]}" >/dev/null 2>&1 || true
+done
+want 0 doctor "${d[@]}" --json
+is 'v["ok"]' out || { cat out >&2; fail "doctor finds something ill after kills"; }
+want 0 label export --json "${d[@]}"; is 'len(v) == 2' out || fail "labels were lost"
