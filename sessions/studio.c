@@ -278,6 +278,9 @@ static void studio_free(es_studio *s)
         free((char *)(uintptr_t)owned[i]);
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->atlas_lock);
+    pthread_mutex_destroy(&s->swap);
+    pthread_mutex_destroy(&s->reading);
+    es_stored_drop(s->stored);
     pthread_cond_destroy(&s->chat_wake);
     pthread_cond_destroy(&s->work_wake);
     free(s);
@@ -295,6 +298,9 @@ int es_studio_open(es_studio **out, const es_studio_options *o, es_error *err)
         return es_fail(err, ES_ERR_MEMORY, "no memory for a session");
     s->pipe[0] = s->pipe[1] = -1;
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->swap, NULL);
+    pthread_mutex_init(&s->reading, NULL);
+    s->stale = true;
     pthread_mutex_init(&s->atlas_lock, NULL);
     pthread_cond_init(&s->chat_wake, NULL);
     pthread_cond_init(&s->work_wake, NULL);
@@ -520,7 +526,7 @@ static void judge(es_studio *s, int64_t id, int rating, const char *edited)
     es_turn_state *t = turn_by_id(s, id, &at);
     if (!t || t->role != 'a' || t->streaming) {
         rc = es_fail(&err, ES_ERR_MISSING, t && t->streaming ? "wait until the reply is finished" : "there is no reply to judge");
-    } else if (!s->dictionary && !s->ready) {
+    } else if (!s->ready) {
         rc = es_fail(&err, ES_ERR_MISSING, "the model is still loading");
     } else {
         bool failed = false;
@@ -554,6 +560,7 @@ static void judge(es_studio *s, int64_t id, int rating, const char *edited)
             t->edited = keep;
             keep = NULL;
         }
+        s->stale = true;
         s->status[0] = 0;
         es_studio_changed(s);
         pthread_mutex_unlock(&s->lock);
@@ -595,19 +602,9 @@ void es_studio_edit(es_studio *s, int64_t turn, const char *text)
         judge(s, turn, was, text);
 }
 
-static int publish_snapshot(es_studio *s, int64_t id, es_error *err)
+int es_studio_publish(es_studio *s, es_adapter *a, int64_t id, es_error *err)
 {
-    es_adapter *a = NULL;
-    int rc = 0;
-    if (id) {
-        es_buf bytes = {0};
-        rc = es_workspace_snapshot_bytes(s->workspace, id, &bytes, err);
-        if (!rc)
-            rc = es_adapter_from_bytes(&a, s->model, s->dictionary, bytes.data, bytes.len, "the snapshot", err);
-        es_buf_free(&bytes);
-    }
-    if (!rc)
-        rc = es_workspace_snapshot_use(s->workspace, id, err);
+    int rc = es_workspace_snapshot_use(s->workspace, id, err);
     if (rc) {
         es_adapter_free(a);
         return rc;
@@ -616,10 +613,38 @@ static int publish_snapshot(es_studio *s, int64_t id, es_error *err)
     es_adapter_free(s->incoming);
     s->incoming = a;
     s->incoming_set = true;
-    s->snapshot = id;
+    s->incoming_snapshot = s->snapshot = id;
+    s->stale = true;
     es_studio_changed(s);
     pthread_mutex_unlock(&s->lock);
     return 0;
+}
+
+/* With swap held: back to a snapshot of the workspace. A round that is running is not to be published after this. */
+static int go_back(es_studio *s, int64_t id, es_error *err)
+{
+    es_adapter *a = NULL;
+    int rc = 0;
+    s->epoch++;
+    __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED);
+    if (id) {
+        es_buf bytes = {0};
+        rc = es_workspace_snapshot_bytes(s->workspace, id, &bytes, err);
+        if (!rc)
+            rc = es_adapter_from_bytes(&a, s->model, s->dictionary, bytes.data, bytes.len, "the snapshot", err);
+        es_buf_free(&bytes);
+    }
+    return rc ? rc : es_studio_publish(s, a, id, err);
+}
+
+bool es_studio_knows(es_studio *s, int64_t experience)
+{
+    es_stored *d = es_studio_stored(s);
+    bool yes = false;
+    for (int i = 0; d && i < d->n_influence; i++)
+        yes |= d->influence_id[i] == experience;
+    es_stored_drop(d);
+    return yes;
 }
 
 void es_studio_undo(es_studio *s)
@@ -628,17 +653,21 @@ void es_studio_undo(es_studio *s)
     es_error err;
     pthread_mutex_lock(&s->lock);
     bool ready = s->ready;
-    __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED); /* a round that learns from it is not to be published */
-    s->dirty = s->restart = false;
     pthread_mutex_unlock(&s->lock);
     if (!ready)
         return;
+    pthread_mutex_lock(&s->swap);
     if (ws_judgement_undo(s->workspace, &u, &err)) {
+        pthread_mutex_unlock(&s->swap);
         es_studio_say_status(s, "%.230s", err.text);
         return;
     }
+    s->epoch++; /* a round that learns from it now is not to be published */
     int at;
     pthread_mutex_lock(&s->lock);
+    __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED);
+    s->dirty = s->restart = false;
+    s->stale = true;
     es_turn_state *t = turn_by_id(s, u.message, &at);
     if (t) {
         t->rating = u.rating;
@@ -646,18 +675,28 @@ void es_studio_undo(es_studio *s)
         t->edited = u.edited;
         u.edited = NULL;
     }
-    bool moved = s->snapshot != u.snapshot;
+    es_studio_changed(s);
     pthread_mutex_unlock(&s->lock);
     free(u.edited);
-    if (publish_snapshot(s, u.snapshot, &err)) { /* that snapshot is gone: learn again without the experience */
-        es_studio_learn_dirty(s, true);
+    bool knew = u.experience && es_studio_knows(s, u.experience); /* otherwise what speaks never learned from it */
+    int rc = knew ? go_back(s, u.snapshot, &err) : 0;
+    pthread_mutex_unlock(&s->swap);
+    /* What the adapter it went back to has not learned yet is learned again, without this one. */
+    bool more = rc != 0;
+    es_stored *d = es_studio_stored(s);
+    for (int i = 0; d && i < d->n_experience; i++)
+        more |= d->experience[i].included && !es_studio_knows(s, d->experience[i].id);
+    es_stored_drop(d);
+    if (more)
+        es_studio_learn_dirty(s, rc != 0);
+    if (!knew)
+        es_studio_say_status(s, "undone");
+    else if (rc) /* that snapshot is gone */
         es_studio_say_status(s, "undone; learning again without it");
-        return;
-    }
-    if (u.snapshot)
-        es_studio_say_status(s, moved ? "undone: back to snapshot #%lld" : "undone; snapshot #%lld stays", (long long)u.snapshot);
+    else if (u.snapshot)
+        es_studio_say_status(s, "undone: back to snapshot #%lld%s", (long long)u.snapshot, more ? ", which learns the rest again" : "");
     else
-        es_studio_say_status(s, moved ? "undone: back to the base model" : "undone");
+        es_studio_say_status(s, "undone: back to the base model%s", more ? ", which learns the rest again" : "");
 }
 
 /* ---- basis ----------------------------------------------------------------------------------------------------------------------------------- */
@@ -816,10 +855,20 @@ void es_studio_learn_cancel(es_studio *s)
 void es_studio_experience_include(es_studio *s, int64_t id, bool included)
 {
     es_error err;
-    if (es_workspace_experience_set(s->workspace, id, included, 1, included ? "included by hand" : "left out by hand", &err))
+    es_stored *d = es_studio_stored(s);
+    double weight = 1;
+    for (int i = 0; d && i < d->n_experience; i++)
+        if (d->experience[i].id == id)
+            weight = d->experience[i].e.weight;
+    es_stored_drop(d);
+    if (es_workspace_experience_set(s->workspace, id, included, weight, included ? "included by hand" : "left out by hand", &err)) {
         es_studio_say_status(s, "%.230s", err.text);
-    else
-        es_studio_learn_dirty(s, !included);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    s->stale = true;
+    pthread_mutex_unlock(&s->lock);
+    es_studio_learn_dirty(s, !included);
 }
 
 void es_studio_adapter(es_studio *s, bool on)
@@ -835,12 +884,17 @@ void es_studio_rollback(es_studio *s, int64_t snapshot)
     es_error err;
     pthread_mutex_lock(&s->lock);
     bool ready = s->ready;
-    __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED);
-    s->dirty = s->restart = false;
     pthread_mutex_unlock(&s->lock);
     if (!ready)
         return;
-    if (publish_snapshot(s, snapshot, &err))
+    pthread_mutex_lock(&s->swap);
+    int rc = go_back(s, snapshot, &err);
+    pthread_mutex_lock(&s->lock);
+    if (!rc)
+        s->dirty = s->restart = false; /* learning goes on with the next experience, or when asked */
+    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->swap);
+    if (rc)
         es_studio_say_status(s, "%.230s", err.text);
     else if (snapshot)
         es_studio_say_status(s, "rolled back to snapshot #%lld", (long long)snapshot);

@@ -54,11 +54,34 @@ typedef struct es_side_state { /* [lock] */
     int tokens;
 } es_side_state;
 
+/* What the workspace holds of experiences and snapshots, read once after each change and shared by the views that show it. */
+typedef struct es_stored {
+    int refs; /* atomic */
+    es_experience_line *experience;
+    int n_experience;
+    es_snapshot_line *snapshot;
+    int n_snapshot;
+    int64_t current;         /* the snapshot in use, with the features of its basis and who moved them */
+    es_basis basis;
+    const float *coefficient; /* [basis.n], in snapshot */
+    int64_t *influence_id;
+    float *influence;        /* [(n_influence + 1) * basis.n] or NULL */
+    int n_influence;
+} es_stored;
+void es_stored_drop(es_stored *d);
+
+/* Bytes of tokens become whole characters; what can never be one becomes U+FFFD. */
+typedef struct es_whole { char byte[8]; int n; } es_whole;
+void es_whole_add(es_whole *w, const char *bytes, size_t n, es_buf *out);
+void es_whole_end(es_whole *w, es_buf *out);
+
 struct es_studio {
     es_studio_options o; /* strings owned */
     es_workspace *workspace;
     int64_t session;
 
+    pthread_mutex_t swap;  /* which snapshot is in use: "is this round still wanted? then publish" against a rollback. Before lock */
+    uint64_t epoch;        /* [swap] grows with each rollback; a round of an older epoch publishes nothing */
     pthread_mutex_t lock;
     pthread_cond_t chat_wake, work_wake;
     pthread_t chat_thread, work_thread;
@@ -104,6 +127,7 @@ struct es_studio {
     /* what speaks: the worker leaves a whole adapter here, the chat thread takes it between tokens [lock] */
     es_adapter *incoming;
     bool incoming_set; /* true with incoming NULL: back to the base model */
+    int64_t incoming_snapshot;
     int64_t snapshot;  /* in use; 0: base */
     bool adapter_on;
 
@@ -111,9 +135,11 @@ struct es_studio {
     es_context *context;
     es_pool *pool;
     es_adapter *speaking;
+    int64_t speaking_snapshot;
     es_patch patch; /* of speaking; its arrays are the adapter's */
     es_watch watch;
-    int64_t cached_snapshot; /* whose rows the KV cache holds above the adapter */
+    int64_t cached_snapshot; /* whose rows the KV cache holds above the adapter; -1: of more than one */
+    uint64_t again;          /* replies made again: each has a seed of its own */
     es_turn_state *listening; /* where the watch puts the active features of a fed token; NULL: nowhere */
     es_sparse sparse;
     es_rng rng;
@@ -139,6 +165,9 @@ struct es_studio {
     int n_mark;
     float *snr;
     int n_snr;
+    es_stored *stored;
+    bool stale;             /* stored is to be read again */
+    pthread_mutex_t reading; /* one reader at a time; before lock */
     es_job job[ES_JOBS];
     double job_start[ES_JOBS];
     bool job_cancel[ES_JOBS];
@@ -158,6 +187,11 @@ int es_studio_job_begin(es_studio *s, const char *kind, const char *what, const 
 void es_studio_job_step(es_studio *s, int id, double done, double total, const char *what);
 void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const char *what);
 bool es_studio_job_cancelled(es_studio *s, int id);
+
+/* With swap held: this snapshot (a is taken over; NULL: the base model) is in use from now on, also in the workspace. */
+int es_studio_publish(es_studio *s, es_adapter *a, int64_t id, es_error *err);
+es_stored *es_studio_stored(es_studio *s); /* up to date; drop it after use; NULL: no memory */
+bool es_studio_knows(es_studio *s, int64_t experience); /* the snapshot in use learned from it */
 
 /* studio_chat.c, studio_learn.c: the two threads */
 void *es_studio_chat_main(void *studio);

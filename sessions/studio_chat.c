@@ -81,7 +81,7 @@ static int restore(es_studio *s, es_error *err)
         pthread_mutex_lock(&s->lock);
         s->incoming = a;
         s->incoming_set = true;
-        s->snapshot = current;
+        s->incoming_snapshot = s->snapshot = current;
         pthread_mutex_unlock(&s->lock);
     } else {
         es_studio_say_status(s, "speaking with the base model: %.180s", why.text);
@@ -124,6 +124,7 @@ static int take_incoming(es_studio *s, es_error *err)
     if (s->incoming_set) {
         old = s->speaking;
         s->speaking = s->incoming;
+        s->speaking_snapshot = s->incoming_snapshot;
         s->incoming = NULL;
         s->incoming_set = false;
         swapped = true;
@@ -238,13 +239,46 @@ typedef struct sink { /* where tokens go */
     es_side_state *side;
 } sink;
 
-static void put(es_studio *s, sink *k, const es_buf *bytes, size_t whole)
+static int said_length(unsigned char c)
+{
+    return c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
+}
+
+static void settle(es_whole *w, es_buf *out, bool end)
+{
+    while (w->n > 0) {
+        int want = said_length((unsigned char)w->byte[0]), have = 1, take = 1;
+        while (have < w->n && have < want && ((unsigned char)w->byte[have] & 0xc0) == 0x80)
+            have++;
+        if (want && have == want && w->byte[0] && es_utf8_whole(w->byte, (size_t)want) == (size_t)want)
+            es_buf_add(out, w->byte, (size_t)(take = want));
+        else if (!end && want && have < want && have == w->n)
+            return; /* the rest may come with the next token */
+        else
+            es_buf_str(out, "\xef\xbf\xbd");
+        memmove(w->byte, w->byte + take, (size_t)(w->n -= take));
+    }
+}
+
+void es_whole_add(es_whole *w, const char *bytes, size_t n, es_buf *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        w->byte[w->n++] = bytes[i];
+        settle(w, out, false); /* leaves at most 3 bytes */
+    }
+}
+
+void es_whole_end(es_whole *w, es_buf *out)
+{
+    settle(w, out, true);
+}
+
+static void put(es_studio *s, sink *k, es_whole *w, const char *bytes, size_t n)
 {
     pthread_mutex_lock(&s->lock);
     if (k->turn) {
         es_turn_state *t = k->turn;
-        t->text.len = 0;
-        es_buf_add(&t->text, bytes->data ? bytes->data : "", whole);
+        es_whole_add(w, bytes, n, &t->text);
         if (t->n_token == t->cap_token) {
             int cap = t->cap_token ? 2 * t->cap_token : 128;
             int *e = realloc(t->token_end, (size_t)cap * sizeof *e);
@@ -254,10 +288,9 @@ static void put(es_studio *s, sink *k, const es_buf *bytes, size_t whole)
             }
         }
         if (t->n_token < t->cap_token)
-            t->token_end[t->n_token++] = (int)whole;
+            t->token_end[t->n_token++] = (int)t->text.len;
     } else {
-        k->side->text.len = 0;
-        es_buf_add(&k->side->text, bytes->data ? bytes->data : "", whole);
+        es_whole_add(w, bytes, n, &k->side->text);
         k->side->tokens++;
     }
     es_studio_changed(s);
@@ -268,7 +301,7 @@ static void put(es_studio *s, sink *k, const es_buf *bytes, size_t whole)
  * ES_ERR_CANCELLED when it was stopped, ES_ERR_LIMIT when the cache is full, or another error. */
 static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_sampling *how, bool *cut, es_error *err)
 {
-    es_buf bytes = {0};
+    es_whole w = {0};
     int rc = 0, n = 0;
     double start = es_seconds();
     int64_t spoke = 0;
@@ -285,12 +318,7 @@ static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_s
         }
         size_t len = 0;
         const char *b = es_token_bytes(s->model, id, &len);
-        es_buf_add(&bytes, b, len);
-        if (bytes.failed) {
-            rc = es_fail(err, ES_ERR_MEMORY, "no memory for the reply");
-            break;
-        }
-        put(s, k, &bytes, es_utf8_whole(bytes.data, bytes.len));
+        put(s, k, &w, b, es_token_is_control(s->model, id) ? 0 : len);
         if (follow) {
             if ((rc = take_incoming(s, err)))
                 break;
@@ -298,9 +326,9 @@ static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_s
             es_context_set_patch(s->context, &p);
             rc = es_context_feed(s->context, &id, 1, NULL, err);
             es_context_set_patch(s->context, NULL);
-            pthread_mutex_lock(&s->lock);
-            spoke = s->adapter_on ? s->snapshot : 0;
-            pthread_mutex_unlock(&s->lock);
+            spoke = adapted ? s->speaking_snapshot : 0;
+            if (spoke != s->cached_snapshot)
+                s->cached_snapshot = -1; /* a swap in the middle: the next turn builds the cache again */
         } else {
             rc = es_context_feed(s->context, &id, 1, NULL, err);
         }
@@ -313,23 +341,14 @@ static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_s
             k->turn->snapshot = spoke;
         pthread_mutex_unlock(&s->lock);
     }
-    if (rc != ES_ERR_MEMORY) { /* a last character that never became whole is shown as it came */
-        es_buf shown = {0};
-        size_t whole = es_utf8_whole(bytes.data ? bytes.data : "", bytes.len);
-        if (whole < bytes.len) {
-            es_buf_add(&shown, bytes.data, whole);
-            es_buf_str(&shown, "\xef\xbf\xbd");
-            pthread_mutex_lock(&s->lock);
-            es_buf *t = k->turn ? &k->turn->text : &k->side->text;
-            t->len = 0;
-            es_buf_add(t, shown.data, shown.len);
-            if (k->turn && k->turn->n_token)
-                k->turn->token_end[k->turn->n_token - 1] = (int)shown.len;
-            pthread_mutex_unlock(&s->lock);
-        }
-        es_buf_free(&shown);
-    }
-    es_buf_free(&bytes);
+    pthread_mutex_lock(&s->lock);
+    es_buf *text = k->turn ? &k->turn->text : &k->side->text;
+    es_whole_end(&w, text);
+    if (k->turn && k->turn->n_token)
+        k->turn->token_end[k->turn->n_token - 1] = (int)text->len;
+    if (text->failed && !rc)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for the reply");
+    pthread_mutex_unlock(&s->lock);
     return rc;
 }
 
@@ -354,12 +373,12 @@ static int prompt_of(es_studio *s, int n_turn, es_ids *ids, int *dropped, es_err
         size_t n = 0;
         if (s->o.system && s->o.system[0])
             m[n++] = (es_message){"system", s->o.system};
-        for (int i = first; i < n_turn; i++) { /* only this thread changes turns' text, and edits replace the pointer under the lock */
+        pthread_mutex_lock(&s->lock); /* an edit may free a text that is being read */
+        for (int i = first; i < n_turn; i++) {
             const es_turn_state *t = &s->turn[i];
             m[n++] = (es_message){t->role == 'u' ? "user" : "assistant", t->edited ? t->edited : t->text.data ? t->text.data : ""};
         }
         ids->n = 0;
-        pthread_mutex_lock(&s->lock); /* an edit may free a text that is being read */
         rc = render(s, m, n, ids, err);
         pthread_mutex_unlock(&s->lock);
         free(m);
@@ -375,9 +394,7 @@ static int prompt_of(es_studio *s, int n_turn, es_ids *ids, int *dropped, es_err
 static int load_prompt(es_studio *s, const es_ids *ids, bool adapted, es_error *err)
 {
     int rc = take_incoming(s, err);
-    pthread_mutex_lock(&s->lock);
-    int64_t snapshot = adapted ? s->snapshot : 0;
-    pthread_mutex_unlock(&s->lock);
+    int64_t snapshot = adapted ? s->speaking_snapshot : 0;
     if (rc)
         return rc;
     if (snapshot != s->cached_snapshot && (rc = es_context_truncate(s->context, 0, err)))
@@ -436,7 +453,7 @@ static void answer(es_studio *s)
     int n_turn = s->n_turn;
     es_studio_changed(s);
     pthread_mutex_unlock(&s->lock);
-    es_rng_seed(&s->rng, how.seed + (uint64_t)n_turn);
+    es_rng_seed(&s->rng, how.seed + (uint64_t)n_turn + 1000003u * s->again);
 
     int rc = prompt_of(s, n_turn, &ids, &dropped, &err);
     es_turn_state *t = NULL;
@@ -525,6 +542,7 @@ static void regenerate(es_studio *s)
         }
         drop_last_turn(s);
     }
+    s->again++;
     answer(s);
 }
 
@@ -728,27 +746,13 @@ static int load(es_studio *s, es_error *err)
     return rc ? rc : restore(s, err);
 }
 
-/* Search rows and starter labels; after the first screen, because the first time it takes a moment. */
-static void prepare_labels(es_studio *s)
-{
-    if (!s->dictionary)
-        return;
-    es_error err;
-    pthread_mutex_lock(&s->atlas_lock);
-    int rc = es_workspace_use_dictionary(s->workspace, s->dictionary, s->atlas, s->model, s->o.labels, NULL, &err);
-    pthread_mutex_unlock(&s->atlas_lock);
-    if (rc)
-        es_studio_say_status(s, "%.230s", err.text);
-    restore_history(s);
-}
-
 void *es_studio_chat_main(void *studio)
 {
     es_studio *s = studio;
     es_error err;
     int rc = load(s, &err);
-    if (!rc)
-        prepare_labels(s);
+    if (!rc && s->dictionary)
+        restore_history(s);
     pthread_mutex_lock(&s->lock);
     s->ready = !rc;
     s->failed = rc != 0;

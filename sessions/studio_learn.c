@@ -84,12 +84,17 @@ static void measure(es_studio *s, const float *gradient, int n)
     es_basis_free(&b);
 }
 
+static int auto_size(const es_studio *s)
+{
+    return s->n_features < AUTO_FEATURES ? s->n_features : AUTO_FEATURES;
+}
+
 /* The starter basis (curated, labelled) and the features that these experiences' gradient points at. Features that the basis in use
  * already has stay, so that what was learned keeps its names. */
 static int basis_by_itself(es_studio *s, const float *gradient, int n, es_error *err)
 {
     es_basis b = {0};
-    int rc = current_basis(s, &b);
+    int rc = current_basis(s, &b), size = auto_size(s);
     if (rc)
         return es_fail(err, ES_ERR_MEMORY, "no memory for a basis");
     if (!b.n && s->o.starter_basis) {
@@ -105,11 +110,12 @@ static int basis_by_itself(es_studio *s, const float *gradient, int n, es_error 
         json_decref(j);
     }
     es_basis by = {0};
-    if (!rc && b.n < AUTO_FEATURES) {
+    if (!rc && b.n < size) {
         pthread_mutex_lock(&s->atlas_lock);
-        rc = es_basis_suggest(&by, s->model, s->dictionary, s->atlas, gradient, n, AUTO_FEATURES, false, NULL, err);
+        for (int want = size; (rc = es_basis_suggest(&by, s->model, s->dictionary, s->atlas, gradient, n, want, false, NULL, err)) == ES_ERR_LIMIT && want > 1;)
+            want /= 2; /* not that many are alive */
         pthread_mutex_unlock(&s->atlas_lock);
-        for (int i = 0; !rc && i < by.n && b.n < AUTO_FEATURES; i++) {
+        for (int i = 0; !rc && i < by.n && b.n < size; i++) {
             bool has = false;
             for (int k = 0; k < b.n && !has; k++)
                 has = b.feature[k] == by.feature[i];
@@ -258,40 +264,38 @@ static float *total_influence(es_studio *s, int64_t parent, const es_learner *l,
     return now;
 }
 
-static int publish(es_studio *s, es_adapter *a, const es_learner *l, const lessons *in, int64_t parent, int steps, const es_gate_report *g, es_error *err)
+static int publish(es_studio *s, es_adapter *a, const es_learner *l, const lessons *in, int64_t parent, uint64_t epoch, const es_gate_report *g, es_error *err)
 {
     const es_basis *b = es_adapter_basis(a);
     es_buf bytes = {0};
     es_adapter *copy = NULL;
     int64_t *who = es_calloc((size_t)in->e.n, sizeof *who), id = 0;
     float *influence = total_influence(s, parent, l, in, b->n);
-    es_snapshot_line line = {.parent = parent, .basis_version = b->version, .steps = steps, .experiences = in->e.n, .n = b->n, .passed = g->passed,
+    es_snapshot_line line = {.parent = parent, .basis_version = b->version, .steps = es_adapter_steps(a), .experiences = in->e.n, .n = b->n, .passed = g->passed,
                              .gain = g->gain, .kl = g->kl};
     snprintf(line.basis, sizeof line.basis, "%s", b->name);
     snprintf(line.form, sizeof line.form, "%s", es_form_name(es_adapter_get_options(a)->form));
     snprintf(line.note, sizeof line.note, "%.159s", g->reason);
     line.coefficient = es_calloc((size_t)b->n, sizeof *line.coefficient);
-    int rc = __atomic_load_n(&s->cancel_work, __ATOMIC_RELAXED) ? es_fail(err, ES_ERR_CANCELLED, "cancelled") : es_adapter_to_bytes(a, &bytes, err);
+    int rc = es_adapter_to_bytes(a, &bytes, err);
     if (!rc && (!who || !influence || !line.coefficient))
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for a snapshot");
+    if (!rc)
+        rc = es_adapter_copy(&copy, a, err);
+    pthread_mutex_lock(&s->swap);
+    if (!rc && (s->epoch != epoch || __atomic_load_n(&s->cancel_work, __ATOMIC_RELAXED)))
+        rc = es_fail(err, ES_ERR_CANCELLED, "cancelled");
     if (!rc) {
         memcpy(line.coefficient, es_adapter_coefficients(a), (size_t)b->n * sizeof *line.coefficient);
         for (int i = 0; i < in->e.n; i++)
             who[i] = in->e.item[i].id;
         rc = es_workspace_snapshot_add(s->workspace, &line, bytes.data, bytes.len, who, influence, in->e.n, &id, err);
     }
-    if (!rc && !(rc = es_adapter_copy(&copy, a, err)))
-        rc = es_workspace_snapshot_use(s->workspace, id, err);
     if (!rc) {
-        pthread_mutex_lock(&s->lock);
-        es_adapter_free(s->incoming);
-        s->incoming = copy;
-        s->incoming_set = true;
-        s->snapshot = id;
+        rc = es_studio_publish(s, copy, id, err);
         copy = NULL;
-        es_studio_changed(s);
-        pthread_mutex_unlock(&s->lock);
     }
+    pthread_mutex_unlock(&s->swap);
     es_adapter_free(copy);
     free(line.coefficient);
     free(influence);
@@ -300,7 +304,7 @@ static int publish(es_studio *s, es_adapter *a, const es_learner *l, const lesso
     return rc;
 }
 
-static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restart, int job, es_error *err)
+static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restart, uint64_t epoch, int job, es_error *err)
 {
     es_adapter *a = NULL;
     es_learner *l = NULL;
@@ -349,7 +353,7 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
         rc = es_learner_gate(l, &g, &s->cancel_work, err);
     }
     if (!rc && g.passed)
-        rc = publish(s, a, l, in, parent, es_adapter_steps(a), &g, err);
+        rc = publish(s, a, l, in, parent, epoch, &g, err);
     if (!rc) {
         pthread_mutex_lock(&s->lock);
         int64_t now = s->snapshot;
@@ -365,20 +369,13 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
     return rc;
 }
 
-static void to_base(es_studio *s)
+static void to_base(es_studio *s, uint64_t epoch)
 {
     es_error err;
-    if (es_workspace_snapshot_use(s->workspace, 0, &err)) {
+    pthread_mutex_lock(&s->swap);
+    if (s->epoch == epoch && es_studio_publish(s, NULL, 0, &err))
         es_studio_say_status(s, "%.230s", err.text);
-        return;
-    }
-    pthread_mutex_lock(&s->lock);
-    es_adapter_free(s->incoming);
-    s->incoming = NULL;
-    s->incoming_set = true;
-    s->snapshot = 0;
-    es_studio_changed(s);
-    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->swap);
 }
 
 static void round_of_learning(es_studio *s, bool restart)
@@ -387,6 +384,9 @@ static void round_of_learning(es_studio *s, bool restart)
     es_error err;
     float *gradient = NULL;
     es_basis b = {0};
+    pthread_mutex_lock(&s->swap);
+    uint64_t epoch = s->epoch;
+    pthread_mutex_unlock(&s->swap);
     int rc = lessons_read(s, &in, &err);
     if (!rc && !in.e.n) {
         bool had;
@@ -394,7 +394,7 @@ static void round_of_learning(es_studio *s, bool restart)
         had = s->snapshot != 0;
         pthread_mutex_unlock(&s->lock);
         if (had && restart)
-            to_base(s);
+            to_base(s, epoch);
         learning(s, ES_LEARN_IDLE, had && restart ? "nothing left to learn from: back to the base model" : "nothing to learn from yet: rate or edit a reply");
         lessons_free(&in);
         return;
@@ -405,7 +405,7 @@ static void round_of_learning(es_studio *s, bool restart)
         rc = gradients(s, &in.e, &gradient, &err);
     }
     pthread_mutex_lock(&s->lock);
-    bool choose = !s->basis.n || (s->basis_auto && s->basis.n < AUTO_FEATURES);
+    bool choose = !s->basis.n || (s->basis_auto && s->basis.n < auto_size(s));
     pthread_mutex_unlock(&s->lock);
     if (!rc && choose)
         rc = basis_by_itself(s, gradient, in.e.n, &err);
@@ -414,7 +414,7 @@ static void round_of_learning(es_studio *s, bool restart)
     if (!rc)
         rc = current_basis(s, &b);
     if (!rc)
-        rc = learn(s, &in, &b, restart, job, &err);
+        rc = learn(s, &in, &b, restart, epoch, job, &err);
     if (rc == ES_ERR_CANCELLED)
         learning(s, ES_LEARN_IDLE, "cancelled: the adapter is as it was");
     else if (rc)
@@ -483,6 +483,33 @@ static void measure_again(es_studio *s)
     lessons_free(&in);
 }
 
+/* ---- search rows and starter labels --------------------------------------------------------------------------------------------------- */
+
+static void report_rows(void *user, const char *what, double done, double total, const char *unit)
+{
+    (void)unit;
+    const struct { es_studio *s; int job; } *r = user;
+    es_studio_job_step(r->s, r->job, done, total, what);
+}
+
+/* Only the first time a dictionary is seen it takes a moment; with an atlas of its own, so that dashboards can be drawn meanwhile. */
+static void prepare_labels(es_studio *s)
+{
+    es_error err;
+    es_atlas *a = NULL;
+    char path[1200];
+    snprintf(path, sizeof path, "%s/atlas.bin", s->o.dictionary);
+    struct { es_studio *s; int job; } r = {s, es_studio_job_begin(s, "search", "making the features searchable", "features")};
+    es_progress p = {.report = report_rows, .user = &r, .cancel = &s->cancel_work};
+    int rc = s->atlas ? es_atlas_open(&a, path, &err) : 0;
+    if (!rc)
+        rc = es_workspace_use_dictionary(s->workspace, s->dictionary, a, s->model, s->o.labels, &p, &err);
+    es_studio_job_end(s, r.job, rc && rc != ES_ERR_CANCELLED, rc == ES_ERR_CANCELLED, NULL);
+    if (rc && rc != ES_ERR_CANCELLED)
+        es_studio_say_status(s, "%.230s", err.text);
+    es_atlas_free(a);
+}
+
 /* ---- the thread ------------------------------------------------------------------------------------------------------------------- */
 
 void *es_studio_work_main(void *studio)
@@ -492,6 +519,11 @@ void *es_studio_work_main(void *studio)
     pthread_mutex_lock(&s->lock);
     while (!s->ready && !s->failed && !s->quit)
         pthread_cond_wait(&s->work_wake, &s->lock);
+    if (s->ready && s->dictionary && !s->quit) {
+        pthread_mutex_unlock(&s->lock);
+        prepare_labels(s);
+        pthread_mutex_lock(&s->lock);
+    }
     while (!s->failed && !s->quit) {
         es_command *c = s->work_queue.head;
         bool go = s->dirty && !s->paused && s->dictionary;

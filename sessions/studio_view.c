@@ -9,12 +9,7 @@ typedef struct view {
     es_view v; /* first: es_view_free gets its address */
     void **piece;
     int n_piece, cap_piece;
-    es_experience_line *experience;
-    int n_experience;
-    es_snapshot_line *snapshot;
-    int n_snapshot;
-    int64_t *influence_id;
-    float *influence;
+    es_stored *stored;
 } view;
 
 static void *keep(view *w, const void *from, size_t n, size_t size)
@@ -109,30 +104,98 @@ static void copy_basis(es_studio *s, view *w)
     v->n_mark = v->mark_step && v->mark_experience ? s->n_mark : 0;
 }
 
-/* What lies in the workspace: read outside the studio's lock (the workspace has its own). */
+void es_stored_drop(es_stored *d)
+{
+    if (!d || __atomic_sub_fetch(&d->refs, 1, __ATOMIC_ACQ_REL) > 0)
+        return;
+    es_experience_lines_free(d->experience, d->n_experience);
+    es_snapshot_lines_free(d->snapshot, d->n_snapshot);
+    es_basis_free(&d->basis);
+    free(d->influence_id);
+    free(d->influence);
+    free(d);
+}
+
+static es_stored *read_stored(es_studio *s)
+{
+    es_stored *d = es_calloc(1, sizeof *d);
+    if (!d)
+        return NULL;
+    d->refs = 1;
+    es_workspace_experience_list(s->workspace, &d->experience, &d->n_experience, NULL);
+    es_workspace_snapshot_list(s->workspace, &d->snapshot, &d->n_snapshot, NULL);
+    es_workspace_snapshot_current(s->workspace, &d->current);
+    for (int i = 0; i < d->n_snapshot; i++) {
+        const es_snapshot_line *l = &d->snapshot[i];
+        int n = 0, k = 0;
+        if (l->id != d->current || es_workspace_basis_load(s->workspace, l->basis, l->basis_version, &d->basis, NULL))
+            continue;
+        if (d->basis.n != l->n) {
+            es_basis_free(&d->basis);
+            d->basis = (es_basis){0};
+            continue;
+        }
+        d->coefficient = l->coefficient;
+        if (es_workspace_snapshot_influence(s->workspace, l->id, &d->influence_id, &d->influence, &n, &k, NULL) == 0 && k == l->n) {
+            d->n_influence = n;
+        } else {
+            free(d->influence);
+            d->influence = NULL;
+        }
+    }
+    return d;
+}
+
+es_stored *es_studio_stored(es_studio *s)
+{
+    pthread_mutex_lock(&s->reading);
+    pthread_mutex_lock(&s->lock);
+    bool stale = s->stale;
+    s->stale = false;
+    pthread_mutex_unlock(&s->lock);
+    es_stored *now = stale ? read_stored(s) : NULL, *old = NULL;
+    pthread_mutex_lock(&s->lock);
+    if (stale && !now)
+        s->stale = true;
+    if (now) {
+        old = s->stored;
+        s->stored = now;
+    }
+    es_stored *d = s->stored;
+    if (d)
+        __atomic_add_fetch(&d->refs, 1, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&s->lock);
+    pthread_mutex_unlock(&s->reading);
+    es_stored_drop(old);
+    return d;
+}
+
+/* What lies in the workspace, at the places of the basis in use: the adapter may be of another version of it. */
 static void copy_stored(es_studio *s, view *w)
 {
     es_view *v = &w->v;
-    if (es_workspace_experience_list(s->workspace, &w->experience, &w->n_experience, NULL) == 0) {
-        v->experience = w->experience;
-        v->n_experience = w->n_experience;
-    }
-    if (es_workspace_snapshot_list(s->workspace, &w->snapshot, &w->n_snapshot, NULL) == 0) {
-        v->snapshots = w->snapshot;
-        v->n_snapshot = w->n_snapshot;
-    }
-    for (int i = 0; i < v->n_snapshot; i++) {
-        const es_snapshot_line *l = &v->snapshots[i];
-        if (l->id != v->snapshot || l->n != v->n_basis || strcmp(l->basis, v->basis_name))
-            continue;
-        memcpy((float *)(uintptr_t)v->coefficient, l->coefficient, (size_t)l->n * sizeof(float));
-        int n = 0, k = 0;
-        if (es_workspace_snapshot_influence(s->workspace, l->id, &w->influence_id, &w->influence, &n, &k, NULL) == 0 && k == v->n_basis) {
-            v->influence = w->influence;
-            v->influence_experience = w->influence_id;
-            v->n_influence = n;
-        }
-    }
+    es_stored *d = w->stored = es_studio_stored(s);
+    if (!d)
+        return;
+    v->experience = d->experience;
+    v->n_experience = d->n_experience;
+    v->snapshots = d->snapshot;
+    v->n_snapshot = d->n_snapshot;
+    if (d->current != v->snapshot || !d->coefficient)
+        return;
+    size_t rows = (size_t)d->n_influence + 1, k = (size_t)v->n_basis, from = (size_t)d->basis.n;
+    float *table = d->influence ? keep(w, NULL, rows * k, sizeof *table) : NULL;
+    for (size_t i = 0; i < k; i++)
+        for (size_t j = 0; j < from; j++)
+            if (d->basis.feature[j] == v->basis_feature[i]) {
+                ((float *)(uintptr_t)v->coefficient)[i] = d->coefficient[j];
+                for (size_t r = 0; table && r < rows; r++)
+                    table[r * k + i] = d->influence[r * from + j];
+                break;
+            }
+    v->influence = table;
+    v->influence_experience = d->influence_id;
+    v->n_influence = table ? d->n_influence : 0;
 }
 
 es_view *es_studio_view(es_studio *s)
@@ -169,7 +232,7 @@ es_view *es_studio_view(es_studio *s)
     v->probe_running = s->probe_running;
     v->probe_serial = s->probe_serial;
     copy_basis(s, w);
-    v->learning = s->dictionary || v->loading ? s->learning : ES_LEARN_OFF;
+    v->learning = v->loading || s->dictionary ? s->learning : ES_LEARN_OFF;
     memcpy(v->learning_text, s->learning_text, sizeof v->learning_text);
     v->adapter_on = s->adapter_on;
     v->snapshot = s->snapshot;
@@ -191,10 +254,7 @@ void es_view_free(es_view *v)
     for (int i = 0; i < w->n_piece; i++)
         free(w->piece[i]);
     free(w->piece);
-    es_experience_lines_free(w->experience, w->n_experience);
-    es_snapshot_lines_free(w->snapshot, w->n_snapshot);
-    free(w->influence_id);
-    free(w->influence);
+    es_stored_drop(w->stored);
     free(w);
 }
 

@@ -1,0 +1,645 @@
+/* The studio on a tiny model: what a person does in the workbench, and what is cruel to threads. Runs under ThreadSanitizer. */
+#include <math.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "dictionary.h"
+#include "sessions.h"
+#include "support.h"
+
+enum { F = 96, LAYER = 1, PATIENCE = 120 };
+
+static es_error err;
+static const char *model_path, *dictionary_path;
+static int next_path;
+
+/* A random dictionary of unit rows, made for the tiny model. */
+static void make_dictionary(void)
+{
+    es_model *m = NULL;
+    es_rng rng;
+    char hash[65];
+    assert_ok(es_model_open(&m, model_path, &err), &err);
+    int d = es_model_get_info(m)->d_model;
+    assert_ok(es_model_hash(m, hash, &err), &err);
+    es_model_free(m);
+    float *w = calloc((size_t)F * (size_t)d, sizeof *w), *zero = calloc(F + (size_t)d, sizeof *zero);
+    es_rng_seed(&rng, 4);
+    for (int f = 0; f < F; f++) {
+        double norm = 0;
+        for (int i = 0; i < d; i++) {
+            w[f * d + i] = es_rng_normal(&rng);
+            norm += (double)w[f * d + i] * (double)w[f * d + i];
+        }
+        for (int i = 0; i < d; i++)
+            w[f * d + i] /= (float)sqrt(norm);
+    }
+    json_t *meta = json_pack("{s:s, s:s, s:s}", "model_name", "Tiny", "hook_name", "blocks.1.hook_resid_post", "espalier_model_sha256", hash);
+    assert_ok(es_dictionary_save(dictionary_path, d, F, w, w, zero, zero, 0.05f, false, meta, &err), &err);
+    json_decref(meta);
+    free(w);
+    free(zero);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    model_path = strdup(test_path("tiny.gguf"));
+    dictionary_path = strdup(test_path("dictionary"));
+    make_tiny_gguf(model_path, NULL);
+    make_dictionary();
+    return 0;
+}
+
+static const char *fresh(void) { return test_path("s%d.db", next_path++); }
+
+static es_studio_options options(const char *workspace)
+{
+    es_studio_options o = es_studio_default();
+    o.model = model_path;
+    o.dictionary = dictionary_path;
+    o.workspace = workspace;
+    o.sampling.temperature = 0;
+    o.sampling.repeat_penalty = 1;
+    o.max_tokens = 24;
+    o.n_ctx = 512;
+    o.threads = 2;
+    o.learn = false;
+    o.author = "tester";
+    return o;
+}
+
+/* Waits until the view is as wanted; the caller frees it. */
+typedef bool wanted(const es_view *v);
+static es_view *wait_for(es_studio *s, wanted *is, const char *what)
+{
+    double end = es_seconds() + PATIENCE;
+    es_view *v = NULL;
+    while (es_seconds() < end) {
+        struct pollfd p = {.fd = es_studio_fd(s), .events = POLLIN};
+        v = es_studio_view(s);
+        if (is(v))
+            return v;
+        es_view_free(v);
+        poll(&p, 1, 50);
+        es_studio_ack(s);
+    }
+    v = es_studio_view(s);
+    fail_msg("waited in vain for: %s (status \"%s\", learning %d \"%s\")", what, v->status, v->learning, v->learning_text);
+    return v;
+}
+#define WAIT(s, is) wait_for(s, is, #is)
+#define WAIT_FREE(s, is) es_view_free(WAIT(s, is))
+
+static bool ready(const es_view *v) { return !v->loading; }
+static bool generating(const es_view *v) { return v->generating; }
+static bool idle(const es_view *v) { return !v->loading && !v->generating; }
+static bool answered(const es_view *v) { return idle(v) && v->n_turn && v->turn[v->n_turn - 1].role == 'a' && !v->turn[v->n_turn - 1].streaming; }
+static bool four_turns(const es_view *v) { return answered(v) && v->n_turn == 4; }
+static bool two_turns(const es_view *v) { return answered(v) && v->n_turn == 2; }
+static bool no_turn(const es_view *v) { return idle(v) && v->n_turn == 0; }
+static bool some_tokens(const es_view *v) { return v->n_turn && v->turn[v->n_turn - 1].role == 'a' && v->turn[v->n_turn - 1].n_token > 2; }
+static bool one_experience(const es_view *v) { return v->n_experience == 1; }
+static bool no_experience(const es_view *v) { return v->n_experience == 0; }
+static bool learned(const es_view *v) { return v->snapshot && v->learning == ES_LEARN_IDLE; }
+static bool base(const es_view *v) { return v->snapshot == 0; }
+static bool stepping(const es_view *v) { return v->learning == ES_LEARN_STEPPING; }
+static bool stepped(const es_view *v) { return v->n_step > 0; }
+static bool resting(const es_view *v) { return v->learning == ES_LEARN_IDLE || v->learning == ES_LEARN_PAUSED; }
+static bool paused(const es_view *v) { return v->learning == ES_LEARN_PAUSED; }
+static bool both_sides(const es_view *v) { return idle(v) && v->n_side == 2 && !v->side[0].streaming && !v->side[1].streaming && v->side[1].tokens; }
+static bool no_side(const es_view *v) { return v->n_side == 0; }
+static bool probed(const es_view *v) { return v->probe_serial && !v->probe_running; }
+static bool has_basis(const es_view *v) { return v->n_basis == 2; }
+static bool smaller_basis(const es_view *v) { return v->n_basis == 1; }
+static bool suggested(const es_view *v) { return v->n_suggested > 0; }
+static bool reported(const es_view *v) { return v->report_ready; }
+static bool says(const es_view *v) { return v->status[0] != 0; }
+
+static es_studio *open_with(const es_studio_options *o)
+{
+    es_studio *s = NULL;
+    assert_ok(es_studio_open(&s, o, &err), &err);
+    es_view *v = WAIT(s, ready);
+    if (v->failed)
+        fail_msg("%s", v->status);
+    es_view_free(v);
+    return s;
+}
+
+static es_studio *open_ready(const char *workspace)
+{
+    es_studio_options o = options(workspace);
+    return open_with(&o);
+}
+
+static char *last_text(es_studio *s)
+{
+    es_view *v = es_studio_view(s);
+    char *t = strdup(v->turn[v->n_turn - 1].text);
+    es_view_free(v);
+    return t;
+}
+
+static int64_t last_id(es_studio *s)
+{
+    es_view *v = es_studio_view(s);
+    int64_t id = v->turn[v->n_turn - 1].id;
+    es_view_free(v);
+    return id;
+}
+
+static char *ask(es_studio *s, const char *text)
+{
+    es_studio_new_chat(s);
+    WAIT_FREE(s, no_turn);
+    es_studio_say(s, text);
+    WAIT_FREE(s, two_turns);
+    return last_text(s);
+}
+
+/* Asks, corrects the answer and waits for the snapshot. */
+static void teach(es_studio *s, const char *question, const char *answer)
+{
+    free(ask(s, question));
+    es_studio_edit(s, last_id(s), answer);
+    es_studio_learn_pause(s, false);
+    WAIT_FREE(s, learned);
+}
+
+static void opening(void **state)
+{
+    (void)state;
+    es_studio_options o = options(fresh());
+    es_studio *s = NULL;
+    double start = es_seconds();
+    assert_ok(es_studio_open(&s, &o, &err), &err);
+    es_view *v = es_studio_view(s); /* there is something to draw at once */
+    assert_true(es_seconds() - start < 5); /* a loose bound: the machine may be busy and instrumented */
+    es_view_free(v);
+    v = WAIT(s, ready);
+    assert_false(v->failed);
+    assert_int_equal(v->n_features, F);
+    assert_int_equal(v->layer, LAYER);
+    assert_int_equal(v->d_model, 64);
+    assert_int_equal(v->n_ctx, 512);
+    assert_int_equal(strlen(es_studio_dictionary_hash(s)), 64);
+    assert_int_equal(v->learning, ES_LEARN_PAUSED);
+    es_view_free(v);
+    char text[16];
+    int near[3];
+    float cosine[3];
+    assert_true(es_studio_token_text(s, 70, text, sizeof text) > 0);
+    assert_int_equal(es_studio_token_text(s, -1, text, sizeof text), 0);
+    assert_int_equal(es_studio_neighbours(s, 5, 3, near, cosine), 3);
+    assert_true(cosine[0] >= cosine[1] && near[0] != 5);
+    assert_int_equal(es_studio_neighbours(s, F, 3, near, cosine), 0);
+    es_card_copy card;
+    assert_error(es_studio_card(s, 1, &card, &err), &err, "atlas");
+    es_studio_close(s);
+    o.model = test_path("absent.gguf");
+    assert_error(es_studio_open(&s, &o, &err), &err, "absent.gguf");
+    o.model = model_path;
+    o.dictionary = test_path("nowhere");
+    assert_error(es_studio_open(&s, &o, &err), &err, "nowhere");
+    o.dictionary = NULL; /* chat only */
+    s = open_with(&o);
+    free(ask(s, "hello"));
+    es_studio_rate(s, last_id(s), -1);
+    WAIT_FREE(s, one_experience);
+    v = es_studio_view(s);
+    assert_int_equal(v->learning, ES_LEARN_OFF);
+    es_view_free(v);
+    es_studio_close(s);
+    o.model = dictionary_path; /* no model at all: the view says why */
+    o.workspace = fresh();
+    if (es_studio_open(&s, &o, &err) == 0) {
+        v = WAIT(s, ready);
+        assert_true(v->failed && v->status[0]);
+        es_view_free(v);
+        es_studio_say(s, "anybody?");
+        es_studio_close(s);
+    }
+}
+
+static void saying(void **state)
+{
+    (void)state;
+    const char *path = fresh();
+    es_studio *s = open_ready(path);
+    es_studio_say(s, "hello there");
+    es_view *v = WAIT(s, two_turns);
+    const es_turn *t = &v->turn[1];
+    assert_int_equal(v->turn[0].role, 'u');
+    assert_string_equal(v->turn[0].text, "hello there");
+    assert_true(t->id > v->turn[0].id && v->turn[0].id > 0);
+    assert_true(t->n > 0 && t->n_token > 0 && t->n_token <= 24);
+    assert_int_equal(es_utf8_whole(t->text, (size_t)t->n), t->n);
+    for (int i = 0, before = 0; i < t->n_token; i++) {
+        assert_true(t->token_end[i] >= before && t->token_end[i] <= t->n);
+        assert_int_equal(es_utf8_whole(t->text, (size_t)t->token_end[i]), t->token_end[i]);
+        before = t->token_end[i];
+    }
+    assert_int_equal(t->token_end[t->n_token - 1], t->n);
+    assert_int_equal(t->snapshot, 0);
+    assert_true(v->n_active > 0 && v->active[0].activation > 0 && v->active[0].feature < F);
+    for (int i = 1; i < v->n_active; i++)
+        assert_true(v->active[i - 1].activation >= v->active[i].activation);
+    assert_null(t->shade);
+    int most = v->active[0].feature;
+    float peak = v->active[0].activation;
+    es_view_free(v);
+    es_studio_shade(s, most); /* what was heard is coloured at once */
+    v = es_studio_view(s);
+    assert_non_null(v->turn[1].shade);
+    assert_float_equal(v->shade_max, peak, 1e-5);
+    es_view_free(v);
+    es_studio_shade(s, -1);
+    char *first = last_text(s);
+    es_studio_say(s, "and then?");
+    WAIT_FREE(s, four_turns);
+    es_studio_regenerate(s);
+    WAIT_FREE(s, four_turns);
+    char *again = ask(s, "hello there"); /* the same question in a new chat: the same answer */
+    assert_string_equal(first, again);
+    free(first);
+    free(again);
+    es_studio_close(s);
+    es_workspace *w = NULL; /* and all of it is in the workspace */
+    assert_ok(es_workspace_open(&w, path, &err), &err);
+    assert_ok(es_workspace_check(w, &err), &err);
+    es_workspace_close(w);
+}
+
+static void stopping(void **state)
+{
+    (void)state;
+    es_studio_options o = options(fresh());
+    o.max_tokens = 100000; /* the context ends it otherwise */
+    es_studio *s = open_with(&o);
+    es_studio_say(s, "go on for ever");
+    WAIT_FREE(s, some_tokens);
+    double start = es_seconds();
+    es_studio_stop(s);
+    es_view *v = WAIT(s, answered);
+    assert_true(es_seconds() - start < 10);
+    if (v->turn[1].n_token < 300) /* it may have ended by itself */
+        assert_true(v->turn[1].stopped || v->turn[1].n_token > 0);
+    es_view_free(v);
+    es_studio_stop(s); /* of nothing: the next answer comes all the same */
+    free(ask(s, "again"));
+    es_studio_close(s);
+}
+
+/* More than the context holds: old turns go, nothing crashes, a message that is too long is refused. */
+static void full_context(void **state)
+{
+    (void)state;
+    es_studio_options o = options(fresh());
+    o.n_ctx = 160;
+    o.max_tokens = 30;
+    es_studio *s = open_with(&o);
+    for (int i = 0; i < 5; i++) {
+        es_studio_say(s, "a question of some length that fills the context");
+        WAIT_FREE(s, generating);
+        es_view *v = WAIT(s, answered);
+        assert_true(v->context_used <= 160);
+        es_view_free(v);
+    }
+    char longer[2000];
+    memset(longer, 'x', sizeof longer - 1);
+    longer[sizeof longer - 1] = 0;
+    es_studio_say(s, longer);
+    es_view *v = WAIT(s, says);
+    es_view_free(v);
+    WAIT_FREE(s, idle);
+    free(ask(s, "short"));
+    es_studio_close(s);
+}
+
+static void judging(void **state)
+{
+    (void)state;
+    const char *path = fresh();
+    es_studio *s = open_ready(path);
+    char *said = ask(s, "what is it?");
+    int64_t id = last_id(s);
+    es_studio_rate(s, id, -1);
+    es_view *v = WAIT(s, one_experience);
+    assert_int_equal(v->turn[1].rating, -1);
+    assert_null(v->experience[0].e.preferred);
+    assert_string_equal(v->experience[0].e.rejected, said);
+    assert_string_equal(v->experience[0].e.message[v->experience[0].e.n_message - 1].content, "what is it?");
+    es_view_free(v);
+    es_studio_rate(s, id, 1);
+    v = WAIT(s, one_experience);
+    assert_string_equal(v->experience[0].e.preferred, said);
+    assert_null(v->experience[0].e.rejected);
+    es_view_free(v);
+    es_studio_edit(s, id, "It."); /* the pair takes the rating's place */
+    v = WAIT(s, one_experience);
+    assert_string_equal(v->experience[0].e.preferred, "It.");
+    assert_string_equal(v->experience[0].e.rejected, said);
+    assert_string_equal(v->turn[1].edited, "It.");
+    es_view_free(v);
+    es_studio_undo(s);
+    v = WAIT(s, one_experience);
+    assert_null(v->turn[1].edited);
+    assert_int_equal(v->turn[1].rating, 1);
+    assert_string_equal(v->experience[0].e.preferred, said);
+    es_view_free(v);
+    es_studio_undo(s);
+    es_studio_undo(s);
+    v = WAIT(s, no_experience);
+    assert_int_equal(v->turn[1].rating, 0);
+    es_view_free(v);
+    es_studio_undo(s); /* nothing left: it says so */
+    v = es_studio_view(s);
+    assert_non_null(strstr(v->status, "undo"));
+    es_view_free(v);
+    es_studio_rate(s, 999999, 1);
+    v = es_studio_view(s);
+    assert_true(v->status[0] != 0);
+    es_view_free(v);
+    es_studio_rate(s, id, -1);
+    WAIT_FREE(s, one_experience);
+    es_studio_close(s);
+    s = open_ready(path); /* a fresh chat; the experience is there, and undo still reaches it */
+    v = es_studio_view(s);
+    assert_int_equal(v->n_turn, 0);
+    assert_int_equal(v->n_experience, 1);
+    es_view_free(v);
+    es_studio_undo(s);
+    WAIT_FREE(s, no_experience);
+    es_studio_close(s);
+    free(said);
+}
+
+static void learning(void **state)
+{
+    (void)state;
+    const char *path = fresh();
+    es_studio *s = open_ready(path);
+    char *before = ask(s, "tell me something");
+    teach(s, "tell me something", "no");
+    es_view *v = es_studio_view(s);
+    assert_int_equal(v->n_snapshot, 1);
+    assert_true(v->snapshots[0].passed && v->snapshots[0].id == v->snapshot);
+    assert_true(v->n_basis > 0 && v->n_step > 0 && v->n_mark == 1);
+    assert_string_equal(v->basis_name, "auto");
+    double sum = 0;
+    for (int i = 0; i < v->n_basis; i++)
+        sum += fabs((double)v->coefficient[i]);
+    assert_true(sum > 0);
+    assert_int_equal(v->n_influence, 1);
+    assert_int_equal(v->influence_experience[0], v->experience[0].id);
+    for (int i = 0; i < v->n_basis; i++) /* who moved what adds up to the coefficients */
+        assert_float_equal(v->influence[i] + v->influence[v->n_basis + i], v->coefficient[i], 1e-3 + 1e-3 * fabs((double)v->coefficient[i]));
+    int64_t first = v->snapshot;
+    es_view_free(v);
+
+    es_studio_compare(s, "tell me something");
+    v = WAIT(s, both_sides);
+    assert_string_equal(v->side[0].text, before); /* the base model, to the byte */
+    char *adapted = strdup(v->side[1].text);
+    es_view_free(v);
+    es_studio_sides_close(s);
+    WAIT_FREE(s, no_side);
+    char *now = ask(s, "tell me something"); /* the chat speaks as compared */
+    assert_string_equal(now, adapted);
+    v = es_studio_view(s);
+    assert_int_equal(v->turn[1].snapshot, first);
+    es_view_free(v);
+    free(now);
+    es_studio_adapter(s, false);
+    now = ask(s, "tell me something");
+    assert_string_equal(now, before);
+    free(now);
+    es_studio_adapter(s, true);
+
+    es_studio_rollback(s, 0);
+    WAIT_FREE(s, base);
+    now = ask(s, "tell me something");
+    assert_string_equal(now, before); /* rolled back, to the byte */
+    free(now);
+    v = es_studio_view(s);
+    for (int i = 0; i < v->n_basis; i++)
+        assert_true(v->coefficient[i] == 0);
+    es_view_free(v);
+    es_studio_rollback(s, first);
+    WAIT_FREE(s, learned);
+    now = ask(s, "tell me something");
+    assert_string_equal(now, adapted);
+    free(now);
+    es_studio_rollback(s, 12345); /* there is none: it says so, and nothing changes */
+    v = es_studio_view(s);
+    assert_true(v->snapshot == first && strstr(v->status, "12345"));
+    es_view_free(v);
+    es_studio_close(s);
+
+    s = open_ready(path); /* and after a restart the same snapshot speaks */
+    v = es_studio_view(s);
+    assert_int_equal(v->snapshot, first);
+    assert_string_equal(v->basis_name, "auto");
+    assert_true(v->n_step > 0 && v->n_influence == 1);
+    es_view_free(v);
+    now = ask(s, "tell me something");
+    assert_string_equal(now, adapted);
+    free(now);
+    es_studio_undo(s); /* takes the experience back, and the adapter with it */
+    v = WAIT(s, base);
+    assert_int_equal(v->n_experience, 0);
+    assert_non_null(strstr(v->status, "base model"));
+    es_view_free(v);
+    now = ask(s, "tell me something");
+    assert_string_equal(now, before);
+    free(now);
+    free(before);
+    free(adapted);
+    es_studio_close(s);
+}
+
+/* Undo of something that the adapter in use never learned leaves the adapter alone. */
+static void undo_leaves_alone(void **state)
+{
+    (void)state;
+    es_studio *s = open_ready(fresh());
+    teach(s, "one", "no");
+    es_studio_learn_pause(s, true);
+    es_view *v = es_studio_view(s);
+    int64_t first = v->snapshot;
+    es_view_free(v);
+    free(ask(s, "two"));
+    es_studio_rollback(s, 0); /* by hand */
+    WAIT_FREE(s, base);
+    es_studio_rate(s, last_id(s), -1);
+    es_studio_rollback(s, first);
+    es_studio_undo(s);
+    WAIT_FREE(s, one_experience);
+    v = es_studio_view(s);
+    assert_int_equal(v->snapshot, first);
+    es_view_free(v);
+    es_studio_close(s);
+}
+
+static void basis(void **state)
+{
+    (void)state;
+    const char *path = fresh();
+    es_studio *s = open_ready(path);
+    es_studio_basis_new(s, "mine");
+    es_studio_basis_add(s, 3, -1, 2);
+    es_studio_basis_add(s, 7, 1, 0); /* default bounds */
+    es_view *v = WAIT(s, has_basis);
+    assert_string_equal(v->basis_name, "mine");
+    assert_int_equal(v->basis_version, 3);
+    assert_int_equal(v->basis_feature[0], 3);
+    assert_float_equal(v->basis_hi[0], 2, 0);
+    assert_true(v->basis_lo[1] < 0 && v->basis_hi[1] > 0);
+    es_view_free(v);
+    v = WAIT(s, reported);
+    assert_true(v->report.effective_rank > 1 && v->report.effective_rank <= 2.001);
+    es_view_free(v);
+    es_studio_basis_add(s, F, 0, 1);
+    v = WAIT(s, says);
+    es_view_free(v);
+    es_studio_basis_remove(s, 7);
+    WAIT_FREE(s, smaller_basis);
+    es_studio_basis_use(s, "mine", 3);
+    WAIT_FREE(s, has_basis);
+    es_studio_basis_use(s, "nobody's", 0);
+    v = WAIT(s, says);
+    assert_non_null(strstr(v->status, "nobody"));
+    es_view_free(v);
+    free(ask(s, "hm?"));
+    es_studio_edit(s, last_id(s), "ok");
+    es_studio_basis_suggest(s, 5);
+    v = WAIT(s, suggested);
+    assert_int_equal(v->n_suggested, 5);
+    assert_true(fabs((double)v->suggested_score[0]) >= fabs((double)v->suggested_score[4]));
+    es_view_free(v);
+    es_studio_basis_take_suggested(s, 2);
+    es_studio_close(s);
+    s = open_ready(path);
+    v = es_studio_view(s);
+    assert_string_equal(v->basis_name, "mine");
+    assert_true(v->n_basis >= 2);
+    es_view_free(v);
+    es_studio_close(s);
+}
+
+static void steering_and_probing(void **state)
+{
+    (void)state;
+    es_studio *s = open_ready(fresh());
+    char *plain = ask(s, "which way?");
+    es_studio_steer(s, 4, 30, "which way?");
+    es_view *v = WAIT(s, both_sides);
+    assert_string_equal(v->side[0].text, plain);
+    assert_string_not_equal(v->side[1].text, plain);
+    es_view_free(v);
+    es_studio_sides_close(s);
+    es_studio_steer(s, F, 1, "x");
+    v = WAIT(s, says);
+    es_view_free(v);
+    es_studio_probe(s, "some words to look at");
+    v = WAIT(s, probed);
+    assert_string_equal(v->probe_text, "some words to look at");
+    assert_true(v->n_probe > 0);
+    es_view_free(v);
+    es_studio_say(s, "go on"); /* the chat was not hurt */
+    WAIT_FREE(s, four_turns);
+    es_studio_close(s);
+    free(plain);
+}
+
+static void pause_cancel_quit(void **state)
+{
+    (void)state;
+    const char *path = fresh();
+    es_studio *s = open_ready(path);
+    free(ask(s, "one"));
+    es_studio_rate(s, last_id(s), -1);
+    es_studio_learn_pause(s, false);
+    WAIT_FREE(s, stepped);
+    es_studio_learn_pause(s, true);
+    WAIT_FREE(s, resting);
+    es_studio_learn_cancel(s);
+    es_studio_learn_pause(s, false);
+    WAIT_FREE(s, resting);
+    for (int i = 0; i < 4; i++) { /* left in the middle of whatever it was doing */
+        es_studio_learn_now(s);
+        es_studio_say(s, "and while it learns, speak");
+        if (i % 2)
+            WAIT_FREE(s, stepping);
+        else
+            usleep(3000u * (unsigned)i);
+        es_studio_close(s);
+        s = open_ready(path);
+        es_view *v = es_studio_view(s);
+        assert_int_equal(v->n_experience, 1);
+        es_view_free(v);
+        es_studio_learn_pause(s, false);
+    }
+    es_studio_learn_pause(s, true);
+    WAIT_FREE(s, paused);
+    es_studio_close(s);
+    es_workspace *w = NULL;
+    assert_ok(es_workspace_open(&w, path, &err), &err);
+    assert_ok(es_workspace_check(w, &err), &err);
+    es_workspace_close(w);
+}
+
+/* Snapshots change hands while a reply streams, views are drawn, and a round of learning runs. */
+static void swap_storm(void **state)
+{
+    (void)state;
+    es_studio_options o = options(fresh());
+    o.max_tokens = 60;
+    es_studio *s = open_with(&o);
+    char *before = ask(s, "who speaks?");
+    teach(s, "who speaks?", "me");
+    es_view *v = es_studio_view(s);
+    int64_t a = v->snapshot;
+    es_view_free(v);
+    es_studio_learn_now(s);
+    for (int round = 0; round < 3; round++) {
+        es_studio_say(s, "talk");
+        for (int i = 0; i < 40; i++) {
+            es_studio_rollback(s, i % 2 ? a : 0);
+            es_studio_adapter(s, i % 3 != 0);
+            es_studio_shade(s, i);
+            if (i % 10 == 5)
+                es_studio_basis_add(s, i, 1, 0);
+            if (i % 10 == 7)
+                es_studio_learn_now(s);
+            v = es_studio_view(s);
+            assert_true(v->n_turn >= 2);
+            es_view_free(v);
+            usleep(500);
+        }
+        WAIT_FREE(s, answered);
+    }
+    es_studio_learn_cancel(s);
+    es_studio_rollback(s, 0);
+    es_studio_adapter(s, true);
+    WAIT_FREE(s, base);
+    char *after = ask(s, "who speaks?");
+    assert_string_equal(after, before);
+    es_studio_close(s);
+    free(before);
+    free(after);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(opening), cmocka_unit_test(saying), cmocka_unit_test(stopping), cmocka_unit_test(full_context), cmocka_unit_test(judging),
+        cmocka_unit_test(learning), cmocka_unit_test(undo_leaves_alone), cmocka_unit_test(basis), cmocka_unit_test(steering_and_probing),
+        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(swap_storm),
+    };
+    return cmocka_run_group_tests(tests, set_up, NULL);
+}
