@@ -78,6 +78,29 @@ void ui_token_list(es_ui *u, const int32_t *id, int n, es_buf *out)
     }
 }
 
+/* What a feature without a label goes by: the tokens it fires on most, each once; without examples, those it promotes. */
+static void peaks(es_ui *u, const es_feature_card *c, es_buf *out)
+{
+    char seen[6][40];
+    int n = 0;
+    for (int i = 0; i < c->n_example && n < 6; i++) {
+        const es_example *e = &c->example[i];
+        char text[40];
+        if (e->peak < 0 || e->peak >= e->n || es_studio_token_text(u->studio, e->id[e->peak], text, sizeof text) <= 0)
+            continue;
+        const char *word = text + strspn(text, " ");
+        bool had = !*word;
+        for (int j = 0; j < n; j++)
+            had = had || !strcasecmp(seen[j], word);
+        if (had)
+            continue;
+        memmove(seen[n++], word, strlen(word) + 1);
+        es_buf_printf(out, "%s%s", out->len ? ui_sign(u, " · ", " , ") : "", word);
+    }
+    if (!out->len)
+        ui_token_list(u, c->promoted, c->n_promoted < 6 ? c->n_promoted : 6, out);
+}
+
 static void card(es_ui *u, int feature)
 {
     ui_names *m = &u->names;
@@ -89,7 +112,7 @@ static void card(es_ui *u, int feature)
     m->max[feature] = 0;
     if (es_studio_card(u->studio, feature, &c, &err) == 0) {
         m->max[feature] = c.card.max;
-        ui_token_list(u, c.card.promoted, c.card.n_promoted < 6 ? c.card.n_promoted : 6, &b);
+        peaks(u, &c.card, &b);
         es_card_copy_free(&c);
     }
     m->tokens[feature] = b.data ? b.data : strdup("");

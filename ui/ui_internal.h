@@ -232,7 +232,7 @@ double ui_coefficient(const es_ui *u, int feature, bool *in_basis);
 void ui_names_refresh(es_ui *u);                  /* when the dictionary has come or changed */
 void ui_names_changed(es_ui *u, int feature);     /* its label was set */
 const char *ui_label(es_ui *u, int feature);      /* NULL when it has none */
-const char *ui_tokens(es_ui *u, int feature);     /* promoted tokens, "" when there is no atlas */
+const char *ui_tokens(es_ui *u, int feature);     /* those it fires on most, "" when there is no atlas */
 float ui_max(es_ui *u, int feature);
 const char *ui_name(es_ui *u, int feature);       /* label, else tokens */
 void ui_names_free(es_ui *u);

@@ -360,7 +360,7 @@ static void draw_mine(es_ui *u, ui_box b)
     }
     int head = 0, text = 8, right = b.w - 46;
     ui_put(u, b, head, 1, UI_DIM, "number");
-    ui_put_cut(u, b, head, text, right - text, UI_DIM, right - text < 32 ? "label, or promoted tokens" : "label, or the tokens it promotes");
+    ui_put_cut(u, b, head, text, right - text, UI_DIM, right - text < 32 ? "label, or its tokens" : "label, or the tokens it fires on");
     ui_put(u, b, head, right + 1, UI_DIM, "  bounds           coefficient           s/n");
     ui_box in = ui_inside(b, 1, 0, 0, 0);
     ui_list_fit(&s->list, v->n_basis, in.h);
@@ -391,7 +391,7 @@ static void draw_suggested(es_ui *u, ui_box b)
     for (int i = 0; i < v->n_suggested; i++)
         most = fabsf(v->suggested_score[i]) > most ? fabsf(v->suggested_score[i]) : most;
     ui_put(u, b, 0, 1, UI_DIM, "number  asked for");
-    ui_put(u, b, 0, 29, UI_DIM, "label, or the tokens it promotes");
+    ui_put(u, b, 0, 29, UI_DIM, "label, or the tokens it fires on");
     ui_box in = ui_inside(b, 1, 0, 0, 0);
     ui_list_fit(&s->suggested, v->n_suggested, in.h);
     for (int y = 0; y < in.h && s->suggested.top + y < v->n_suggested; y++) {

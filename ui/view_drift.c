@@ -244,7 +244,7 @@ static void draw_list(es_ui *u, ui_box b)
     const float *value = now(u);
     for (int i = 0; i < v->n_basis; i++)
         most = value && fabsf(value[i]) > most ? fabsf(value[i]) : most;
-    ui_put_cut(u, b, 0, 8, right - 9, UI_DIM, "label, or promoted tokens");
+    ui_put_cut(u, b, 0, 8, right - 9, UI_DIM, "label, or its tokens");
     ui_put(u, b, 0, right, UI_DIM, value == v->coefficient ? "     now" : "this step");
     ui_put(u, b, 0, right + 22, UI_DIM, "over steps");
     ui_put(u, b, 0, right + 23 + spark, UI_DIM, " s/n");

@@ -577,7 +577,7 @@ static void draw_list(es_ui *u, ui_box b, bool focus)
         ui_put_right(u, ui_inside(b, 0, 1, 0, 0), 0, UI_DIM, f->filter && *f->filter && f->sort == BY_INDEX ? "best first" : sort_name[f->sort]);
     int tags = b.w >= 100 ? 24 : 0, text = 25;
     ui_put(u, b, 1, 1, UI_DIM, f->from_text ? " number   fires    max *" : " number density    max *");
-    ui_put(u, b, 1, text + 1, UI_DIM, "label, or the tokens it promotes");
+    ui_put(u, b, 1, text + 1, UI_DIM, "label, or the tokens it fires on");
     if (tags)
         ui_put(u, b, 1, b.w - tags, UI_DIM, "tags");
     ui_box in = ui_inside(b, 2, 0, 0, 0);
