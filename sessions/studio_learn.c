@@ -498,7 +498,7 @@ static void prepare_labels(es_studio *s)
     es_error err;
     es_atlas *a = NULL;
     char path[1200];
-    snprintf(path, sizeof path, "%s/atlas.bin", s->o.dictionary);
+    snprintf(path, sizeof path, "%s/atlas.esa", s->o.dictionary);
     struct { es_studio *s; int job; } r = {s, es_studio_job_begin(s, "search", "making the features searchable", "features")};
     es_progress p = {.report = report_rows, .user = &r, .cancel = &s->cancel_work};
     int rc = s->atlas ? es_atlas_open(&a, path, &err) : 0;
