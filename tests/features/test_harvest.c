@@ -259,7 +259,8 @@ static void refuses_what_is_damaged(void **state)
     o.layer = twice;
     o.n_layer = 2;
     assert_error(es_harvest(model, (const char *const *)&text_path, 1, test_path("x"), &o, NULL, &err), &err, "twice");
-    const char *none = test_path(NULL);
+    free(dir);
+    const char *none = test_path("none.jsonl");
     assert_error(es_harvest(model, &none, 1, test_path("x"), &(es_harvest_options){.layer = layers, .n_layer = 1, .context = 24}, NULL, &err), &err, NULL);
 }
 
