@@ -2,7 +2,7 @@
 # Sourced by ./run and ./check, which set $root: packages, build, default model. Everything it says goes to stderr, so that stdout belongs to the program.
 
 packages=(build-essential cmake ninja-build pkg-config libncurses-dev libsqlite3-dev libopenblas-dev libcurl4-openssl-dev libssl-dev
-  libjansson-dev libutf8proc-dev libpcre2-dev libmd4c-dev zlib1g-dev libinih-dev libcmocka-dev python3-pip unzip ca-certificates)
+  libjansson-dev libutf8proc-dev libpcre2-dev zlib1g-dev libinih-dev libcmocka-dev python3-pip unzip ca-certificates)
 
 model_name=SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53

@@ -470,6 +470,21 @@ static ui_result look_up(es_ui *u, const ui_key *k, int key)
     return UI_IGNORED;
 }
 
+static void tab_text(const es_ui *u, int i, char *text, size_t n);
+
+static void click(es_ui *u, const ui_event *e) /* on the tabs */
+{
+    char text[40];
+    for (int i = 0, x = 0; e->y == 0 && i < UI_VIEWS; i++) {
+        tab_text(u, i, text, sizeof text);
+        x += (int)strlen(text);
+        if (e->x < x) {
+            ui_show(u, i);
+            return;
+        }
+    }
+}
+
 static bool always(int key) /* keys that no text field takes */
 {
     return (key >= UI_F1 && key < UI_F1 + UI_VIEWS) || (key >= ('1' | UI_ALT) && key <= ('6' | UI_ALT)) || key == UI_CONTROL('l') ||
@@ -497,6 +512,11 @@ void ui_event_handle(es_ui *u, const ui_event *e)
         u->light = e->x;
         if (u->drawn)
             ui_colours(u);
+        return;
+    }
+    if (key == UI_CLICK) {
+        if (!u->ask.open && !u->editor.open && !u->prompt.open)
+            click(u, e);
         return;
     }
     if (key == UI_CONTROL('c') && !u->v->generating && (u->ask.open || u->prompt.open || u->editor.open || u->help.open))
@@ -597,18 +617,22 @@ void ui_learning_text(const es_ui *u, es_buf *out)
         es_buf_printf(out, ", step %d: loss %.3f, KL %.4f", v->n_step, (double)v->step_loss[v->n_step - 1], (double)v->step_kl[v->n_step - 1]);
 }
 
+static void tab_text(const es_ui *u, int i, char *text, size_t n)
+{
+    if (u->w >= 76)
+        snprintf(text, n, " F%d %s ", i + 1, ui_views[i]->name);
+    else
+        snprintf(text, n, " %.*s ", u->w >= 56 ? 11 : 4, ui_views[i]->name);
+}
+
 static void draw_tabs(es_ui *u)
 {
     ui_box b = {0, 0, 1, u->w};
-    bool keys = u->w >= 76;
     ui_row_fill(u, b, 0, UI_TAB_OFF);
     int x = 0;
     for (int i = 0; i < UI_VIEWS; i++) {
         char text[40];
-        if (keys)
-            snprintf(text, sizeof text, " F%d %s ", i + 1, ui_views[i]->name);
-        else
-            snprintf(text, sizeof text, " %.*s ", u->w >= 56 ? 11 : 4, ui_views[i]->name);
+        tab_text(u, i, text, sizeof text);
         x = ui_put(u, b, 0, x, i == u->view ? UI_TAB_ON : UI_TAB_OFF, text);
     }
     const char *name = "espalier ";

@@ -68,6 +68,8 @@ int ui_term_signal_fd(void)
 
 static void handlers(void)
 {
+    static char stack[64 * 1024]; /* so that an overflown stack still gives the terminal back */
+    sigaltstack(&(stack_t){.ss_sp = stack, .ss_size = sizeof stack}, NULL);
     struct sigaction a = {0};
     sigfillset(&a.sa_mask);
     a.sa_handler = on_polite;

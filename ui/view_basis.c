@@ -318,9 +318,9 @@ static void draw_report(es_ui *u, ui_box b)
     int x = ui_put(u, b, 0, 0, UI_DIM, "condition ");
     x = ui_printf(u, b, 0, x, r->condition > 30 ? UI_WARN : UI_PLAIN, "%.3g", r->condition);
     x = ui_put(u, b, 0, x, UI_DIM, "   effective rank ");
-    x = ui_printf(u, b, 0, x, UI_PLAIN, "%.1f of %d", r->effective_rank, v->n_basis);
+    x = ui_printf(u, b, 0, x, UI_PLAIN, "%.3g of %d", r->effective_rank, v->n_basis);
     if (v->n_basis > 1) {
-        x = ui_put(u, b, 0, x, UI_DIM, "   largest overlap ");
+        x = ui_put(u, b, 0, x, UI_DIM, "   overlap ");
         int fa = r->overlap_a, fb = r->overlap_b; /* positions or features: positions when they fit */
         if (fa >= 0 && fa < v->n_basis && fb >= 0 && fb < v->n_basis)
             fa = v->basis_feature[fa], fb = v->basis_feature[fb];

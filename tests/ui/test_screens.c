@@ -31,7 +31,6 @@ T(chat_used) { UNUSED;
     screen_keys(&s, "f");
     screen_golden(&s, "chat-panel");
     ui_screen_resize(s.u, 50, 200);
-    screen_keys(&s, "f");
     screen_golden(&s, "chat-200x50");
     screen_close(&s);
 }
@@ -94,6 +93,21 @@ T(chat_edit_empty) { UNUSED;
     screen_keys(&s, "\x05\x15" ENTER);
     assert_string_equal(fake_log(s.studio), "");
     assert_true(screen_shows(&s, "teaches nothing"));
+    screen_close(&s);
+}
+
+T(chat_edit_outside) { UNUSED;
+    screen s;
+    screen_open(&s, FAKE_USED, 24, 80);
+    s.u->drawn = false; /* there is no terminal to hand over */
+    s.u->o.editor = "sed -i s/About/Around/";
+    screen_keys(&s, ESC "E");
+    assert_string_equal(fake_log(s.studio), "edit 4 Around 71 degrees.\n");
+    s.u->o.editor = "false";
+    screen_keys(&s, "E");
+    assert_string_equal(fake_log(s.studio), "");
+    s.u->drawn = true;
+    assert_true(screen_shows(&s, "the editor 'false' failed; nothing was changed"));
     screen_close(&s);
 }
 
@@ -316,7 +330,9 @@ T(views_by_key) { UNUSED;
     assert_int_equal(s.u->view, 2);
     screen_keys(&s, F1);
     assert_true(screen_shows(&s, "typed"));
-    screen_keys(&s, F2 "q");
+    screen_keys(&s, "\x1b[<0;15;1M"); /* a click on the second tab */
+    assert_int_equal(s.u->view, 1);
+    screen_keys(&s, "q");
     assert_true(s.u->leave);
     screen_close(&s);
 }
@@ -457,7 +473,7 @@ int main(void)
     setlocale(LC_ALL, "C.UTF-8");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chat_first_run), cmocka_unit_test(chat_used), cmocka_unit_test(chat_streams), cmocka_unit_test(chat_teaches),
-        cmocka_unit_test(chat_edit_empty), cmocka_unit_test(chat_compares), cmocka_unit_test(chat_shades), cmocka_unit_test(shade_without_colour),
+        cmocka_unit_test(chat_edit_empty), cmocka_unit_test(chat_edit_outside), cmocka_unit_test(chat_compares), cmocka_unit_test(chat_shades), cmocka_unit_test(shade_without_colour),
         cmocka_unit_test(features), cmocka_unit_test(labelling), cmocka_unit_test(basis), cmocka_unit_test(drift), cmocka_unit_test(experiences),
         cmocka_unit_test(jobs), cmocka_unit_test(help_and_commands), cmocka_unit_test(views_by_key), cmocka_unit_test(leaving_while_learning_asks),
         cmocka_unit_test(every_size), cmocka_unit_test(resize_storm_while_streaming), cmocka_unit_test(hostile_text), cmocka_unit_test(ascii),
