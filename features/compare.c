@@ -44,7 +44,7 @@ typedef struct bench {
     int n_neutral, neutral_tokens;
     float *base;             /* [neutral_tokens, n_vocab] base logits */
     float *base_logprob;     /* [neutral_tokens] of the next token */
-    double *base_entropy; /* [neutral_tokens] */
+    double *base_entropy, *base_mass; /* [neutral_tokens] sum p log p, sum p */
     float *base_p;           /* base, exponentiated in place */
     float *rows;             /* [LOGIT_ROWS, n_vocab] */
     json_t *done;            /* key -> line of the work file */
@@ -149,7 +149,7 @@ static int neutral_pass(bench *b, const es_patch *patch, double *kl, double *dnl
                 }
                 double lse = most + log(sum), logprob = q[target] - lse;
                 if (patch) {
-                    sum_kl += b->base_entropy[token] - cross + lse;
+                    sum_kl += b->base_entropy[token] - cross + lse * b->base_mass[token];
                     sum_nll -= logprob - b->base_logprob[token];
                     continue;
                 }
@@ -158,6 +158,7 @@ static int neutral_pass(bench *b, const es_patch *patch, double *kl, double *dnl
                     double lp = q[v] - lse;
                     p[v] = expf((float)lp);
                     b->base_entropy[token] += p[v] * lp;
+                    b->base_mass[token] += p[v];
                 }
             }
         }
@@ -194,7 +195,8 @@ static int open_neutral(bench *b, es_error *err)
     size_t n = (size_t)b->neutral_tokens;
     b->base = b->base_p = es_calloc(n, n_vocab * sizeof *b->base);
     b->base_logprob = es_calloc(n, sizeof *b->base_logprob);
-    b->base_entropy = es_calloc(n, sizeof *b->base_entropy);
+    b->base_entropy = es_calloc(2 * n, sizeof *b->base_entropy);
+    b->base_mass = b->base_entropy + n;
     b->rows = es_calloc(LOGIT_ROWS, n_vocab * sizeof *b->rows);
     if (!b->base || !b->base_logprob || !b->base_entropy || !b->rows)
         return es_fail(err, ES_ERR_MEMORY, "no memory for the base model's logits of %zu tokens", n);

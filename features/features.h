@@ -253,7 +253,7 @@ typedef struct es_learner_options {
     double momentum, decay;  /* adam: beta1, beta2 */
     double beta;             /* pair loss -log sigmoid(beta [d mean logp(+) - d mean logp(-)]), d: against the base model */
     double metric_lambda;    /* bias: (D'D + lambda I)^-1 */
-    double enough;           /* pairs and rejected replies: below this loss a step moves nothing (guard "learned"); 0: never */
+    double enough;           /* below this loss a step moves nothing (guard "learned"); 0: never */
     double kappa;            /* guard: mean KL from base on anchors at most this; 0: no guard, and KL is not measured */
     double rho;              /* guard: |D c| at most rho times the median |h| at the layer */
     int batch;               /* experiences a step; 0: all */
@@ -279,7 +279,7 @@ typedef struct es_step_report {
     int step;
     double loss, margin, kl;     /* margin: mean d(preferred - rejected) mean log-probability over learning pairs; kl: on anchors, after guards */
     double norm;                 /* |D c| over the median |h| */
-    double backtracked;          /* 1, or the factor by which guards shortened the step; 0: refused, nothing moved */
+    double backtracked;          /* 1, or the factor by which guards shortened the step (and, a little, all before it); 0: nothing moved */
     double seconds; int tokens;
     int n_moved; int moved[8]; float by[8]; /* basis positions of the coefficients that moved most in this step */
     const char *guard;           /* which guard acted, or NULL; static string */

@@ -52,7 +52,7 @@ struct es_learner {
     es_sequence *anchor;
     int n_anchor;
     float *anchor_p;         /* [anchors.n, n_vocab] base probabilities */
-    double *anchor_entropy;  /* [anchors.n] sum p log p */
+    double *anchor_entropy, *anchor_mass; /* [anchors.n] sum p log p; sum p, which rounding leaves near 1 */
     float *logits;           /* [n_vocab] */
 
     es_item **item;
@@ -185,7 +185,8 @@ static int anchors_open(es_learner *l, const volatile bool *cancel, es_error *er
     if (rc)
         return rc;
     l->anchor_p = es_calloc((size_t)l->anchors.n, n_vocab * sizeof *l->anchor_p);
-    l->anchor_entropy = es_calloc((size_t)l->anchors.n, sizeof *l->anchor_entropy);
+    l->anchor_entropy = es_calloc(2 * (size_t)l->anchors.n, sizeof *l->anchor_entropy);
+    l->anchor_mass = l->anchor_entropy + l->anchors.n;
     if (!l->anchor_p || !l->anchor_entropy)
         return es_fail(err, ES_ERR_MEMORY, "no memory for the anchors' probabilities (%zu MB)", (size_t)l->anchors.n * n_vocab * 4 >> 20);
     es_batch b = es_pack_batch(&l->anchors);
@@ -193,13 +194,15 @@ static int anchors_open(es_learner *l, const volatile bool *cancel, es_error *er
     for (int t = 0; !rc && t < l->anchors.n; t++) {
         float *p = l->anchor_p + (size_t)t * n_vocab;
         rc = es_trainer_logits(l->trainer, t, p, err);
-        double lse = (double)p[l->anchors.target[t]] - l->anchors.logprob[t], entropy = 0;
+        double lse = (double)p[l->anchors.target[t]] - l->anchors.logprob[t], entropy = 0, mass = 0;
         for (size_t i = 0; !rc && i < n_vocab; i++) {
             double logp = p[i] - lse;
             p[i] = expf((float)logp);
             entropy += p[i] * logp;
+            mass += p[i];
         }
         l->anchor_entropy[t] = entropy;
+        l->anchor_mass[t] = mass;
     }
     return rc;
 }
@@ -308,7 +311,7 @@ size_t es_learner_bytes(const es_learner *l)
     es_trainer_options t = {.max_tokens = l->pack.cap, .from_layer = es_adapter_lowest_layer(a), .backward = true, .max_hooks = 1};
     size_t n = l->arena.size + l->pack.arena.size + l->anchors.arena.size + es_trainer_bytes(l->m, &t);
     if (l->anchor_p)
-        n += (size_t)l->anchors.n * ((size_t)es_model_get_info(l->m)->n_vocab * sizeof *l->anchor_p + sizeof *l->anchor_entropy);
+        n += (size_t)l->anchors.n * ((size_t)es_model_get_info(l->m)->n_vocab * sizeof *l->anchor_p + 2 * sizeof *l->anchor_entropy);
     for (int i = 0; i < l->n_anchor; i++)
         n += es_sequence_bytes(&l->anchor[i], a->d);
     for (int i = 0; i < l->n; i++) {
@@ -660,7 +663,7 @@ static int anchors_kl(es_learner *l, double *kl, const volatile bool *cancel, es
                 part[0] += p[j] * l->logits[j];
             cross += (double)part[0] + part[1] + part[2] + part[3] + part[4] + part[5] + part[6] + part[7];
         }
-        *kl += (l->anchor_entropy[t] - cross + lse) / l->anchors.n;
+        *kl += (l->anchor_entropy[t] - cross + lse * l->anchor_mass[t]) / l->anchors.n;
     }
     return rc;
 }
@@ -681,7 +684,7 @@ static double relative_norm(es_learner *l, const float *coefficient)
 /* Multiplies what feature i (or all, i < 0) gets from the adapter. */
 static void scale_rows(es_adapter *a, int i, float factor)
 {
-    int from = i < 0 ? 0 : i, to = i < 0 ? a->K : i + 1;
+    int from = i < 0 ? 0 : i, to = i < 0 ? (a->o.constrained ? a->K : a->d) : i + 1;
     if (a->o.form == ES_FORM_BIAS) {
         for (int c = from; c < to; c++)
             a->param[c] *= factor;
@@ -832,11 +835,13 @@ static void keep_books(es_learner *l, double t)
         l->rest[i] += a->coefficient[i] - l->old_coefficient[i] - l->coefficient_sum[i];
 }
 
-static void trial(es_learner *l, double t, const char **guard)
+static void trial(es_learner *l, double t, double shrink, const char **guard)
 {
     es_adapter *a = l->a;
     for (size_t i = 0; i < a->n_param; i++)
         a->param[i] = l->old[i] + (float)t * l->delta[i];
+    if (shrink < 1)
+        scale_rows(a, -1, (float)shrink);
     project(l, guard);
     es_adapter_expand(a);
 }
@@ -847,24 +852,32 @@ static void restore(es_learner *l)
     es_adapter_expand(l->a);
 }
 
-/* Shortens the step until the KL on the anchors is at most kappa. *t: 0 when it had to be refused. */
+/* Brings the KL on the anchors to at most kappa. A step that leads far out is shortened; one that ends a little outside is kept and the whole
+ * adapter shrunk until it fits, so that at the border it can still turn towards what is new. KL grows like the square of both. *t: the
+ * factor on the step in all; 0 when it had to be refused. */
 static int accept(es_learner *l, double *t, double *kl, const char **guard, const volatile bool *cancel, es_error *err)
 {
-    *t = 1;
-    for (int try = 0;; try++) {
+    double length = 1, shrink = 1, kappa = l->o.kappa;
+    for (int try = 0; try <= TRIES && length > 0.01; try++) {
         const char *projected = NULL;
-        trial(l, *t, &projected);
+        trial(l, length, shrink, &projected);
         *guard = try ? "kl" : projected;
         int rc = anchors_kl(l, kl, cancel, err);
         if (rc)
             return rc;
-        if (isfinite(*kl) && (l->o.kappa == 0 || *kl <= l->o.kappa))
+        if (isfinite(*kl) && (kappa == 0 || *kl <= kappa)) {
+            *t = length * shrink;
             return ES_OK;
-        *guard = "kl";
-        if (try == TRIES)
-            break;
-        *t /= 2;
+        }
+        double to = isfinite(*kl) ? sqrt(kappa / *kl) : 0;
+        if (to >= 0.5 && shrink * to >= 0.5) {
+            shrink *= 0.97 * to;
+        } else {
+            length *= to < 0.1 ? 0.1 : to < 0.5 ? to : 0.5;
+            shrink = 1;
+        }
     }
+    *guard = "kl";
     *t = 0;
     return ES_OK;
 }
@@ -936,10 +949,7 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
     if (!isfinite(out->loss) || !isfinite(square))
         return es_fail(err, ES_ERR_LIMIT, "step %d refused: its %s is not a number; the adapter is as before", out->step,
                        isfinite(out->loss) ? "gradient" : "loss");
-    bool contrast = true; /* a supervised loss has no zero to come near to */
-    for (int i = 0; i < l->n_chosen; i++)
-        contrast &= l->item[l->chosen[i]]->seq[1].n > 0;
-    if (contrast && out->loss < l->o.enough) {
+    if (out->loss < l->o.enough) {
         out->backtracked = 0;
         out->guard = "learned";
         rc = anchors_kl(l, &out->kl, cancel, err);
