@@ -1,5 +1,6 @@
 /* eval: what an adapter gains on pairs, and what it does to other text. */
 #include "app.h"
+#include "cmd_eval_adapt.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -136,6 +137,7 @@ int cmd_eval(int argc, char **argv)
     static const command table[] = {
         {"margin", "how much likelier preferred replies are than rejected ones", eval_margin},
         {"neutral", "what an adapter does to other text", eval_neutral},
+        {"adapt", "methods of adaptation compared on the same pairs", eval_adapt},
         {0},
     };
     return app_subcommand("eval", "What an adapter gains and what it harms.", table, argc, argv);
