@@ -555,9 +555,14 @@ static void update_part(void *user, int part, int parts)
         ops->axpy(g_b_dec, -2 / (float)t->B, t->e + i * d, d);
 }
 
+static double base_rate(const training *t)
+{
+    return t->o.learning_rate > 0 ? t->o.learning_rate : 8e-4 * sqrt(6144.0 / (double)t->F);
+}
+
 static double learning_rate(const training *t)
 {
-    double base = t->o.learning_rate > 0 ? t->o.learning_rate : 8e-4 * sqrt(6144.0 / (double)t->F);
+    double base = base_rate(t);
     double at = (double)t->tokens / (double)t->o.tokens, rate = base;
     if (t->o.warmup > 0 && at < t->o.warmup)
         rate = base * (at + (double)t->B / (double)t->o.tokens) / (t->o.warmup + (double)t->B / (double)t->o.tokens);
@@ -716,7 +721,7 @@ static int finish(training *t, const char *dir, es_error *err)
     json_t *metadata = json_pack("{s:s, s:s, s:i, s:n, s:i, s:b, s:s, s:I, s:I, s:i, s:f, s:I, s:I, s:o}", "model_name", t->h.model_name, "hook_name", hook,
                                  "hook_layer", t->h.layer, "hook_head_index", "context_size", t->h.context, "prepend_bos", 0,
                                  "espalier_model_sha256", t->h.model_hash, "tokens", (json_int_t)t->tokens, "distinct_tokens", (json_int_t)t->n_row,
-                                 "batchtopk_k", t->o.k, "learning_rate", t->o.learning_rate, "batch", (json_int_t)t->o.batch, "seed",
+                                 "batchtopk_k", t->o.k, "learning_rate", base_rate(t), "batch", (json_int_t)t->o.batch, "seed",
                                  (json_int_t)t->o.seed, "harvested_from", files);
     if (!metadata)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to write the dictionary");
