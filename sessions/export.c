@@ -1,0 +1,375 @@
+/* export: an adapter in the files of others.
+ *
+ * control-vector: a GGUF of architecture "controlvector" with tensors direction.N [d_model] f32, as llama.cpp reads them
+ * (common_control_vector_load): N counts from 1, and llama.cpp's build_cvec adds direction.N to what leaves block il = N, where its il
+ * counts from 0 as our layers do. So the residual after our layer L is direction.L, and nothing can be added after layer 0. For the form
+ * bias the file is exact (at scale 1 over all layers); for lora it is the mean change that the adapter's matrices make at each layer.
+ *
+ * npz: a zip of stored .npy members (NPY format 1.0), which numpy.load opens without pickles.
+ * json: what a person or a script wants to know: features with labels, coefficients, bounds, hashes, influence. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <zlib.h>
+
+#include "sessions.h"
+
+static void put_u16(es_buf *b, uint16_t v) { es_buf_add(b, (uint8_t[]){(uint8_t)v, (uint8_t)(v >> 8)}, 2); }
+static void put_u32(es_buf *b, uint32_t v)
+{
+    put_u16(b, (uint16_t)v);
+    put_u16(b, (uint16_t)(v >> 16));
+}
+static void put_u64(es_buf *b, uint64_t v)
+{
+    put_u32(b, (uint32_t)v);
+    put_u32(b, (uint32_t)(v >> 32));
+}
+
+/* [n_layer, d] mean change after each layer; the caller frees. */
+static int directions(const es_adapter *a, es_model *m, float **out, es_error *err)
+{
+    const es_model_info *i = es_model_get_info(m);
+    *out = es_calloc((size_t)i->n_layer * (size_t)i->d_model, sizeof **out);
+    int rc = *out ? es_adapter_directions(a, *out, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory for the directions");
+    for (size_t k = 0; !rc && k < (size_t)i->n_layer * (size_t)i->d_model; k++)
+        if (!isfinite((*out)[k]))
+            rc = es_fail(err, ES_ERR_LIMIT, "the adapter holds numbers that are not finite: it cannot be exported");
+    if (rc) {
+        free(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
+static bool nonzero(const float *x, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (x[i] != 0)
+            return true;
+    return false;
+}
+
+/* ---- GGUF ------------------------------------------------------------------------------------------------------------------------------ */
+
+enum { GGUF_U32 = 4, GGUF_STRING = 8, GGUF_ALIGN = 32 };
+
+static void gguf_text(es_buf *b, const char *s)
+{
+    put_u64(b, strlen(s));
+    es_buf_str(b, s);
+}
+
+static void gguf_string(es_buf *b, const char *key, const char *value)
+{
+    gguf_text(b, key);
+    put_u32(b, GGUF_STRING);
+    gguf_text(b, value);
+}
+
+static int control_vector(es_buf *b, const es_adapter *a, es_model *m, const es_dictionary *s, es_error *err)
+{
+    const es_model_info *i = es_model_get_info(m);
+    char hash[65], note[160];
+    float *v = NULL;
+    int rc = es_model_hash(m, hash, err), n = 0;
+    if (!rc)
+        rc = directions(a, m, &v, err);
+    if (rc)
+        return rc;
+    size_t d = (size_t)i->d_model;
+    if (nonzero(v, i->d_model)) {
+        free(v);
+        return es_fail(err, ES_ERR_USAGE, "this adapter acts after layer 0, where a control vector cannot: its layers start at 1");
+    }
+    for (int l = 1; l < i->n_layer; l++)
+        n += nonzero(v + (size_t)l * d, i->d_model);
+    if (!n) {
+        free(v);
+        return es_fail(err, ES_ERR_USAGE, "this adapter changes nothing yet: there is no direction to export");
+    }
+    bool bias = es_adapter_get_options(a)->form == ES_FORM_BIAS;
+    snprintf(note, sizeof note, bias ? "exact: the residual after layer N gains direction.N" : "mean change of a lora adapter over its experiences, layer by layer");
+    es_buf_add(b, "GGUF", 4);
+    put_u32(b, 3);
+    put_u64(b, (uint64_t)n);
+    put_u64(b, s ? 7 : 6);
+    gguf_string(b, "general.architecture", "controlvector");
+    gguf_string(b, "general.name", es_adapter_basis(a) ? es_adapter_basis(a)->name : "espalier");
+    gguf_string(b, "controlvector.model_hint", i->architecture);
+    gguf_text(b, "controlvector.layer_count");
+    put_u32(b, GGUF_U32);
+    put_u32(b, (uint32_t)n);
+    gguf_string(b, "espalier.model_sha256", hash);
+    gguf_string(b, "espalier.note", note);
+    if (s)
+        gguf_string(b, "espalier.dictionary_sha256", es_dictionary_get_info(s)->hash);
+    size_t bytes = d * sizeof(float), step = (bytes + GGUF_ALIGN - 1) / GGUF_ALIGN * GGUF_ALIGN;
+    for (int l = 1, k = 0; l < i->n_layer; l++)
+        if (nonzero(v + (size_t)l * d, i->d_model)) {
+            char name[32];
+            snprintf(name, sizeof name, "direction.%d", l);
+            gguf_text(b, name);
+            put_u32(b, 1);
+            put_u64(b, d);
+            put_u32(b, ES_F32);
+            put_u64(b, (uint64_t)k++ * step);
+        }
+    static const char zeros[GGUF_ALIGN];
+    es_buf_add(b, zeros, (GGUF_ALIGN - b->len % GGUF_ALIGN) % GGUF_ALIGN);
+    for (int l = 1; l < i->n_layer; l++)
+        if (nonzero(v + (size_t)l * d, i->d_model)) {
+            es_buf_add(b, v + (size_t)l * d, bytes);
+            es_buf_add(b, zeros, step - bytes);
+        }
+    free(v);
+    return ES_OK;
+}
+
+/* ---- npz --------------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct zip { es_buf file, directory; int n; bool failed; } zip;
+
+/* One stored member. Dates are the format's earliest, so that the same adapter gives the same file. */
+static void zip_add(zip *z, const char *name, const es_buf *data)
+{
+    uint32_t crc = (uint32_t)crc32_z(crc32_z(0, NULL, 0), (const Bytef *)data->data, data->len);
+    size_t at = z->file.len;
+    if (data->failed || data->len > UINT32_MAX / 2 || at > UINT32_MAX / 2) { /* no zip64 */
+        z->failed = true;
+        return;
+    }
+    for (int central = 0; central < 2; central++) {
+        es_buf *b = central ? &z->directory : &z->file;
+        put_u32(b, central ? 0x02014b50 : 0x04034b50);
+        if (central)
+            put_u16(b, 20); /* made by 2.0 */
+        put_u16(b, 20);     /* needs 2.0 */
+        put_u16(b, 0);
+        put_u16(b, 0);      /* stored */
+        put_u16(b, 0);
+        put_u16(b, 0x21);   /* 1980-01-01 */
+        put_u32(b, crc);
+        put_u32(b, (uint32_t)data->len);
+        put_u32(b, (uint32_t)data->len);
+        put_u16(b, (uint16_t)strlen(name));
+        put_u16(b, 0);
+        if (central) {
+            put_u16(b, 0);
+            put_u16(b, 0);
+            put_u16(b, 0);
+            put_u32(b, 0);
+            put_u32(b, (uint32_t)at);
+        }
+        es_buf_str(b, name);
+    }
+    es_buf_add(&z->file, data->data, data->len);
+    z->n++;
+}
+
+static void zip_end(zip *z)
+{
+    size_t at = z->file.len;
+    es_buf_add(&z->file, z->directory.data, z->directory.len);
+    put_u32(&z->file, 0x06054b50);
+    put_u16(&z->file, 0);
+    put_u16(&z->file, 0);
+    put_u16(&z->file, (uint16_t)z->n);
+    put_u16(&z->file, (uint16_t)z->n);
+    put_u32(&z->file, (uint32_t)z->directory.len);
+    put_u32(&z->file, (uint32_t)at);
+    put_u16(&z->file, 0);
+}
+
+/* descr: numpy's type ("<f4", "<i4", "|S64"); cols 0: one dimension. */
+static void npy_add(zip *z, const char *name, const char *descr, size_t size, const void *data, size_t rows, size_t cols)
+{
+    es_buf b = {0}, head = {0};
+    char member[80];
+    snprintf(member, sizeof member, "%s.npy", name);
+    es_buf_printf(&head, "{'descr': '%s', 'fortran_order': False, 'shape': (%zu,", descr, rows);
+    if (cols)
+        es_buf_printf(&head, " %zu", cols);
+    es_buf_str(&head, "), }");
+    while ((10 + head.len + 1) % 64)
+        es_buf_str(&head, " ");
+    es_buf_str(&head, "\n");
+    es_buf_add(&b, "\x93NUMPY\x01\x00", 8);
+    put_u16(&b, (uint16_t)head.len);
+    es_buf_add(&b, head.data, head.len);
+    es_buf_add(&b, data, size * rows * (cols ? cols : 1));
+    b.failed |= head.failed;
+    zip_add(z, member, &b);
+    es_buf_free(&head);
+    es_buf_free(&b);
+}
+
+static int npz(es_buf *out, const es_adapter *a, es_model *m, const es_dictionary *s, es_error *err)
+{
+    const es_model_info *i = es_model_get_info(m);
+    const es_basis *basis = es_adapter_basis(a);
+    zip z = {0};
+    float *v = NULL, *matrix = NULL;
+    char hash[65];
+    es_adapter *own = NULL; /* its patch is the adapter's own memory: of a copy */
+    es_patch patch = {0};
+    int rc = es_model_hash(m, hash, err);
+    if (!rc && (es_adapter_get_options(a)->form == ES_FORM_BIAS || es_adapter_steps(a) > 0))
+        rc = directions(a, m, &v, err);
+    if (!rc && basis && s)
+        rc = es_basis_matrix(basis, s, &matrix, err);
+    if (!rc)
+        rc = es_adapter_copy(&own, a, err);
+    if (!rc)
+        rc = es_adapter_patch(own, 1, &patch, err);
+    if (!rc) {
+        npy_add(&z, "model_sha256", "|S64", 64, hash, 1, 0);
+        if (s)
+            npy_add(&z, "dictionary_sha256", "|S64", 64, es_dictionary_get_info(s)->hash, 1, 0);
+        if (basis) {
+            size_t K = (size_t)basis->n;
+            int32_t *feature = es_calloc(K + 1, sizeof *feature);
+            for (size_t k = 0; feature && k < K; k++)
+                feature[k] = basis->feature[k];
+            z.failed |= !feature;
+            if (feature) {
+                npy_add(&z, "feature", "<i4", 4, feature, K, 0);
+                npy_add(&z, "coefficient", "<f4", 4, es_adapter_coefficients(a), K, 0);
+                npy_add(&z, "lo", "<f4", 4, basis->lo, K, 0);
+                npy_add(&z, "hi", "<f4", 4, basis->hi, K, 0);
+            }
+            free(feature);
+            if (matrix)
+                npy_add(&z, "basis", "<f4", 4, matrix, K, (size_t)i->d_model);
+        }
+        if (v)
+            npy_add(&z, "direction", "<f4", 4, v, (size_t)i->n_layer, (size_t)i->d_model);
+        for (int e = 0; e < patch.n_lowrank; e++) { /* y += B (A x) */
+            const es_lowrank *l = &patch.lowrank[e];
+            char name[64];
+            size_t n_in = (size_t)es_site_n_in(m, l->site), n_out = (size_t)es_site_n_out(m, l->site), r = (size_t)l->rank;
+            float *scaled = es_calloc(n_out * r + 1, sizeof *scaled);
+            z.failed |= !scaled;
+            for (size_t k = 0; scaled && k < n_out * r; k++)
+                scaled[k] = l->scale * l->b[k];
+            snprintf(name, sizeof name, "blk.%d.%s.lora_a", l->layer, es_site_name(l->site));
+            npy_add(&z, name, "<f4", 4, l->a, r, n_in);
+            snprintf(name, sizeof name, "blk.%d.%s.lora_b", l->layer, es_site_name(l->site));
+            if (scaled)
+                npy_add(&z, name, "<f4", 4, scaled, n_out, r);
+            free(scaled);
+        }
+        zip_end(&z);
+        if (z.failed || z.file.failed || z.directory.failed)
+            rc = es_fail(err, ES_ERR_MEMORY, "not enough memory for the npz, or it is over 2 GB");
+    }
+    if (!rc) {
+        *out = z.file;
+        z.file = (es_buf){0};
+    }
+    es_buf_free(&z.file);
+    es_buf_free(&z.directory);
+    es_adapter_free(own);
+    free(matrix);
+    free(v);
+    return rc;
+}
+
+/* ---- json -------------------------------------------------------------------------------------------------------------------------------- */
+
+static json_t *number(float x) { return isfinite(x) ? json_real((double)x) : json_null(); }
+
+/* The influence of the newest snapshot with these very coefficients, or NULL. */
+static json_t *influence_of(es_workspace *w, const es_adapter *a, const es_basis *b)
+{
+    es_snapshot_line *line = NULL;
+    int n = 0, n_experience = 0, K = 0;
+    int64_t id = 0, *who = NULL;
+    float *table = NULL;
+    json_t *rows = NULL;
+    if (!w || es_workspace_snapshot_list(w, &line, &n, NULL))
+        return NULL;
+    for (int i = 0; i < n; i++)
+        if (line[i].n == b->n && !strcmp(line[i].basis, b->name) && !memcmp(line[i].coefficient, es_adapter_coefficients(a), sizeof(float) * (size_t)b->n))
+            id = line[i].id;
+    es_snapshot_lines_free(line, n);
+    if (id && !es_workspace_snapshot_influence(w, id, &who, &table, &n_experience, &K, NULL) && table && K == b->n) {
+        rows = json_array();
+        for (int e = 0; e <= n_experience; e++) {
+            json_t *row = json_array();
+            for (int k = 0; k < K; k++)
+                json_array_append_new(row, number(table[(size_t)e * (size_t)K + (size_t)k]));
+            json_array_append_new(rows, json_pack("{s:o, s:o}", "experience", e < n_experience ? json_integer(who[e]) : json_null(), "by", row));
+        }
+    }
+    free(who);
+    free(table);
+    return rows;
+}
+
+static int as_json(es_buf *out, const es_adapter *a, es_model *m, const es_dictionary *s, es_workspace *labels, es_error *err)
+{
+    const es_basis *b = es_adapter_basis(a);
+    const es_adapter_options *o = es_adapter_get_options(a);
+    const es_model_info *i = es_model_get_info(m);
+    char hash[65];
+    int rc = es_model_hash(m, hash, err);
+    if (rc)
+        return rc;
+    json_t *features = json_array();
+    for (int k = 0; b && k < b->n; k++) {
+        json_t *f = json_pack("{s:i, s:o, s:o, s:o}", "feature", b->feature[k], "coefficient", number(es_adapter_coefficients(a)[k]), "lo", number(b->lo[k]), "hi",
+                              number(b->hi[k]));
+        es_label l;
+        if (labels && es_workspace_label_get(labels, b->dictionary_hash, b->feature[k], &l, NULL) == ES_OK) {
+            if (*l.text)
+                json_object_set_new(f, "label", json_string(l.text));
+            if (*l.tags)
+                json_object_set_new(f, "tags", json_string(l.tags));
+            es_label_free(&l);
+        }
+        json_array_append_new(features, f);
+    }
+    json_t *v = json_pack("{s:s, s:i, s:s, s:b, s:i, s:i, s:{s:s, s:s, s:s}, s:o}", "format", "espalier-adapter", "version", 1, "form", es_form_name(o->form),
+                          "constrained", o->form == ES_FORM_BIAS || o->constrained, "steps", es_adapter_steps(a), "rank", o->form == ES_FORM_LORA ? o->rank : 0,
+                          "model", "name", i->name, "architecture", i->architecture, "sha256", hash, "features", features);
+    if (v && s)
+        json_object_set_new(v, "dictionary", json_pack("{s:s, s:s, s:i}", "name", es_dictionary_get_info(s)->name, "sha256", es_dictionary_get_info(s)->hash, "layer",
+                                                       es_dictionary_get_info(s)->layer));
+    if (v && o->form == ES_FORM_LORA)
+        json_object_set_new(v, "layers", json_pack("[i,i]", o->first_layer, o->last_layer));
+    if (v && b) {
+        json_object_set_new(v, "basis", es_basis_to_json(b));
+        json_t *rows = influence_of(labels, a, b);
+        if (rows)
+            json_object_set_new(v, "influence", rows);
+    }
+    char *text = v ? json_dumps(v, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
+    if (text) {
+        es_buf_str(out, text);
+        es_buf_str(out, "\n");
+    }
+    free(text);
+    json_decref(v);
+    return text ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory to write the adapter as JSON, or a name in it is not UTF-8");
+}
+
+int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary *s, es_workspace *labels, es_export_kind kind, const char *path, es_error *err)
+{
+    es_buf b = {0};
+    int rc = ES_ERR_USAGE;
+    switch (kind) {
+    case ES_EXPORT_CONTROL_VECTOR: rc = control_vector(&b, a, m, s, err); break;
+    case ES_EXPORT_NPZ: rc = npz(&b, a, m, s, err); break;
+    case ES_EXPORT_JSON: rc = as_json(&b, a, m, s, labels, err); break;
+    default: es_fail(err, rc, "there is no such kind of export"); break;
+    }
+    if (!rc && b.failed)
+        rc = es_fail(err, ES_ERR_MEMORY, "not enough memory to export the adapter");
+    if (!rc)
+        rc = es_file_write(path, b.data, b.len, err);
+    es_buf_free(&b);
+    return rc;
+}
