@@ -95,18 +95,18 @@ static es_view *wait_for(es_studio *s, wanted *is, const char *what)
 #define WAIT_FREE(s, is) es_view_free(WAIT(s, is))
 
 static bool ready(const es_view *v) { return !v->loading; }
-static bool generating(const es_view *v) { return v->generating; }
 static bool idle(const es_view *v) { return !v->loading && !v->generating; }
 static bool answered(const es_view *v) { return idle(v) && v->n_turn && v->turn[v->n_turn - 1].role == 'a' && !v->turn[v->n_turn - 1].streaming; }
 static bool four_turns(const es_view *v) { return answered(v) && v->n_turn == 4; }
 static bool two_turns(const es_view *v) { return answered(v) && v->n_turn == 2; }
+static int wanted_turns;
+static bool so_many_turns(const es_view *v) { return answered(v) && v->n_turn == wanted_turns; }
 static bool no_turn(const es_view *v) { return idle(v) && v->n_turn == 0; }
 static bool some_tokens(const es_view *v) { return v->n_turn && v->turn[v->n_turn - 1].role == 'a' && v->turn[v->n_turn - 1].n_token > 2; }
 static bool one_experience(const es_view *v) { return v->n_experience == 1; }
 static bool no_experience(const es_view *v) { return v->n_experience == 0; }
 static bool learned(const es_view *v) { return v->snapshot && v->learning == ES_LEARN_IDLE; }
 static bool base(const es_view *v) { return v->snapshot == 0; }
-static bool stepping(const es_view *v) { return v->learning == ES_LEARN_STEPPING; }
 static bool stepped(const es_view *v) { return v->n_step > 0; }
 static bool resting(const es_view *v) { return v->learning == ES_LEARN_IDLE || v->learning == ES_LEARN_PAUSED; }
 static bool paused(const es_view *v) { return v->learning == ES_LEARN_PAUSED; }
@@ -304,8 +304,8 @@ static void full_context(void **state)
     es_studio *s = open_with(&o);
     for (int i = 0; i < 5; i++) {
         es_studio_say(s, "a question of some length that fills the context");
-        WAIT_FREE(s, generating);
-        es_view *v = WAIT(s, answered);
+        wanted_turns = 2 * i + 2;
+        es_view *v = WAIT(s, so_many_turns);
         assert_true(v->context_used <= 160);
         es_view_free(v);
     }
@@ -573,10 +573,7 @@ static void pause_cancel_quit(void **state)
     for (int i = 0; i < 4; i++) { /* left in the middle of whatever it was doing */
         es_studio_learn_now(s);
         es_studio_say(s, "and while it learns, speak");
-        if (i % 2)
-            WAIT_FREE(s, stepping);
-        else
-            usleep(3000u * (unsigned)i);
+        usleep(7000u * (unsigned)i);
         es_studio_close(s);
         s = open_ready(path);
         es_view *v = es_studio_view(s);
