@@ -359,9 +359,9 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
         int64_t now = s->snapshot;
         pthread_mutex_unlock(&s->lock);
         if (g.passed)
-            learning(s, ES_LEARN_IDLE, "published #%lld: %.150s", (long long)now, g.reason);
+            learning(s, ES_LEARN_IDLE, "#%lld %.150s", (long long)now, g.reason);
         else
-            learning(s, ES_LEARN_IDLE, "not published: %.170s", g.reason);
+            learning(s, ES_LEARN_IDLE, "%.170s", g.reason);
     }
     free(snr);
     es_learner_free(l);

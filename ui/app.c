@@ -74,7 +74,7 @@ void ui_take_view(es_ui *u)
     if (strcmp(v->status, u->v ? u->v->status : "") && *v->status && !v->failed)
         ui_say(u, UI_PLAIN, "%s", v->status);
     if (u->v && u->v != v && v->snapshot > u->v->snapshot && !u->v->loading)
-        ui_say(u, UI_GOOD, "the model has learned: adapter #%lld is in use; c in Chat asks base and adapted the same, F4 shows what moved", (long long)v->snapshot);
+        ui_say(u, UI_GOOD, "learned: adapter #%lld answers now. Esc c compares it with the base; F4: what moved", (long long)v->snapshot);
     if (v->n_side && u->v && !u->v->n_side) {
         u->sides.closed = false;
         u->sides.top[0] = u->sides.top[1] = 0;

@@ -659,7 +659,7 @@ static void draw(es_ui *u, ui_box b)
     ui_box top = b, box = {b.y + b.h - rows, b.x, rows, b.w};
     top.h = b.h - rows - 1;
     if (panel_open(u)) {
-        int w = b.w >= 120 ? 44 : b.w >= 100 ? 38 : b.w / 2;
+        int w = b.w >= 160 ? 60 : b.w >= 120 ? 44 : b.w >= 100 ? 38 : b.w / 2;
         draw_panel(u, (ui_box){top.y, top.x + top.w - w, top.h, w});
         top.w -= w;
     }

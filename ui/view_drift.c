@@ -148,6 +148,10 @@ static ui_result key_rollback(es_ui *u, int key)
     }
     const es_snapshot_line *s = snapshot_at(u, d->snapshots.at);
     d->pending = s ? s->id : 0;
+    if (d->pending == u->v->snapshot) {
+        ui_say(u, UI_PLAIN, "that is what is in use; j and k choose another");
+        return UI_REDRAW;
+    }
     char text[120];
     if (s)
         snprintf(text, sizeof text, "Go back to snapshot #%lld?", (long long)s->id);
@@ -300,8 +304,8 @@ static void draw_plot(es_ui *u, ui_box b)
         line[i] = (ui_series){v->history + which[i], v->n_step, v->n_basis, i == n - 1 ? UI_ACCENT : style[i]};
     char title[200];
     int f = v->basis_feature[at];
-    const char *label = ui_label(u, f);
-    snprintf(title, sizeof title, "%d %.60s over %d steps", f, label ? label : "", v->n_step);
+    const char *name = ui_name(u, f);
+    snprintf(title, sizeof title, "%d %.*s over %d step%s", f, (int)ui_fit(u->o.unicode, name, strlen(name), b.w - 24 > 0 ? b.w - 24 : 0), name, v->n_step, v->n_step == 1 ? "" : "s");
     ui_rule(u, b, 0, title);
     b = ui_inside(b, 1, 1, 0, 0);
     if (n > 1 && b.h > 4) {

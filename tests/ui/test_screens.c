@@ -468,6 +468,30 @@ T(a_million_features) { UNUSED;
     screen_close(&s);
 }
 
+/* Any keys in any order, at any size, while the studio goes on. */
+T(random_keys) { UNUSED;
+    static const char *const some[] = {F1, F2, F3, F4, F5, F6, ESC, ENTER, "\t", "\x1b[Z", UP, DOWN, LEFT, RIGHT, PGUP, PGDN, "\x1b[H", "\x1b[F", "\x05", "\x18", "\x13", "\x03", "\x0c", "\x7f",
+                                       "\x1b\r", ":", "/", "?", "g", "G", "y", "+", "-", "é", "日", "e\xcc\x81", "\x1b[200~a\rb\x1b[201~", "\x1b[<0;9;1M", "\x1b[<65;9;9M", "shade 3", "steer 4 8 x",
+                                       "basis d", "is:labelled", "tag:t", "8 9", "0", "\xff", "\x1b[99;9~"};
+    es_rng r;
+    es_rng_seed(&r, 7);
+    for (int kind = FAKE_LOADING; kind <= FAKE_HOSTILE; kind++) {
+        screen s;
+        screen_open(&s, (fake_kind)kind, 24, 80);
+        for (int i = 0; i < 2500; i++) {
+            char letter[2] = {(char)('!' + es_rng_below(&r, 94)), 0};
+            screen_keys(&s, es_rng_below(&r, 3) ? some[es_rng_below(&r, sizeof some / sizeof *some)] : letter);
+            if (es_rng_below(&r, 4) == 0)
+                fake_tick(s.studio);
+            if (es_rng_below(&r, 40) == 0)
+                ui_screen_resize(s.u, 1 + (int)es_rng_below(&r, 60), 1 + (int)es_rng_below(&r, 160));
+            if (es_rng_below(&r, 3) == 0)
+                assert_null(strchr(screen_text(&s), 27));
+        }
+        screen_close(&s);
+    }
+}
+
 int main(void)
 {
     setlocale(LC_ALL, "C.UTF-8");
@@ -477,7 +501,7 @@ int main(void)
         cmocka_unit_test(features), cmocka_unit_test(labelling), cmocka_unit_test(basis), cmocka_unit_test(drift), cmocka_unit_test(experiences),
         cmocka_unit_test(jobs), cmocka_unit_test(help_and_commands), cmocka_unit_test(views_by_key), cmocka_unit_test(leaving_while_learning_asks),
         cmocka_unit_test(every_size), cmocka_unit_test(resize_storm_while_streaming), cmocka_unit_test(hostile_text), cmocka_unit_test(ascii),
-        cmocka_unit_test(pasted_megabyte), cmocka_unit_test(a_million_features),
+        cmocka_unit_test(random_keys), cmocka_unit_test(pasted_megabyte), cmocka_unit_test(a_million_features),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
