@@ -1,10 +1,14 @@
 /* The studio on a tiny model: what a person does in the workbench, and what is cruel to threads. Runs under ThreadSanitizer. */
 #include <math.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#include <sqlite3.h>
 
 #include "dictionary.h"
 #include "sessions.h"
@@ -590,6 +594,89 @@ static void pause_cancel_quit(void **state)
     es_workspace_close(w);
 }
 
+typedef struct shown { int experiences, snapshots; int64_t turn; char text[200]; } shown; /* what a view said was there */
+
+static void talk_and_report(const char *path, int fd)
+{
+    es_studio_options o = options(path);
+    es_studio *s = NULL;
+    o.learn = true;
+    if (es_studio_open(&s, &o, NULL))
+        _exit(3);
+    for (int i = 0;; i++) {
+        shown r = {0};
+        es_view *v = es_studio_view(s);
+        bool idle_now = !v->loading && !v->generating, done = false;
+        if (idle_now && v->n_turn && v->turn[v->n_turn - 1].role == 'a' && v->turn[v->n_turn - 1].id) {
+            const es_turn *t = &v->turn[v->n_turn - 1];
+            r = (shown){v->n_experience, v->n_snapshot, t->id, ""};
+            snprintf(r.text, sizeof r.text, "%.150s", t->edited ? t->edited : t->text);
+            r.text[es_utf8_whole(r.text, strlen(r.text))] = 0;
+            done = write(fd, &r, sizeof r) == sizeof r;
+            if (i % 4 == 1)
+                es_studio_rate(s, t->id, -1);
+            else if (i % 4 == 2)
+                es_studio_edit(s, t->id, "better");
+        }
+        es_view_free(v);
+        if (idle_now && (!done || i % 4 == 3))
+            es_studio_say(s, "and now?");
+        usleep(2000);
+    }
+}
+
+/* Whatever a view had shown as there is there after kill -9, and the file is whole. */
+static void killed(void **state)
+{
+    (void)state;
+    const char *path = fresh();
+    es_rng rng;
+    es_rng_seed(&rng, 8);
+    for (int round = 0; round < 8; round++) {
+        int fd[2], status;
+        shown r, last = {0};
+        assert_int_equal(pipe(fd), 0);
+        pid_t child = fork();
+        if (child == 0) {
+            close(fd[0]);
+            talk_and_report(path, fd[1]);
+        }
+        close(fd[1]);
+        for (int i = 0; i < 1 + (int)es_rng_below(&rng, 12) && read(fd[0], &r, sizeof r) == sizeof r; i++)
+            last = r;
+        usleep((useconds_t)es_rng_below(&rng, 8000));
+        kill(child, SIGKILL);
+        while (read(fd[0], &r, sizeof r) == sizeof r)
+            last = r;
+        waitpid(child, &status, 0);
+        close(fd[0]);
+        assert_true(WIFSIGNALED(status) && last.turn > 0);
+        es_workspace *w = NULL;
+        es_experience_line *e;
+        es_snapshot_line *l;
+        int n;
+        assert_ok(es_workspace_open(&w, path, &err), &err);
+        assert_ok(es_workspace_check(w, &err), &err);
+        assert_ok(es_workspace_experience_list(w, &e, &n, &err), &err);
+        assert_true(n >= last.experiences);
+        es_experience_lines_free(e, n);
+        assert_ok(es_workspace_snapshot_list(w, &l, &n, &err), &err);
+        assert_true(n >= last.snapshots);
+        es_snapshot_lines_free(l, n);
+        es_workspace_close(w);
+        sqlite3 *db;
+        sqlite3_stmt *q;
+        assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+        assert_int_equal(sqlite3_prepare_v2(db, "SELECT coalesce(edited, content), content FROM message WHERE id = ?", -1, &q, NULL), SQLITE_OK);
+        sqlite3_bind_int64(q, 1, last.turn);
+        assert_int_equal(sqlite3_step(q), SQLITE_ROW);
+        const char *now = (const char *)sqlite3_column_text(q, 0); /* it may have been corrected after the last report */
+        assert_true(!strncmp(now, last.text, strlen(last.text)) || !strcmp(now, "better"));
+        sqlite3_finalize(q);
+        sqlite3_close(db);
+    }
+}
+
 /* Snapshots change hands while a reply streams, views are drawn, and a round of learning runs. */
 static void swap_storm(void **state)
 {
@@ -636,7 +723,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening), cmocka_unit_test(saying), cmocka_unit_test(stopping), cmocka_unit_test(full_context), cmocka_unit_test(judging),
         cmocka_unit_test(learning), cmocka_unit_test(undo_leaves_alone), cmocka_unit_test(basis), cmocka_unit_test(steering_and_probing),
-        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(swap_storm),
+        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(swap_storm),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -216,6 +216,68 @@ static void search(void **state)
     es_workspace_close(w);
 }
 
+/* The shipped dictionary: every feature can be found by what it fires on, and by its density. */
+static void search_rows(void **state)
+{
+    (void)state;
+    const char *source = getenv("ESPALIER_SOURCE"), *model = test_real_model();
+    char folder[1024], path[1100];
+    snprintf(folder, sizeof folder, "%s/data/dictionaries/smollm2-135m-l14", source ? source : ".");
+    snprintf(path, sizeof path, "%s/atlas.esa", folder);
+    if (!model || access(path, R_OK) != 0) {
+        print_message("no real model or no shipped dictionary: not tried\n");
+        return;
+    }
+    es_model *m = NULL;
+    es_dictionary *s = NULL;
+    es_atlas *a = NULL;
+    const char *db = fresh(), *starter = test_path("starter.jsonl");
+    static const char text[] = "{\"feature\":17,\"text\":\"something zygomorphic\",\"tags\":[\"odd\"]}\n";
+    test_write(starter, text, sizeof text - 1);
+    es_workspace *w = open_ok(db);
+    assert_ok(es_model_open(&m, model, &err), &err);
+    assert_ok(es_dictionary_open(&s, folder, &err), &err);
+    assert_ok(es_atlas_open(&a, path, &err), &err);
+    const char *hash = es_dictionary_get_info(s)->hash;
+    int n_features = es_dictionary_get_info(s)->n_features, n = 0, f;
+    int *found = calloc((size_t)n_features, sizeof *found);
+    double start = es_seconds();
+    assert_ok(es_workspace_use_dictionary(w, s, a, m, starter, NULL, &err), &err);
+    print_message("search rows of %d features: %.0f ms\n", n_features, 1e3 * (es_seconds() - start));
+    start = es_seconds();
+    assert_ok(es_workspace_use_dictionary(w, s, a, m, starter, NULL, &err), &err);
+    assert_true(es_seconds() - start < 0.5); /* made once */
+    assert_int_equal(es_workspace_label_count(w, hash), 1);
+    assert_int_equal(es_workspace_label_undo(w, hash, &f, &err), ES_ERR_MISSING); /* starter labels are nobody's change */
+    assert_ok(es_workspace_search(w, hash, "", found, n_features, &n, &err), &err);
+    assert_int_equal(n, n_features);
+    assert_ok(es_workspace_search(w, hash, "density<0.01", found, n_features, &n, &err), &err);
+    const float *density = es_atlas_density(a);
+    int want = 0;
+    for (int i = 0; i < n_features; i++)
+        want += (double)density[i] < 0.01;
+    assert_int_equal(n, want);
+    assert_ok(es_workspace_search(w, hash, "zygom", found, n_features, &n, &err), &err);
+    assert_true(n == 1 && found[0] == 17);
+    es_buf tokens = {0};
+    assert_ok(es_atlas_tokens_text(a, m, 100, &tokens, &err), &err);
+    start = es_seconds();
+    for (int i = 0; i < 20; i++)
+        assert_ok(es_workspace_search(w, hash, i % 2 ? "th" : "the", found, n_features, &n, &err), &err);
+    print_message("a search: %.2f ms, %d found\n", 50 * (es_seconds() - start), n);
+    assert_true(n > 0);
+    assert_ok(es_workspace_label_set(w, hash, 17, "", "", 0, "me", &err), &err); /* tokens stay searchable when the label goes */
+    assert_ok(es_workspace_search(w, hash, "is:labelled", found, n_features, &n, &err), &err);
+    assert_int_equal(n, 0);
+    assert_ok(es_workspace_check(w, &err), &err);
+    es_buf_free(&tokens);
+    free(found);
+    es_atlas_free(a);
+    es_dictionary_free(s);
+    es_model_free(m);
+    es_workspace_close(w);
+}
+
 static void bases(void **state)
 {
     (void)state;
@@ -557,7 +619,7 @@ static void no_room(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(labels_and_undo), cmocka_unit_test(import_export), cmocka_unit_test(search), cmocka_unit_test(bases),
+        cmocka_unit_test(labels_and_undo), cmocka_unit_test(import_export), cmocka_unit_test(search), cmocka_unit_test(search_rows), cmocka_unit_test(bases),
         cmocka_unit_test(experiences_and_snapshots), cmocka_unit_test(hashes), cmocka_unit_test(kill_in_a_loop), cmocka_unit_test(newer_and_foreign),
         cmocka_unit_test(hostile_schema), cmocka_unit_test(second_instance), cmocka_unit_test(flipped_bytes), cmocka_unit_test(read_only_folder),
         cmocka_unit_test(no_room),
