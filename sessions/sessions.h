@@ -177,7 +177,7 @@ void es_studio_basis_remove(es_studio *s, int feature);
 void es_studio_basis_suggest(es_studio *s, int size);      /* from the experiences' gradient, into view->suggested */
 void es_studio_basis_take_suggested(es_studio *s, int n);  /* the first n into the basis */
 void es_studio_learn_pause(es_studio *s, bool pause);
-void es_studio_learn_now(es_studio *s);                    /* a round on what there is */
+void es_studio_learn_now(es_studio *s);                    /* a round on what there is; ends a pause */
 void es_studio_learn_cancel(es_studio *s);
 void es_studio_experience_include(es_studio *s, int64_t id, bool included);
 void es_studio_adapter(es_studio *s, bool on);             /* off: answers come from the base model; nothing is lost */
@@ -195,7 +195,9 @@ const float *es_studio_density(es_studio *s); /* [F] borrowed while the studio l
 /* ==== export ================================================================================================================================ */
 
 typedef enum es_export_kind { ES_EXPORT_CONTROL_VECTOR, ES_EXPORT_NPZ, ES_EXPORT_JSON } es_export_kind;
-/* control-vector: GGUF, direction.N as llama.cpp reads them (N counts from 1 and belongs to the output of block N... see formats). */
+/* control-vector: GGUF as llama.cpp reads it: direction.N is added to what leaves its block N, which is our layer N (both count from 0;
+ * layer 0 cannot be expressed). Exact for the form bias; for lora the mean change at each layer. npz: stored .npy members. json: features
+ * with labels, coefficients, bounds, hashes and, when a snapshot has these coefficients, who moved them. */
 int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary *s, es_workspace *labels /* may be NULL */, es_export_kind kind,
                       const char *path, es_error *err);
 

@@ -839,6 +839,7 @@ void es_studio_learn_pause(es_studio *s, bool pause)
 
 void es_studio_learn_now(es_studio *s)
 {
+    es_studio_learn_pause(s, false); /* a round that waits at once is not what was asked for */
     es_studio_learn_dirty(s, false);
 }
 
