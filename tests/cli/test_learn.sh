@@ -72,6 +72,12 @@ for form in bias lora; do
   want 0 score a.txt --adapter $form.safetensors "${d[@]}" --json
   want 0 chat --prompt hi --temperature 0 --max-tokens 6 --adapter $form.safetensors "${d[@]}"
 done
+for kind in control-vector npz json; do
+  want 0 export bias.safetensors --to $kind "exported.$kind" "${d[@]}"
+  [ -s "exported.$kind" ] || fail "export --to $kind"
+done
+[ "$(head -c 4 exported.control-vector)" = GGUF ] || fail "a control vector is a GGUF file"
+is 'len(v) > 0' exported.json || fail "export --to json"
 want 0 adapt --unconstrained --experiences pairs.jsonl --steps 2 --out plain.safetensors --force "${d[@]}" --quiet
 refused 1 "not constrained" drift plain.safetensors "${d[@]}"
 refused 1 "base model is in use" drift "${d[@]}"

@@ -1,0 +1,48 @@
+# bash completion for espalier: source this file
+_espalier() {
+  local word=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]-} choices=
+  case $COMP_CWORD/$command in
+    1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench doctor --home --model --dictionary --threads --json --quiet --help --version" ;;
+    2/features) choices="list show search for-text contrast --help" ;;
+    2/label) choices="add import export undo --help" ;;
+    2/basis) choices="new add remove show list export --help" ;;
+    2/eval) choices="margin neutral adapt --help" ;;
+    2/dictionary) choices="info stats --help" ;;
+    *)
+      choices="--home --model --dictionary --threads --json --quiet --help"
+      case "$command ${COMP_WORDS[2]-}" in
+        "chat "*) choices+=" --prompt --system --adapter --temperature --top-k --top-p --repeat-penalty --seed --max-tokens --context --exact" ;;
+        "answer "*) choices+=" --out --max-tokens --limit --temperature --seed --jobs" ;;
+        "tokenize "*) choices+=" --file --special" ;;
+        "score "*) choices+=" --adapter" ;;
+        "encode "*) choices+=" --top" ;;
+        "features list"*) choices+=" --sort --limit --from --labelled" ;;
+        "features show"*) choices+=" --examples" ;;
+        "features search"*) choices+=" --limit" ;;
+        "features for-text"*) choices+=" --top" ;;
+        "features contrast"*) choices+=" --top --limit" ;;
+        "label add"*) choices+=" --feature --text --tags --rating --author" ;;
+        "label import"*) choices+=" --author" ;;
+        "basis new"*) choices+=" --suggest --size --signs" ;;
+        "basis add"*) choices+=" --lo --hi" ;;
+        "basis show"*) choices+=" --experiences" ;;
+        "adapt "*) choices+=" --basis --experiences --out --form --steps --rate --rank --layers --unconstrained --batch --beta --kappa --hold-out --seed --force" ;;
+        "drift "*) choices+=" --top" ;;
+        "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;
+        "eval neutral"*) choices+=" --text --adapter --limit" ;;
+        "eval adapt"*) choices+=" --pairs --neutral --work --task --sizes --orders --held-out --dev --steps --every --batch --size --basis-pairs --rank --first-layer --last-layer --max-reply --max-prompt --neutral-tokens --garbage --seed --features-rate --lora-rate --random-rate --bias-rate" ;;
+        "export "*) choices+=" --to" ;;
+        "harvest "*) choices+=" --layers --out --tokens --context --seed --with-first" ;;
+        "train "*) choices+=" --layer --out --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --checkpoint --seed --f32" ;;
+        "dictionary stats"*) choices+=" --tokens" ;;
+        "atlas "*) choices+=" --harvest --out --examples --window --tokens" ;;
+        "bench "*) choices+=" --repeat --prompt --tokens --only" ;;
+      esac ;;
+  esac
+  if [[ $word == -* || $COMP_CWORD -eq 1 || ( $COMP_CWORD -eq 2 && $choices != --* ) ]]; then
+    mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$word")
+  else
+    mapfile -t COMPREPLY < <(compgen -f -- "$word")
+  fi
+}
+complete -o filenames -F _espalier espalier
