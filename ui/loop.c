@@ -30,10 +30,11 @@ static bool signals(es_ui *u)
         }
     if (stop) {
         ui_term_stop(u);
-    } else if (size || back) { /* back: stopped by SIGSTOP, and a shell has used the terminal since */
-        if (back)
-            ui_term_suspend(u);
+    } else if (back) { /* stopped by SIGSTOP, and a shell has used the terminal since */
+        ui_term_suspend(u);
         ui_term_resume(u);
+    } else if (size) {
+        ui_term_resize(u);
     }
     return false;
 }

@@ -208,6 +208,12 @@ void ui_term_resume(es_ui *u)
     u->dirty = true;
 }
 
+void ui_term_resize(es_ui *u)
+{
+    size_now(u);
+    u->redraw_all = u->dirty = true;
+}
+
 void ui_term_stop(es_ui *u)
 {
     ui_term_suspend(u);

@@ -244,6 +244,7 @@ int ui_term_open(es_ui *u, es_error *err);        /* this process's own terminal
 void ui_term_close(es_ui *u);
 void ui_term_suspend(es_ui *u);                   /* hands the terminal back: $EDITOR, Ctrl-Z */
 void ui_term_resume(es_ui *u);
+void ui_term_resize(es_ui *u);                    /* takes the size the terminal has now */
 int ui_term_signal_fd(void);
 void ui_term_bell(es_ui *u);
 void ui_term_stop(es_ui *u);                      /* Ctrl-Z: suspend, stop, resume */

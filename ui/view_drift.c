@@ -483,8 +483,11 @@ static void draw(es_ui *u, ui_box b)
         n += snprintf(title + n, sizeof title - (size_t)n, "snapshot #%lld in use%s", (long long)v->snapshot, v->adapter_on ? "" : " but switched off");
     else
         n += snprintf(title + n, sizeof title - (size_t)n, "base model in use");
-    if (v->n_step > 0 && v->step_loss && v->step_kl)
-        snprintf(title + n, sizeof title - (size_t)n, "; loss %.3f, KL %.4f", (double)v->step_loss[v->n_step - 1], (double)v->step_kl[v->n_step - 1]);
+    double loss = v->n_step > 0 && v->step_loss ? (double)v->step_loss[v->n_step - 1] : NAN, kl = v->n_step > 0 && v->step_kl ? (double)v->step_kl[v->n_step - 1] : NAN;
+    if (isfinite(loss)) /* not kept over a restart */
+        n += snprintf(title + n, sizeof title - (size_t)n, "; loss %.3f", loss);
+    if (isfinite(kl))
+        snprintf(title + n, sizeof title - (size_t)n, "%s KL %.4f", isfinite(loss) ? "," : ";", kl);
     ui_put_cut(u, b, 0, 1, b.w - 2, UI_BOLD, title);
     b = ui_inside(b, 1, 0, 0, 0);
     int top = b.h * 45 / 100;
