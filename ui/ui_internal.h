@@ -194,7 +194,6 @@ struct es_ui {
     int pending_feature; double pending_strength; /* between two prompts */
     int cursor_y, cursor_x; bool cursor_on;
     unsigned attr[UI_STYLES]; /* draw.c: attributes and colour pair of each style */
-    char *editor_file;
 };
 
 int ui_open(es_ui **out, es_studio *studio, const es_ui_options *o, es_error *err); /* everything but the terminal */

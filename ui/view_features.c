@@ -25,7 +25,7 @@ typedef struct features {
     int example_top, example_page;
     int pending;                   /* the feature a prompt speaks of */
     meta cache[CACHE];
-    bool known; int n_features;
+    int n_features;
 } features;
 
 static features *state(const es_ui *u)
@@ -596,8 +596,7 @@ static void draw_list(es_ui *u, ui_box b, bool focus)
         if (at && focus)
             ui_row_fill(u, ui_inside(in, 0, 1, 0, 0), y, UI_SELECTED);
         bool in_basis;
-        double c = ui_coefficient(u, feature, &in_basis);
-        (void)c;
+        ui_coefficient(u, feature, &in_basis);
         ui_put(u, in, y, 0, at ? s : UI_ACCENT, in_basis ? ui_sign(u, "◆", "#") : " ");
         ui_printf(u, in, y, 1, s, "%7d", feature);
         if (f->from_text)
@@ -709,7 +708,6 @@ static void draw_card(es_ui *u, ui_box b)
         x = ui_printf(u, side, y, x, UI_DIM, " %.2f  ", (double)f->cosine[i]);
     }
     y++;
-    snprintf(text, sizeof text, "examples %d to %d of %d", f->example_top + 1, f->example_top + 1, c->n_example);
     ui_box in = ui_inside(b, y + 1, 0, 0, 0);
     f->example_page = in.h;
     if (f->example_top > c->n_example - in.h)
