@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turns public preference data into experiences, one JSON object a line: messages, preferred, rejected.
 
-  tools/make_pairs.py brevity   concise_vs_verbose.jsonl       > brevity.jsonl    (concise preferred to verbose; concise of at most 50 words, so
+  tools/make_pairs.py brevity   concise_vs_verbose.jsonl       > brevity.jsonl    (concise preferred to verbose; concise of at most 35 words, so
                                                                   that it fits into the cut with its end, and verbose 1.5 times as long)
   tools/make_pairs.py bluntness polite_vs_impolite_pairs.jsonl > bluntness.jsonl  (impolite preferred to polite)
 
@@ -43,7 +43,7 @@ def main():
             if not ask or not preferred or not rejected or differ(preferred, rejected) < 2 or ask in seen:
                 left += 1
                 continue
-            if sys.argv[1] == "brevity" and (len(preferred.split()) > 50 or len(rejected.split()) < 1.5 * len(preferred.split())):
+            if sys.argv[1] == "brevity" and (len(preferred.split()) > 35 or len(rejected.split()) < 1.5 * len(preferred.split())):
                 left += 1
                 continue
             seen.add(ask)
