@@ -84,8 +84,8 @@ struct es_learner {
 
 es_learner_options es_learner_default(es_form form)
 {
-    es_learner_options o = {.optimiser = ES_OPTIMISER_ADAM, .learning_rate = 0.003, .steps = 6, .momentum = 0.9, .decay = 0.99, .beta = 5,
-                            .metric_lambda = 0.1, .enough = 0.03, .kappa = 0.03, .rho = 1, .max_reply = 96, .max_prompt = 128, .hold_out = 0.2, .seed = 1};
+    es_learner_options o = {.optimiser = ES_OPTIMISER_ADAM, .learning_rate = 0.002, .steps = 8, .momentum = 0.9, .decay = 0.99, .beta = 5,
+                            .metric_lambda = 0.1, .enough = 0.05, .kappa = 0.03, .rho = 1, .max_reply = 96, .max_prompt = 128, .hold_out = 0.2, .seed = 1};
     if (form == ES_FORM_BIAS) {
         o.optimiser = ES_OPTIMISER_METRIC;
         o.learning_rate = 0.02;
