@@ -614,7 +614,7 @@ static bool harm_at(json_t *line, double margin, double *kl, double *dnll)
     return false;
 }
 
-/* The largest margin that the three loras all reach, on every order of this setting. */
+/* The largest margin that the three loras all reach in this setting and order. */
 static double equal_margin(json_t *lines, json_t *like)
 {
     size_t i;
@@ -622,7 +622,7 @@ static double equal_margin(json_t *lines, json_t *like)
     double least = INFINITY;
     json_array_foreach(lines, i, x) {
         const char *method = json_string_value(json_object_get(x, "method"));
-        for (size_t j = 0; method && same_setting(x, like) && j < sizeof LORAS / sizeof *LORAS; j++)
+        for (size_t j = 0; method && same_setting(x, like) && number(x, "order") == number(like, "order") && j < sizeof LORAS / sizeof *LORAS; j++)
             if (!strcmp(method, es_method_name(LORAS[j])))
                 least = fmin(least, best_margin(x));
     }
@@ -720,7 +720,7 @@ int es_compare_text(json_t *rows, es_buf *out, es_error *err)
         spread(rows, x, "kl", "%.4f", out);
         spread(rows, x, "dnll", "%+.4f", out);
         spread(rows, x, "margin_per_sqrt_kl", "%.2f", out);
-        es_buf_printf(out, " %.3f |", number(x, "equal_margin"));
+        spread(rows, x, "equal_margin", "%.3f", out);
         spread(rows, x, "kl_at_equal", "%.4f", out);
         spread(rows, x, "dnll_at_equal", "%+.4f", out);
         es_buf_str(out, "\n");
