@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void experience_clear(es_experience *e)
+void es_experience_clear(es_experience *e)
 {
     for (int i = 0; i < e->n_message; i++) {
         free((char *)e->message[i].role);
@@ -23,7 +23,7 @@ static void experience_clear(es_experience *e)
 void es_experiences_free(es_experiences *l)
 {
     for (int i = 0; i < l->n; i++)
-        experience_clear(&l->item[i]);
+        es_experience_clear(&l->item[i]);
     free(l->item);
     *l = (es_experiences){0};
 }
@@ -81,7 +81,7 @@ int es_experience_copy(es_experiences *l, const es_experience *e, es_error *err)
     to->source = copy(e->source, &failed);
     to->time = copy(e->time, &failed);
     if (!to->message || failed) {
-        experience_clear(to);
+        es_experience_clear(to);
         return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
     }
     l->n++;
@@ -158,7 +158,7 @@ int es_experiences_load(es_experiences *l, const char *path, es_error *err)
     int rc = es_jsonl_each(path, load_line, l, err);
     if (rc) {
         while (l->n > before)
-            experience_clear(&l->item[--l->n]);
+            es_experience_clear(&l->item[--l->n]);
         return rc;
     }
     if (l->n == before)

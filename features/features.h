@@ -156,6 +156,7 @@ int es_experience_from_json(es_experiences *l, json_t *value, es_error *err);
 int es_experiences_load(es_experiences *l, const char *path, es_error *err); /* JSONL; the error names the line */
 json_t *es_experience_to_json(const es_experience *e);
 int es_experience_copy(es_experiences *l, const es_experience *e, es_error *err);
+void es_experience_clear(es_experience *e); /* frees what it owns and leaves it empty; not the struct */
 void es_experiences_free(es_experiences *l);
 
 /* ==== basis ========================================================================================================================== */

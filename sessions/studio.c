@@ -147,7 +147,6 @@ int es_studio_job_begin(es_studio *s, const char *kind, const char *what, const 
     if (at == ES_JOBS) { /* the oldest is forgotten */
         memmove(s->job, s->job + 1, (ES_JOBS - 1) * sizeof *s->job);
         memmove(s->job_start, s->job_start + 1, (ES_JOBS - 1) * sizeof *s->job_start);
-        memmove(s->job_cancel, s->job_cancel + 1, (ES_JOBS - 1) * sizeof *s->job_cancel);
         at = ES_JOBS - 1;
     } else {
         s->n_job++;
@@ -157,7 +156,6 @@ int es_studio_job_begin(es_studio *s, const char *kind, const char *what, const 
     snprintf(s->job[at].what, sizeof s->job[at].what, "%s", what);
     snprintf(s->job[at].unit, sizeof s->job[at].unit, "%s", unit);
     s->job_start[at] = es_seconds();
-    s->job_cancel[at] = false;
     int id = s->next_job;
     es_studio_changed(s);
     pthread_mutex_unlock(&s->lock);
@@ -201,21 +199,11 @@ void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const 
     pthread_mutex_unlock(&s->lock);
 }
 
-bool es_studio_job_cancelled(es_studio *s, int id)
-{
-    pthread_mutex_lock(&s->lock);
-    int i = job_at(s, id);
-    bool yes = i >= 0 && s->job_cancel[i];
-    pthread_mutex_unlock(&s->lock);
-    return yes;
-}
-
 void es_studio_job_cancel(es_studio *s, int id)
 {
     pthread_mutex_lock(&s->lock);
     int i = job_at(s, id);
     if (i >= 0 && s->job[i].running) {
-        s->job_cancel[i] = true;
         __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED); /* every job there is now runs in the worker */
         pthread_cond_broadcast(&s->work_wake);
     }
@@ -504,18 +492,6 @@ static int context_of(es_studio *s, int at, es_experience *e)
     return failed ? ES_ERR_MEMORY : 0;
 }
 
-static void experience_free(es_experience *e)
-{
-    for (int i = 0; i < e->n_message; i++) {
-        free((char *)(uintptr_t)e->message[i].role);
-        free((char *)(uintptr_t)e->message[i].content);
-    }
-    free(e->message);
-    free(e->preferred);
-    free(e->rejected);
-    free(e->source);
-}
-
 /* rating and correction of a turn as they are to be; the experience follows from them. */
 static void judge(es_studio *s, int64_t id, int rating, const char *edited)
 {
@@ -570,7 +546,7 @@ static void judge(es_studio *s, int64_t id, int rating, const char *edited)
     } else {
         es_studio_say_status(s, "%.230s", err.text);
     }
-    experience_free(&e);
+    es_experience_clear(&e);
 }
 
 static char *edited_of(es_studio *s, int64_t id, int *rating)

@@ -20,7 +20,6 @@ typedef struct es_command {
     es_command_kind kind;
     int a, job;
     float x;
-    uint64_t chat; /* which chat it was meant for */
     char *text;
     struct es_command *next;
 } es_command;
@@ -101,12 +100,10 @@ struct es_studio {
     pthread_mutex_t atlas_lock;
     char model_name[128], dictionary_name[128], dictionary_hash[65], model_hash[65];
     int layer, d_model, n_features;
-    bool loaded_names; /* [lock] */
 
     es_queue chat_queue, work_queue; /* [lock] */
 
     /* conversation [lock] */
-    uint64_t chat;
     es_turn_state *turn;
     int n_turn, cap_turn;
     bool generating;
@@ -170,7 +167,6 @@ struct es_studio {
     pthread_mutex_t reading; /* one reader at a time; before lock */
     es_job job[ES_JOBS];
     double job_start[ES_JOBS];
-    bool job_cancel[ES_JOBS];
     int n_job, next_job;
 };
 
@@ -186,7 +182,6 @@ void es_studio_learn_dirty(es_studio *s, bool restart); /* takes the lock */
 int es_studio_job_begin(es_studio *s, const char *kind, const char *what, const char *unit); /* takes the lock; the job's id */
 void es_studio_job_step(es_studio *s, int id, double done, double total, const char *what);
 void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const char *what);
-bool es_studio_job_cancelled(es_studio *s, int id);
 
 /* With swap held: this snapshot (a is taken over; NULL: the base model) is in use from now on, also in the workspace. */
 int es_studio_publish(es_studio *s, es_adapter *a, int64_t id, es_error *err);

@@ -707,7 +707,6 @@ static void new_chat(es_studio *s)
     }
     pthread_mutex_lock(&s->lock);
     s->session = id;
-    s->chat++;
     for (int i = 0; i < s->n_turn; i++)
         es_studio_turn_free(&s->turn[i]);
     s->n_turn = 0;

@@ -233,23 +233,10 @@ int es_workspace_experience_remove(es_workspace *w, int64_t id, es_error *err)
     return rc;
 }
 
-static void experience_free(es_experience *e)
-{
-    for (int i = 0; i < e->n_message; i++) {
-        free((char *)e->message[i].role);
-        free((char *)e->message[i].content);
-    }
-    free(e->message);
-    free(e->preferred);
-    free(e->rejected);
-    free(e->source);
-    free(e->time);
-}
-
 void es_experience_lines_free(es_experience_line *l, int n)
 {
     for (int i = 0; i < n; i++)
-        experience_free(&l[i].e);
+        es_experience_clear(&l[i].e);
     free(l);
 }
 

@@ -371,6 +371,36 @@ void ui_compare_prompt(es_ui *u)
     ui_prompt(u, "Ask both, base and adapted: ", NULL, UI_HISTORY_SAY, compare_go, NULL, NULL);
 }
 
+/* ---- keys that several views have ---- */
+
+ui_result ui_key_compare(es_ui *u, int key)
+{
+    (void)key;
+    ui_compare_prompt(u);
+    return UI_REDRAW;
+}
+
+ui_result ui_key_pause(es_ui *u, int key)
+{
+    (void)key;
+    es_studio_learn_pause(u->studio, u->v->learning != ES_LEARN_PAUSED);
+    return UI_REDRAW;
+}
+
+ui_result ui_key_learn(es_ui *u, int key)
+{
+    (void)key;
+    es_studio_learn_now(u->studio);
+    return UI_REDRAW;
+}
+
+ui_result ui_key_adapter(es_ui *u, int key)
+{
+    (void)key;
+    es_studio_adapter(u->studio, !u->v->adapter_on);
+    return UI_REDRAW;
+}
+
 /* ---- keys of everywhere ---- */
 
 static ui_result key_view(es_ui *u, int key)

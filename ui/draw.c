@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 ui_box ui_inside(ui_box b, int top, int right, int bottom, int left)
 {
@@ -450,18 +451,8 @@ void ui_screen_update(es_ui *u)
 
 static void utf8_add(es_buf *out, wchar_t c)
 {
-    unsigned cp = (unsigned)c;
-    char b[4];
-    int n;
-    if (cp < 0x80)
-        b[0] = (char)cp, n = 1;
-    else if (cp < 0x800)
-        b[0] = (char)(0xc0 | cp >> 6), b[1] = (char)(0x80 | (cp & 63)), n = 2;
-    else if (cp < 0x10000)
-        b[0] = (char)(0xe0 | cp >> 12), b[1] = (char)(0x80 | (cp >> 6 & 63)), b[2] = (char)(0x80 | (cp & 63)), n = 3;
-    else
-        b[0] = (char)(0xf0 | cp >> 18), b[1] = (char)(0x80 | (cp >> 12 & 63)), b[2] = (char)(0x80 | (cp >> 6 & 63)), b[3] = (char)(0x80 | (cp & 63)), n = 4;
-    es_buf_add(out, b, (size_t)n);
+    utf8proc_uint8_t b[4];
+    es_buf_add(out, (char *)b, (size_t)utf8proc_encode_char((utf8proc_int32_t)c, b));
 }
 
 void ui_screen_dump(es_ui *u, es_buf *out)

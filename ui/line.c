@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 enum { HISTORY_MAX = 200 };
 
@@ -222,17 +223,8 @@ static bool paste(ui_line *l, const char *s, size_t n)
 
 static bool type(ui_line *l, int cp)
 {
-    char b[4];
-    size_t n;
-    if (cp < 0x80)
-        b[0] = (char)cp, n = 1;
-    else if (cp < 0x800)
-        b[0] = (char)(0xc0 | cp >> 6), b[1] = (char)(0x80 | (cp & 63)), n = 2;
-    else if (cp < 0x10000)
-        b[0] = (char)(0xe0 | cp >> 12), b[1] = (char)(0x80 | (cp >> 6 & 63)), b[2] = (char)(0x80 | (cp & 63)), n = 3;
-    else
-        b[0] = (char)(0xf0 | cp >> 18), b[1] = (char)(0x80 | (cp >> 12 & 63)), b[2] = (char)(0x80 | (cp >> 6 & 63)), b[3] = (char)(0x80 | (cp & 63)), n = 4;
-    return insert(l, b, n);
+    utf8proc_uint8_t b[4];
+    return insert(l, (char *)b, (size_t)utf8proc_encode_char(cp, b));
 }
 
 ui_line_result ui_line_key(ui_line *l, const ui_event *e)

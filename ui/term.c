@@ -152,13 +152,20 @@ static void curses_modes(void)
     }
 }
 
+#define CANNOT_PLACE "this terminal type cannot place text (is TERM unset or 'dumb'?): try TERM=xterm-256color, or use 'espalier chat'"
+
 int ui_term_open(es_ui *u, es_error *err)
 {
     if (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO))
         return es_fail(err, ES_ERR_USAGE, "the workbench needs a terminal for input and output; in a pipe use 'espalier chat --prompt TEXT'");
     int status = 0;
-    if (setupterm(NULL, STDOUT_FILENO, &status) != OK || !*capability("cup") || !*capability("clear"))
-        return es_fail(err, ES_ERR_USAGE, "this terminal type cannot place text (is TERM unset or 'dumb'?): try TERM=xterm-256color, or use 'espalier chat'");
+    if (setupterm(NULL, STDOUT_FILENO, &status) != OK)
+        return es_fail(err, ES_ERR_USAGE, CANNOT_PLACE);
+    TERMINAL *probe = cur_term; /* newterm makes its own */
+    bool places = *capability("cup") && *capability("clear");
+    del_curterm(probe);
+    if (!places)
+        return es_fail(err, ES_ERR_USAGE, CANNOT_PLACE);
     if (tcgetattr(STDIN_FILENO, &term.before) < 0)
         return es_fail(err, ES_ERR_IO, "cannot read the terminal's settings: %s", strerror(errno));
     if (pipe2(term.pipe, O_NONBLOCK | O_CLOEXEC) < 0)
@@ -222,12 +229,6 @@ void ui_term_stop(es_ui *u)
     raise(SIGTSTP); /* back here with SIGCONT */
     sigaction(SIGTSTP, &now, NULL);
     ui_term_resume(u);
-}
-
-void ui_term_bell(es_ui *u)
-{
-    if (u->drawn)
-        beep();
 }
 
 void ui_term_close(es_ui *u)

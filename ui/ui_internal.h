@@ -212,6 +212,11 @@ void ui_edit(es_ui *u, const char *title, const char *initial, int64_t turn, voi
 int ui_edit_outside(es_ui *u, const char *initial, es_buf *out, es_error *err); /* in $EDITOR */
 void ui_steer_prompt(es_ui *u, int feature);
 void ui_compare_prompt(es_ui *u);
+/* Keys that several views have, with the same meaning in each. */
+ui_result ui_key_compare(es_ui *u, int key);
+ui_result ui_key_pause(es_ui *u, int key);
+ui_result ui_key_learn(es_ui *u, int key);
+ui_result ui_key_adapter(es_ui *u, int key);
 void ui_command(es_ui *u, const char *line);
 void ui_command_prompt(es_ui *u);
 void ui_command_complete(es_ui *u, const char *text, es_buf *candidates);
@@ -245,7 +250,6 @@ void ui_term_suspend(es_ui *u);                   /* hands the terminal back: $E
 void ui_term_resume(es_ui *u);
 void ui_term_resize(es_ui *u);                    /* takes the size the terminal has now */
 int ui_term_signal_fd(void);
-void ui_term_bell(es_ui *u);
 void ui_term_stop(es_ui *u);                      /* Ctrl-Z: suspend, stop, resume */
 /* Tests: a screen of h by w that nobody sees, of terminal type term; then resize and dump. */
 int ui_screen_open(es_ui *u, const char *term, int h, int w, es_error *err);

@@ -203,13 +203,6 @@ static ui_result key_undo(es_ui *u, int key)
     return UI_REDRAW;
 }
 
-static ui_result key_compare(es_ui *u, int key)
-{
-    (void)key;
-    ui_compare_prompt(u);
-    return UI_REDRAW;
-}
-
 static ui_result key_shade(es_ui *u, int key)
 {
     (void)key;
@@ -262,27 +255,6 @@ static ui_result key_original(es_ui *u, int key)
 {
     (void)key;
     state(u)->original = !state(u)->original;
-    return UI_REDRAW;
-}
-
-static ui_result key_pause(es_ui *u, int key)
-{
-    (void)key;
-    es_studio_learn_pause(u->studio, u->v->learning != ES_LEARN_PAUSED);
-    return UI_REDRAW;
-}
-
-static ui_result key_learn(es_ui *u, int key)
-{
-    (void)key;
-    es_studio_learn_now(u->studio);
-    return UI_REDRAW;
-}
-
-static ui_result key_adapter(es_ui *u, int key)
-{
-    (void)key;
-    es_studio_adapter(u->studio, !u->v->adapter_on);
     return UI_REDRAW;
 }
 
@@ -348,15 +320,15 @@ static const ui_key keys[] = {
     {UI_UP, KEYS, NULL, key_select},
     {UI_DOWN, KEYS, NULL, key_select},
     {'u', KEYS, "take back the newest rating or correction", key_undo},
-    {'c', KEYS, "ask base and adapted the same, side by side", key_compare},
+    {'c', KEYS, "ask base and adapted the same, side by side", ui_key_compare},
     {'s', KEYS, "colour the replies by a feature of the panel", key_shade},
     {'f', KEYS, "show or hide the panel of active features", key_panel},
     {'o', KEYS, "show what the model had said under a correction", key_original},
     {'r', KEYS, "drop the last reply and answer again", key_regenerate},
     {'n', KEYS, "new chat", key_new},
-    {'a', KEYS, "answer with or without the adapter", key_adapter},
-    {'p', KEYS, "pause or resume learning", key_pause},
-    {'L', KEYS, "learn now", key_learn},
+    {'a', KEYS, "answer with or without the adapter", ui_key_adapter},
+    {'p', KEYS, "pause or resume learning", ui_key_pause},
+    {'L', KEYS, "learn now", ui_key_learn},
     {UI_HOME, KEYS, "start, end of the chat", key_scroll},
     {UI_END, KEYS, NULL, key_scroll},
     {'G', KEYS, NULL, key_scroll},

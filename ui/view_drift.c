@@ -176,34 +176,6 @@ static ui_result key_several(es_ui *u, int key)
     return UI_REDRAW;
 }
 
-static ui_result key_compare(es_ui *u, int key)
-{
-    (void)key;
-    ui_compare_prompt(u);
-    return UI_REDRAW;
-}
-
-static ui_result key_adapter(es_ui *u, int key)
-{
-    (void)key;
-    es_studio_adapter(u->studio, !u->v->adapter_on);
-    return UI_REDRAW;
-}
-
-static ui_result key_pause(es_ui *u, int key)
-{
-    (void)key;
-    es_studio_learn_pause(u->studio, u->v->learning != ES_LEARN_PAUSED);
-    return UI_REDRAW;
-}
-
-static ui_result key_learn(es_ui *u, int key)
-{
-    (void)key;
-    es_studio_learn_now(u->studio);
-    return UI_REDRAW;
-}
-
 static ui_result key_cancel(es_ui *u, int key)
 {
     (void)key;
@@ -220,10 +192,10 @@ static const ui_key keys[] = {
     {'s', 0, "snapshots, and back to the features", key_snapshots},
     {'R', 0, "roll back to a snapshot or to the base model", key_rollback},
     {UI_ENTER, SNAPSHOTS, NULL, key_rollback},
-    {'c', 0, "ask base and adapted the same, side by side", key_compare},
-    {'a', 0, "answer with or without the adapter", key_adapter},
-    {'L', 0, "learn now", key_learn},
-    {'p', 0, "pause or resume learning", key_pause},
+    {'c', 0, "ask base and adapted the same, side by side", ui_key_compare},
+    {'a', 0, "answer with or without the adapter", ui_key_adapter},
+    {'L', 0, "learn now", ui_key_learn},
+    {'p', 0, "pause or resume learning", ui_key_pause},
     {'X', 0, "give up the learning that runs", key_cancel},
     {UI_ESC, SNAPSHOTS, "back to the features", key_snapshots},
     {0},

@@ -86,13 +86,6 @@ static ui_result key_include(es_ui *u, int key)
     return UI_REDRAW;
 }
 
-static ui_result key_learn(es_ui *u, int key)
-{
-    (void)key;
-    es_studio_learn_now(u->studio);
-    return UI_REDRAW;
-}
-
 static const ui_key keys[] = {
     UI_LIST_KEYS(key_move),
     {'J', DETAIL, "scroll", key_move},
@@ -103,7 +96,7 @@ static const ui_key keys[] = {
     {UI_LEFT, DETAIL, NULL, key_back},
     {' ', 0, "leave out, or count again", key_include},
     {'x', 0, NULL, key_include},
-    {'L', 0, "learn now, on what counts", key_learn},
+    {'L', 0, "learn now, on what counts", ui_key_learn},
     {0},
 };
 
