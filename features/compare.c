@@ -10,7 +10,7 @@
 enum { COMPARE_TOKENS = 1024, NEUTRAL_DOCUMENT = 256, LOGIT_ROWS = 128 };
 static const es_method LORAS[] = {ES_METHOD_FEATURES, ES_METHOD_LORA, ES_METHOD_RANDOM};
 
-const char *es_method_name(es_method m)
+const char *es_compare_method_name(es_method m)
 {
     static const char *const name[] = {"features", "lora", "random", "bias"};
     return (unsigned)m < ES_N_METHODS ? name[m] : "?";
@@ -210,7 +210,7 @@ static void key_of(const bench *b, char *out, size_t size, const char *kind, es_
 {
     const es_compare_options *o = b->o;
     snprintf(out, size, "%s %s %s n%d order%d garbage%g rate%g K%d from%d r%d layers%d-%d steps%d/%d batch%d cut%d+%d held%d dev%d neutral%d seed%llu %.12s",
-             kind, o->task, es_method_name(m), n, order, o->garbage, rate, o->basis_size, o->basis_pairs, o->rank, o->first_layer,
+             kind, o->task, es_compare_method_name(m), n, order, o->garbage, rate, o->basis_size, o->basis_pairs, o->rank, o->first_layer,
              o->last_layer, o->steps, o->every, o->batch, o->max_prompt, o->max_reply, o->held_out, o->dev, b->neutral_tokens,
              (unsigned long long)o->seed, es_dictionary_get_info(b->s)->hash);
 }
@@ -368,7 +368,7 @@ static int run_one(bench *b, task_data *d, es_method method, double rate, es_seq
         *seconds += r.seconds;
         if (!rc && (step % o->every == 0 || step == o->steps))
             rc = measure_point(b, a, pairs, n_pairs, step, path, err);
-        say(b, (double)step / (o->steps + 1), "%s %s, %d pairs, order %d", es_method_name(method), d->n, d->order);
+        say(b, (double)step / (o->steps + 1), "%s %s, %d pairs, order %d", es_compare_method_name(method), d->n, d->order);
     }
     *parameters = a ? es_adapter_parameters(a) : 0;
     if (!rc && !bias && !d->first) { /* the next ones take over what this one cached */
@@ -404,7 +404,7 @@ static int run_once(bench *b, task_data *d, const char *kind, es_method method, 
     if (rc)
         return rc;
     *line = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:f, s:f, s:I, s:f, s:o}", "key", key, "kind", kind, "task", b->o->task, "method",
-                      es_method_name(method), "experiences", n, "order", order, "garbage", b->o->garbage, "rate", rate, "parameters",
+                      es_compare_method_name(method), "experiences", n, "order", order, "garbage", b->o->garbage, "rate", rate, "parameters",
                       (json_int_t)parameters, "seconds", seconds, "path", path);
     rc = append_line(b, *line, err);
     json_object_set_new(b->done, key, *line);
@@ -518,7 +518,7 @@ int es_compare_run(es_model *m, const es_dictionary *s, const es_atlas *a, const
             return es_fail(err, ES_ERR_USAGE, "%s: experience %d is no pair: it lacks a reply", o->task, i + 1);
     for (int i = 0; i < ES_N_METHODS; i++)
         if (o->method[i] && rates_of(o, (es_method)i) < 1)
-            return es_fail(err, ES_ERR_USAGE, "compare: no learning rate for %s", es_method_name((es_method)i));
+            return es_fail(err, ES_ERR_USAGE, "compare: no learning rate for %s", es_compare_method_name((es_method)i));
 
     /* The lowest residual that any method needs, so that one cache serves all. */
     int lowest = o->first_layer < layer + 1 ? o->first_layer : layer + 1;
@@ -623,7 +623,7 @@ static double equal_margin(json_t *lines, json_t *like)
     json_array_foreach(lines, i, x) {
         const char *method = json_string_value(json_object_get(x, "method"));
         for (size_t j = 0; method && same_setting(x, like) && number(x, "order") == number(like, "order") && j < sizeof LORAS / sizeof *LORAS; j++)
-            if (!strcmp(method, es_method_name(LORAS[j])))
+            if (!strcmp(method, es_compare_method_name(LORAS[j])))
                 least = fmin(least, best_margin(x));
     }
     return isfinite(least) ? least : 0;

@@ -6,7 +6,7 @@
 #include "features.h"
 
 typedef enum es_method { ES_METHOD_FEATURES, ES_METHOD_LORA, ES_METHOD_RANDOM, ES_METHOD_BIAS, ES_N_METHODS } es_method;
-const char *es_method_name(es_method m); /* features: lora within the basis; lora: the same matrices, free; random: a random basis; bias */
+const char *es_compare_method_name(es_method m); /* features: lora within the basis; lora: the same matrices, free; random: a random basis; bias */
 
 enum { ES_COMPARE_SIZES = 6, ES_COMPARE_RATES = 5 };
 

@@ -95,7 +95,7 @@ int eval_adapt(int argc, char **argv)
         o.garbage = garbage;
         for (int i = 0; i < ES_N_METHODS && code < 0; i++)
             if (rates[i] && !parse_rates(rates[i], o.rate[i], &o.method[i]))
-                code = opts_usage_error("eval adapt", "--%s-rate: \"%s\" is no list of at most %d rates", es_method_name((es_method)i), rates[i],
+                code = opts_usage_error("eval adapt", "--%s-rate: \"%s\" is no list of at most %d rates", es_compare_method_name((es_method)i), rates[i],
                                         (int)ES_COMPARE_RATES);
         const char *slash = strrchr(pairs, '/');
         char name[128];

@@ -1,0 +1,128 @@
+#include "method_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const struct {
+    const char *name, *about;
+    const es_method_ops *ops; /* NULL: the base model answers */
+    double rate;
+    int rank;
+} KIND[ES_N_METHODS] = {
+    [ES_METHOD_NONE] = {"none", "the base model", NULL, 0, 0},
+    [ES_METHOD_CONTEXT] = {"context", "the experiences, or the stated preference, in the prompt", NULL, 0, 0},
+    [ES_METHOD_TITANS] = {"titans", "a memory module written by surprise", NULL, 0.03, 0},
+    [ES_METHOD_SELF] = {"self", "optimisation on the model's own trajectories", NULL, 1e-4, 32},
+    [ES_METHOD_LORA] = {"lora", "low-rank updates on every linear map", NULL, 1e-4, 32},
+    [ES_METHOD_FULL] = {"full", "all weights", NULL, 1e-5, 0},
+    [ES_METHOD_DISTIL] = {"distil", "on-policy distillation into low-rank updates", NULL, 1e-4, 32},
+    [ES_METHOD_FEATURES] = {"features", "low-rank updates within chosen features", &es_method_features_ops, 0.002, 8},
+    [ES_METHOD_RANDOM] = {"random", "the same within as many random features", &es_method_features_ops, 0.002, 8},
+    [ES_METHOD_FREE] = {"free", "the same matrices without the constraint", &es_method_features_ops, 0.002, 8},
+    [ES_METHOD_BIAS] = {"bias", "a constant vector within chosen features", &es_method_features_ops, 0.02, 0},
+};
+
+struct es_method {
+    es_method_kind kind;
+    es_model *base;
+    void *self;
+};
+
+const char *es_method_name(es_method_kind k)
+{
+    return (unsigned)k < ES_N_METHODS ? KIND[k].name : "?";
+}
+
+const char *es_method_about(es_method_kind k)
+{
+    return (unsigned)k < ES_N_METHODS ? KIND[k].about : "?";
+}
+
+int es_method_by_name(const char *name)
+{
+    for (int i = 0; i < ES_N_METHODS; i++)
+        if (!strcmp(name, KIND[i].name))
+            return i;
+    return -1;
+}
+
+es_method_options es_method_default(es_method_kind k)
+{
+    return (es_method_options){.basis_size = 256, .rate = KIND[k].rate, .rank = KIND[k].rank, .beta = 5, .max_prompt = 128, .max_reply = 96, .max_new = 48, .seed = 1};
+}
+
+static const es_method_ops *ops(const es_method *m)
+{
+    return KIND[m->kind].ops;
+}
+
+int es_method_open(es_method **out, es_method_kind k, es_model *base, const es_method_options *o, es_error *err)
+{
+    *out = NULL;
+    if ((unsigned)k >= ES_N_METHODS || (k != ES_METHOD_NONE && !KIND[k].ops))
+        return es_fail(err, ES_ERR_USAGE, "there is no method %s", es_method_name(k));
+    es_method *m = es_calloc(1, sizeof *m);
+    if (!m)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a method");
+    m->kind = k;
+    m->base = base;
+    int rc = ops(m) ? ops(m)->open(&m->self, k, base, o, err) : ES_OK;
+    if (rc) {
+        free(m);
+        return rc;
+    }
+    *out = m;
+    return ES_OK;
+}
+
+void es_method_free(es_method *m)
+{
+    if (m && ops(m))
+        ops(m)->free(m->self);
+    free(m);
+}
+
+es_method_kind es_method_get_kind(const es_method *m)
+{
+    return m->kind;
+}
+
+int es_method_add(es_method *m, const es_experience *e, const volatile bool *cancel, es_error *err)
+{
+    return ops(m) && ops(m)->add ? ops(m)->add(m->self, e, cancel, err) : ES_OK;
+}
+
+int es_method_step(es_method *m, es_step_report *out, const volatile bool *cancel, es_error *err)
+{
+    *out = (es_step_report){.guard = "learned"};
+    return ops(m) && ops(m)->step ? ops(m)->step(m->self, out, cancel, err) : ES_OK;
+}
+
+int es_method_view(es_method *m, es_variant *out, es_error *err)
+{
+    *out = (es_variant){.model = m->base, .lowest_layer = es_model_get_info(m->base)->n_layer - 1};
+    return ops(m) ? ops(m)->view(m->self, out, err) : ES_OK;
+}
+
+int es_method_copy(es_method *m, es_variant *out, es_error *err)
+{
+    *out = (es_variant){.model = m->base, .lowest_layer = es_model_get_info(m->base)->n_layer - 1};
+    return !ops(m) ? ES_OK : ops(m)->copy ? ops(m)->copy(m->self, out, err) : ops(m)->view(m->self, out, err);
+}
+
+void es_variant_clear(es_variant *v)
+{
+    if (v->release)
+        v->release(v->owned);
+    *v = (es_variant){0};
+}
+
+uint64_t es_method_parameters(const es_method *m)
+{
+    return ops(m) && ops(m)->parameters ? ops(m)->parameters(m->self) : 0;
+}
+
+size_t es_method_bytes(const es_method *m)
+{
+    return ops(m) && ops(m)->bytes ? ops(m)->bytes(m->self) : 0;
+}

@@ -1,0 +1,77 @@
+/* method: every way of adapting to experiences behind one interface, so that a chat can switch between them and an evaluation can put
+ * them side by side on the same experiences. What each is: method_*.c, and docs/adapting.md.
+ *
+ * A method takes experiences (es_method_add), learns in steps (es_method_step), and shows what now answers as an es_variant: a model,
+ * a patch on it, messages before the conversation. One thread at a time; the base model is shared and never changed. */
+#ifndef ES_METHOD_H
+#define ES_METHOD_H
+
+#include "features.h"
+
+typedef enum es_method_kind {
+    ES_METHOD_NONE,     /* the base model */
+    ES_METHOD_CONTEXT,  /* the experiences, or the stated preference, in the prompt */
+    ES_METHOD_TITANS,   /* a memory module with surprise, momentum and forgetting */
+    ES_METHOD_SELF,     /* optimisation on the model's own trajectories */
+    ES_METHOD_LORA,     /* low-rank updates on every linear map (rank 32 unless said otherwise) */
+    ES_METHOD_FULL,     /* all weights */
+    ES_METHOD_DISTIL,   /* on-policy distillation from a teacher into low-rank updates on every linear map */
+    ES_METHOD_FEATURES, /* the constrained adapter */
+    ES_METHOD_RANDOM,   /* ablation: the constrained adapter within as many random features */
+    ES_METHOD_FREE,     /* ablation: its matrices without the constraint */
+    ES_METHOD_BIAS,     /* ablation: its form bias */
+    ES_N_METHODS
+} es_method_kind;
+const char *es_method_name(es_method_kind k);           /* "none", "context", ... */
+const char *es_method_about(es_method_kind k);          /* one line for help and lists */
+int es_method_by_name(const char *name);                /* -1 when there is none of that name */
+
+/* What answers. Borrowed from the method until its next add, step or free, unless made by es_method_copy. */
+typedef struct es_variant {
+    es_model *model;           /* the base model, or the method's own */
+    es_patch patch;
+    int lowest_layer;          /* the residual below this layer is the base model's: it may be cached. 0: run from the ids */
+    const es_message *prefix;  /* put before every conversation (a system message, or worked turns) */
+    int n_prefix;
+    void *owned;               /* of es_method_copy */
+    void (*release)(void *owned);
+} es_variant;
+void es_variant_clear(es_variant *v); /* frees what it owns */
+
+typedef struct es_method_options {
+    const es_dictionary *s;    /* features and its ablations; others may do without */
+    const es_atlas *a;         /* may be NULL */
+    const es_basis *basis;     /* features; NULL: chosen by the gradient of the experiences at the first step */
+    int basis_size;
+    double rate;               /* learning rate; 0: the method's own default */
+    int rank;                  /* low-rank methods; 0: the method's own default */
+    int batch;                 /* experiences a step; 0: all */
+    double beta;               /* of the pair loss; 0: 5 */
+    double anchor;             /* weight of the mean KL on anchor texts added to the loss, for the methods that learn by gradient; 0: none */
+    bool weighting;            /* experiences are weighted by trust, surprise and agreement, where the method can */
+    int max_prompt, max_reply; /* tokens kept; 0: the learner's defaults */
+    int max_new;               /* self, distil: tokens of a sampled trajectory; 0: 48 */
+    const char *preference;    /* context, distil: the stated preference, or NULL */
+    es_model *teacher;         /* distil: NULL: the base model with the preference, or the experiences, in its context */
+    const char *checkpoints;   /* full: a folder for checkpoints, or NULL */
+    int threads;
+    uint64_t seed;
+} es_method_options;
+es_method_options es_method_default(es_method_kind k);
+
+typedef struct es_method es_method;
+
+/* Borrows the model and everything in o until it is freed. */
+int es_method_open(es_method **out, es_method_kind k, es_model *base, const es_method_options *o, es_error *err);
+void es_method_free(es_method *m);
+es_method_kind es_method_get_kind(const es_method *m);
+/* Copies the experience. Both or one of the replies, as the learner takes them. */
+int es_method_add(es_method *m, const es_experience *e, const volatile bool *cancel, es_error *err);
+/* A step; for methods that do not learn in steps, guard is "learned" and nothing moves. On an error what answers is as before. */
+int es_method_step(es_method *m, es_step_report *out, const volatile bool *cancel, es_error *err);
+int es_method_view(es_method *m, es_variant *out, es_error *err);
+int es_method_copy(es_method *m, es_variant *out, es_error *err); /* on its own: for the thread that speaks; es_variant_clear frees it */
+uint64_t es_method_parameters(const es_method *m); /* numbers learned */
+size_t es_method_bytes(const es_method *m);        /* memory it holds now */
+
+#endif

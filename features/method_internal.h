@@ -1,0 +1,20 @@
+/* method (internal): what a method_*.c fills. */
+#ifndef ES_METHOD_INTERNAL_H
+#define ES_METHOD_INTERNAL_H
+
+#include "method.h"
+
+typedef struct es_method_ops { /* self: what open made. step, copy and add may be NULL: nothing to do, the view serves, ignored */
+    int (*open)(void **self, es_method_kind k, es_model *base, const es_method_options *o, es_error *err);
+    void (*free)(void *self);
+    int (*add)(void *self, const es_experience *e, const volatile bool *cancel, es_error *err);
+    int (*step)(void *self, es_step_report *out, const volatile bool *cancel, es_error *err);
+    int (*view)(void *self, es_variant *out, es_error *err);
+    int (*copy)(void *self, es_variant *out, es_error *err);
+    uint64_t (*parameters)(const void *self);
+    size_t (*bytes)(const void *self);
+} es_method_ops;
+
+extern const es_method_ops es_method_features_ops; /* features, random, free, bias */
+
+#endif
