@@ -10,7 +10,7 @@ static const struct {
     int rank;
 } KIND[ES_N_METHODS] = {
     [ES_METHOD_NONE] = {"none", "the base model", NULL, 0, 0},
-    [ES_METHOD_CONTEXT] = {"context", "the experiences, or the stated preference, in the prompt", NULL, 0, 0},
+    [ES_METHOD_CONTEXT] = {"context", "the experiences, or the stated preference, in the prompt", &es_method_context_ops, 0, 0},
     [ES_METHOD_TITANS] = {"titans", "a memory module written by surprise", NULL, 0.03, 0},
     [ES_METHOD_SELF] = {"self", "optimisation on the model's own trajectories", NULL, 1e-4, 32},
     [ES_METHOD_LORA] = {"lora", "low-rank updates on every linear map", NULL, 1e-4, 32},
@@ -115,6 +115,38 @@ void es_variant_clear(es_variant *v)
     if (v->release)
         v->release(v->owned);
     *v = (es_variant){0};
+}
+
+static bool is_system(const es_message *message, int n)
+{
+    return n > 0 && message->role && !strcmp(message->role, "system");
+}
+
+int es_variant_conversation(const es_variant *v, const es_message *message, int n, es_message **out, int *n_out, es_error *err)
+{
+    bool ours = is_system(v->prefix, v->n_prefix), theirs = is_system(message, n);
+    size_t head = ((size_t)v->n_prefix + (size_t)n + 1) * sizeof **out, a = theirs ? strlen(message->content) : 0;
+    size_t b = ours ? strlen(v->prefix->content) : 0;
+    char *block = es_calloc(1, head + a + b + 3);
+    if (!block)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a conversation of %d messages", n);
+    es_message *m = *out = (es_message *)(void *)block;
+    int k = 0;
+    if (ours && theirs) {
+        char *text = block + head;
+        memcpy(text, message->content, a);
+        memcpy(text + a, "\n\n", 2);
+        memcpy(text + a + 2, v->prefix->content, b);
+        m[k++] = (es_message){"system", text};
+    } else if (ours || theirs) {
+        m[k++] = ours ? *v->prefix : *message;
+    }
+    for (int i = ours; i < v->n_prefix; i++)
+        m[k++] = v->prefix[i];
+    for (int i = theirs; i < n; i++)
+        m[k++] = message[i];
+    *n_out = k;
+    return ES_OK;
 }
 
 uint64_t es_method_parameters(const es_method *m)

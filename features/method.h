@@ -33,10 +33,14 @@ typedef struct es_variant {
     int lowest_layer;          /* the residual below this layer is the base model's: it may be cached. 0: run from the ids */
     const es_message *prefix;  /* put before every conversation (a system message, or worked turns) */
     int n_prefix;
+    int context_tokens;        /* of every prompt that the prefix takes */
     void *owned;               /* of es_method_copy */
     void (*release)(void *owned);
 } es_variant;
 void es_variant_clear(es_variant *v); /* frees what it owns */
+/* The prefix and a conversation as one. A system message on both sides becomes one, the prefix's after a blank line; one on either
+ * side comes first. *out: n_prefix + n messages at most, the caller's to free() in one; its strings are borrowed or within it. */
+int es_variant_conversation(const es_variant *v, const es_message *message, int n, es_message **out, int *n_out, es_error *err);
 
 typedef struct es_method_options {
     const es_dictionary *s;    /* features and its ablations; others may do without */
@@ -51,6 +55,7 @@ typedef struct es_method_options {
     bool weighting;            /* experiences are weighted by trust, surprise and agreement, where the method can */
     int max_prompt, max_reply; /* tokens kept; 0: the learner's defaults */
     int max_new;               /* self, distil: tokens of a sampled trajectory; 0: 48 */
+    int context_tokens;        /* context, distil: of worked turns, at most; 0: a third of the model's context, at most 1,024 */
     const char *preference;    /* context, distil: the stated preference, or NULL */
     es_model *teacher;         /* distil: NULL: the base model with the preference, or the experiences, in its context */
     const char *checkpoints;   /* full: a folder for checkpoints, or NULL */
