@@ -54,6 +54,11 @@ void *es_arena_take(es_arena *a, size_t n, size_t size);    /* 64-byte aligned; 
                                                                NULL as well when the arena is full (a bug in the caller) */
 void es_arena_close(es_arena *a);
 
+/* Bytes that could be taken without swapping (Linux's MemAvailable); SIZE_MAX where nobody says. */
+size_t es_memory_available(void);
+/* ES_ERR_MEMORY, both numbers named, when `what` needs more than limit bytes (0: what is available). */
+int es_memory_check(size_t bytes, size_t limit, const char *what, es_error *err);
+
 /* ---- growable byte string ------------------------------------------------------------------------------------------ */
 
 typedef struct es_buf {
@@ -91,6 +96,11 @@ int es_file_read(es_buf *out, const char *path, size_t limit, es_error *err); /*
 /* Writes path.tmp-PID, syncs, renames: path holds the old content or the new, never a mixture. Pipes and devices are written in
  * place. */
 int es_file_write(const char *path, const void *bytes, size_t n, es_error *err);
+/* The same of what fn puts, piece by piece, for content that need not lie in memory at once. fn's error leaves the old content; a
+ * put that failed (false) is reported by the call itself. */
+typedef struct es_sink es_sink;
+bool es_sink_put(es_sink *s, const void *bytes, size_t n);
+int es_file_write_by(const char *path, int (*fn)(void *user, es_sink *out, es_error *err), void *user, es_error *err);
 int es_dir_make(const char *path, es_error *err); /* with its parents, mode 0700 */
 
 /* SHA-256 as 64 lower-case hex digits and a NUL. */

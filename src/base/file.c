@@ -106,26 +106,45 @@ static int write_all(int fd, const char *p, size_t n)
     return 0;
 }
 
+struct es_sink {
+    int fd, why; /* errno of the first write that failed; 0: none */
+};
+
+bool es_sink_put(es_sink *s, const void *bytes, size_t n)
+{
+    if (!s->why && write_all(s->fd, bytes, n) != 0)
+        s->why = errno ? errno : EIO;
+    return !s->why;
+}
+
+static int fill(int fd, const char *path, int (*fn)(void *user, es_sink *out, es_error *err), void *user, es_error *err)
+{
+    es_sink sink = {.fd = fd};
+    int rc = fn(user, &sink, err);
+    errno = sink.why;
+    return sink.why ? fail_errno(err, path, "write") : rc;
+}
+
 /* Pipes and devices cannot be replaced by a rename and must not be (root writing to /dev/stdout). */
-static int write_in_place(const char *path, const void *bytes, size_t n, es_error *err)
+static int write_in_place(const char *path, int (*fn)(void *user, es_sink *out, es_error *err), void *user, es_error *err)
 {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return fail_errno(err, path, "open for writing");
-    int rc = write_all(fd, bytes, n) == 0 ? ES_OK : fail_errno(err, path, "write");
+    int rc = fill(fd, path, fn, user, err);
     if (close(fd) != 0 && rc == ES_OK)
         rc = fail_errno(err, path, "write");
     return rc;
 }
 
-int es_file_write(const char *path, const void *bytes, size_t n, es_error *err)
+int es_file_write_by(const char *path, int (*fn)(void *user, es_sink *out, es_error *err), void *user, es_error *err)
 {
     struct stat st;
     bool exists = stat(path, &st) == 0;
     if (exists && S_ISDIR(st.st_mode))
         return es_fail(err, ES_ERR_USAGE, "%s: is a folder, not a file to write", path);
     if (exists && !S_ISREG(st.st_mode))
-        return write_in_place(path, bytes, n, err);
+        return write_in_place(path, fn, user, err);
 
     es_buf tmp = {0}, dir = {0};
     es_buf_printf(&tmp, "%s.tmp-%ld", path, (long)getpid());
@@ -141,9 +160,8 @@ int es_file_write(const char *path, const void *bytes, size_t n, es_error *err)
     if (fd < 0) {
         rc = fail_errno(err, path, "create");
     } else {
-        if (write_all(fd, bytes, n) != 0)
-            rc = fail_errno(err, path, "write");
-        else if (fsync(fd) != 0)
+        rc = fill(fd, path, fn, user, err);
+        if (rc == ES_OK && fsync(fd) != 0)
             rc = fail_errno(err, path, "write to disk");
         if (close(fd) != 0 && rc == ES_OK)
             rc = fail_errno(err, path, "write");
@@ -162,6 +180,24 @@ int es_file_write(const char *path, const void *bytes, size_t n, es_error *err)
     es_buf_free(&tmp);
     es_buf_free(&dir);
     return rc;
+}
+
+typedef struct piece {
+    const void *bytes;
+    size_t n;
+} piece;
+
+static int put_piece(void *user, es_sink *out, es_error *err)
+{
+    const piece *p = user;
+    (void)err;
+    es_sink_put(out, p->bytes, p->n);
+    return ES_OK;
+}
+
+int es_file_write(const char *path, const void *bytes, size_t n, es_error *err)
+{
+    return es_file_write_by(path, put_piece, &(piece){bytes, n}, err);
 }
 
 int es_dir_make(const char *path, es_error *err)

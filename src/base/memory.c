@@ -1,5 +1,6 @@
 #include "base.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -82,4 +83,26 @@ void es_arena_close(es_arena *a)
     else
         free(a->base);
     *a = (es_arena){0};
+}
+
+size_t es_memory_available(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[200];
+    unsigned long long kib = 0;
+    bool found = false;
+    while (f && !found && fgets(line, sizeof line, f))
+        found = sscanf(line, "MemAvailable: %llu kB", &kib) == 1;
+    if (f)
+        fclose(f);
+    size_t bytes;
+    return found && es_mul((size_t)kib, 1024, &bytes) ? bytes : SIZE_MAX;
+}
+
+int es_memory_check(size_t bytes, size_t limit, const char *what, es_error *err)
+{
+    size_t most = limit ? limit : es_memory_available();
+    if (bytes <= most)
+        return ES_OK;
+    return es_fail(err, ES_ERR_MEMORY, "%s needs %.1f GB of memory; %s %.1f GB", what, (double)bytes / 1e9, limit ? "it may take" : "the machine has", (double)most / 1e9);
 }

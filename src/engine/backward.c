@@ -1,9 +1,43 @@
-/* backward: forward.c from its end to its start. A matrix W is frozen, so only the gradient of its input passes: dx = dy W.
+/* backward: forward.c from its end to its start. A matrix W is mostly frozen, so only the gradient of its input passes: dx = dy W.
+ * A thawed model's has dW += dy^T x besides.
  * A low-rank update y += s B (A x) has, with u = A x and du = s B^T dy (rows: du = s dy B):
  *   dB += s dy^T u,  dA += du^T x,  dx += du A. */
 #include "forward.h"
 
+#include <math.h>
 #include <string.h>
+
+float *es_weight_grad(const es_pass *p, const es_grad *g, const void *of)
+{
+    return g && g->weights ? g->weights + ((const float *)of - (const float *)p->model->own.base) : NULL;
+}
+
+void es_norm_weight_back(const float *x, const float *dy, float *dw, int n, int d, float eps)
+{
+    for (int t = 0; t < n; t++, x += d, dy += d) {
+        double square = 0;
+        for (int j = 0; j < d; j++)
+            square += (double)x[j] * x[j];
+        float inv = (float)(1 / sqrt(square / d + eps));
+        for (int j = 0; j < d; j++)
+            dw[j] += dy[j] * x[j] * inv;
+    }
+}
+
+static void matrix_back(const es_pass *p, int layer, es_site site, int n, const float *x, const float *dy, const es_grad *g)
+{
+    const es_weight *w = &p->model->layer[layer].site[site];
+    float *dw = es_weight_grad(p, g, w->data);
+    if (dw)
+        p->k->gemm(p->pool, true, false, w->n_out, w->n_in, n, 1, dy, w->n_out, x, w->n_in, 1, dw, w->n_in);
+}
+
+static void norm_back(const es_pass *p, const float *weight, int n, const float *x, const float *dy, const es_grad *g)
+{
+    float *dw = es_weight_grad(p, g, weight);
+    if (dw)
+        es_norm_weight_back(x, dy, dw, n, p->model->info.d_model, p->model->info.norm_eps);
+}
 
 /* Whether an entry of the block at `site` wants the gradient of its own numbers. */
 static bool wants(const es_grad *g, int i)
@@ -85,34 +119,41 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
     int n = r->n, d = m->d_model, ff = m->d_ff, q_width = m->n_head * m->head_dim, kv_width = m->n_kv * m->head_dim;
     const unsigned qkv = 1u << ES_SITE_Q | 1u << ES_SITE_K | 1u << ES_SITE_V, gate_up = 1u << ES_SITE_GATE | 1u << ES_SITE_UP;
     unsigned want = wanted_sites(p, layer, g), here = p->site_mask[layer];
+    bool learns = g && g->weights;
+    propagate = propagate || learns; /* its own norm's gradient needs as much */
     bool to_qkv = propagate || (want & qkv), to_o = to_qkv || (want & 1u << ES_SITE_O), to_gate = to_o || (want & gate_up);
 
     /* out = mid + down(silu(gate) * up) */
-    if (here & 1u << ES_SITE_DOWN)
+    if (learns || here & 1u << ES_SITE_DOWN)
         k->swiglu(p->pool, a->gate, a->up, p->act, (size_t)n * ff);
     if (to_gate)
         k->matmul_back(p->pool, &l->site[ES_SITE_DOWN], dh, n, w->dact, false);
+    matrix_back(p, layer, ES_SITE_DOWN, n, p->act, dh, g);
     lowrank_backward(p, layer, ES_SITE_DOWN, r, p->act, dh, to_gate ? w->dact : NULL, g);
     if (!to_gate)
         return;
 
     /* gate, up = W norm(mid) */
     k->swiglu_back(p->pool, a->gate, a->up, w->dact, w->dgate, w->dup, (size_t)n * ff);
-    if (here & gate_up)
+    if (learns || here & gate_up)
         k->rmsnorm(p->pool, a->mid, l->ffn_norm, p->norm, n, d, m->norm_eps);
     if (to_o) {
         k->matmul_back(p->pool, &l->site[ES_SITE_GATE], w->dgate, n, w->dnorm, false);
         k->matmul_back(p->pool, &l->site[ES_SITE_UP], w->dup, n, w->dnorm, true);
     }
+    matrix_back(p, layer, ES_SITE_GATE, n, p->norm, w->dgate, g);
+    matrix_back(p, layer, ES_SITE_UP, n, p->norm, w->dup, g);
     lowrank_backward(p, layer, ES_SITE_GATE, r, p->norm, w->dgate, to_o ? w->dnorm : NULL, g);
     lowrank_backward(p, layer, ES_SITE_UP, r, p->norm, w->dup, to_o ? w->dnorm : NULL, g);
     if (!to_o)
         return;
+    norm_back(p, l->ffn_norm, n, a->mid, w->dnorm, g);
     k->rmsnorm_back(p->pool, a->mid, l->ffn_norm, w->dnorm, dh, n, d, m->norm_eps); /* dh was d out = d mid's direct part */
 
     /* mid = x + o(attention) */
     if (to_qkv)
         k->matmul_back(p->pool, &l->site[ES_SITE_O], dh, n, w->datt, false);
+    matrix_back(p, layer, ES_SITE_O, n, a->att, dh, g);
     lowrank_backward(p, layer, ES_SITE_O, r, a->att, dh, to_qkv ? w->datt : NULL, g);
     if (!to_qkv)
         return;
@@ -129,18 +170,23 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
     k->rope(p->pool, w->dk, r->pos, p->rope_cos, p->rope_sin, n, m->n_kv, m->head_dim, false, true);
 
     /* q, k, v = W norm(x) */
-    if (here & qkv)
+    if (learns || here & qkv)
         k->rmsnorm(p->pool, a->x, l->attn_norm, p->norm, n, d, m->norm_eps);
     if (propagate) {
         k->matmul_back(p->pool, &l->site[ES_SITE_Q], w->dq, n, w->dnorm, false);
         k->matmul_back(p->pool, &l->site[ES_SITE_K], w->dk, n, w->dnorm, true);
         k->matmul_back(p->pool, &l->site[ES_SITE_V], w->dv, n, w->dnorm, true);
     }
+    matrix_back(p, layer, ES_SITE_Q, n, p->norm, w->dq, g);
+    matrix_back(p, layer, ES_SITE_K, n, p->norm, w->dk, g);
+    matrix_back(p, layer, ES_SITE_V, n, p->norm, w->dv, g);
     lowrank_backward(p, layer, ES_SITE_Q, r, p->norm, w->dq, propagate ? w->dnorm : NULL, g);
     lowrank_backward(p, layer, ES_SITE_K, r, p->norm, w->dk, propagate ? w->dnorm : NULL, g);
     lowrank_backward(p, layer, ES_SITE_V, r, p->norm, w->dv, propagate ? w->dnorm : NULL, g);
-    if (propagate)
+    if (propagate) {
+        norm_back(p, l->attn_norm, n, a->x, w->dnorm, g);
         k->rmsnorm_back(p->pool, a->x, l->attn_norm, w->dnorm, dh, n, d, m->norm_eps);
+    }
 }
 
 void es_residual_backward(const es_pass *p, int layer, const es_rows *r, float *dh, const es_grad *g)

@@ -209,6 +209,8 @@ typedef struct es_grad {
     const int *seq_slot; /* [n_seq] or NULL. When set, a/b/addend of sequence s go to slot seq_slot[s]: the pointers then name
                             arrays of n_slot such blocks one after another. Gives per-experience gradients in one pass. */
     int n_slot;
+    float *weights;    /* of a thawed model (weights.h), in es_model_numbers' order: matrices and norms of the blocks from to_layer up,
+                          the final norm, the head; with to_layer -1 the rows of the embedding too */
 } es_grad;
 /* Backward of the last forward with the same batch and patch (hooks must not have changed either). dlogprob[n]:
  * dLoss/dlogprob of each wanted token; NULL: zeros. Everything that sits at layers >= `to_layer` gets its gradient: the low-rank

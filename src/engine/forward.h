@@ -72,9 +72,13 @@ typedef struct es_back {
 } es_back;
 
 /* dh: in, the gradient of the residual that leaves the block; out, of the one that enters, if propagate. Without propagate only
- * as much is computed as the low-rank entries of this block that want a gradient need. g may be NULL. */
+ * as much is computed as the low-rank entries of this block that want a gradient need (all, when g->weights is set). g may be NULL. */
 void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, const es_back *w, float *dh,
                        const es_grad *g, bool propagate);
+/* Where the gradient of something that lies among the model's own numbers goes; NULL: nowhere. */
+float *es_weight_grad(const es_pass *p, const es_grad *g, const void *of);
+/* dw[d] += the gradient of a norm's weight, from its input x and the gradient dy of its output, [n, d] each. */
+void es_norm_weight_back(const float *x, const float *dy, float *dw, int n, int d, float eps);
 /* Back through the hooks and addends after `layer`; dh in place. */
 void es_residual_backward(const es_pass *p, int layer, const es_rows *r, float *dh, const es_grad *g);
 

@@ -277,6 +277,7 @@ void es_model_free(es_model *m)
         return;
     es_tokenizer_free(m->tokenizer);
     es_gguf_close(&m->gguf);
+    es_arena_close(&m->own);
     free(m->layer);
     free(m->rope_inv);
     free(m);

@@ -20,7 +20,9 @@ struct es_model {
     es_weight head;       /* [n_vocab, d_model]; the embedding when tied */
     const float *final_norm; /* [d_model] */
     float *rope_inv; /* [head_dim/2] angle per position of pair i: base^(-2i/head_dim), any scaling of the file included */
-    es_tokenizer *tokenizer;
+    es_tokenizer *tokenizer; /* perhaps shared with other models */
+    es_arena own;            /* thawed (weights.h): every number, one after another; matrices, then norms. The map is empty then */
+    size_t n_own, n_own_matrix; /* floats */
     char hash[65];   /* "" until known */
 };
 

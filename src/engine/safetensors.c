@@ -201,6 +201,11 @@ const char *es_safetensors_metadata(const es_safetensors *s, const char *key)
     return json_string_value(json_object_get(json_object_get(s->header, "__metadata__"), key));
 }
 
+json_t *es_safetensors_metadata_all(const es_safetensors *s)
+{
+    return json_object_get(s->header, "__metadata__");
+}
+
 bool es_tensor_f32(const es_tensor *t, size_t first, size_t n, float *out)
 {
     enum { CHUNK = 1024 };
@@ -310,11 +315,24 @@ int es_safetensors_shards(char ***out, size_t *n, const char *index_path, es_err
     return ES_OK;
 }
 
-static void add_data(es_buf *out, const es_tensor_spec *t, size_t n)
+typedef struct output { /* into one of them */
+    es_buf *buf;
+    es_sink *sink;
+} output;
+
+static void put(const output *o, const void *bytes, size_t n)
+{
+    if (o->buf)
+        es_buf_add(o->buf, bytes, n);
+    else
+        es_sink_put(o->sink, bytes, n);
+}
+
+static void add_data(const output *o, const es_tensor_spec *t, size_t n)
 {
     enum { CHUNK = 4096 };
     if (t->type == ES_TENSOR_F32) {
-        es_buf_add(out, t->data, n * sizeof(float));
+        put(o, t->data, n * sizeof(float));
         return;
     }
     uint16_t half[CHUNK];
@@ -329,11 +347,11 @@ static void add_data(es_buf *out, const es_tensor_spec *t, size_t n)
                 half[j] = (b & 0x7fffffff) > 0x7f800000 ? (uint16_t)(b >> 16 | 0x40) : (uint16_t)((b + 0x7fff + (b >> 16 & 1)) >> 16);
             }
         }
-        es_buf_add(out, half, 2 * m);
+        put(o, half, 2 * m);
     }
 }
 
-int es_safetensors_write(es_buf *out, const es_tensor_spec *t, size_t n, json_t *metadata, es_error *err)
+static int write_tensors(const output *o, const es_tensor_spec *t, size_t n, json_t *metadata, es_error *err)
 {
     json_t *header = json_object();
     bool bad = !header;
@@ -366,15 +384,38 @@ int es_safetensors_write(es_buf *out, const es_tensor_spec *t, size_t n, json_t 
     uint8_t size[8];
     for (int i = 0; i < 8; i++)
         size[i] = (uint8_t)((uint64_t)padded >> 8 * i);
-    es_buf_add(out, size, 8);
-    es_buf_add(out, text, length);
-    es_buf_add(out, "       ", padded - length);
+    put(o, size, 8);
+    put(o, text, length);
+    put(o, "       ", padded - length);
     free(text);
     for (size_t i = 0; i < n; i++) {
         size_t count = 1;
         for (int j = 0; j < t[i].n_dims; j++)
             count *= t[i].dim[j];
-        add_data(out, &t[i], count);
+        add_data(o, &t[i], count);
     }
-    return out->failed ? es_fail(err, ES_ERR_MEMORY, "not enough memory for %zu bytes of tensors", at) : ES_OK;
+    return ES_OK;
+}
+
+int es_safetensors_write(es_buf *out, const es_tensor_spec *t, size_t n, json_t *metadata, es_error *err)
+{
+    int rc = write_tensors(&(output){.buf = out}, t, n, metadata, err);
+    return rc ? rc : out->failed ? es_fail(err, ES_ERR_MEMORY, "not enough memory for the bytes of %zu tensors", n) : ES_OK;
+}
+
+typedef struct to_file {
+    const es_tensor_spec *t;
+    size_t n;
+    json_t *metadata;
+} to_file;
+
+static int put_file(void *user, es_sink *out, es_error *err)
+{
+    const to_file *f = user;
+    return write_tensors(&(output){.sink = out}, f->t, f->n, f->metadata, err);
+}
+
+int es_safetensors_write_file(const char *path, const es_tensor_spec *t, size_t n, json_t *metadata, es_error *err)
+{
+    return es_file_write_by(path, put_file, &(to_file){t, n, metadata}, err);
 }

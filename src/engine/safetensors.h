@@ -34,6 +34,7 @@ size_t es_safetensors_count(const es_safetensors *s);
 const es_tensor *es_safetensors_at(const es_safetensors *s, size_t i); /* in the order of the data */
 const es_tensor *es_safetensors_find(const es_safetensors *s, const char *name); /* NULL: none */
 const char *es_safetensors_metadata(const es_safetensors *s, const char *key);   /* "__metadata__"; NULL: none */
+json_t *es_safetensors_metadata_all(const es_safetensors *s); /* the object itself, borrowed; NULL: none */
 
 /* The named tensor with exactly these dimensions (n_dims of them), as f32 into out; F32, F16, BF16 and F64 are converted.
  * ES_ERR_MISSING, ES_ERR_FORMAT (the shape or type, with both shapes named). */
@@ -55,5 +56,7 @@ typedef struct es_tensor_spec { /* what to write; data is f32 and is stored as `
 
 /* Appends a whole file to out. metadata: a JSON object of strings, borrowed; may be NULL. */
 int es_safetensors_write(es_buf *out, const es_tensor_spec *t, size_t n, json_t *metadata, es_error *err);
+/* The same straight into a file, replaced whole or not at all (es_file_write): nothing of it is gathered in memory. */
+int es_safetensors_write_file(const char *path, const es_tensor_spec *t, size_t n, json_t *metadata, es_error *err);
 
 #endif

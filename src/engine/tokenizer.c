@@ -20,7 +20,7 @@ typedef struct merge { /* an entry of the hash table of pairs; rank NO_RANK: fre
 } merge;
 
 struct es_tokenizer {
-    int n_vocab;
+    int n_vocab, more_holders; /* besides the first */
     es_pretoken pre;
     char *bytes;   /* what the tokens stand for, one after another */
     uint32_t *at;  /* [n_vocab + 1] where each begins */
@@ -409,9 +409,15 @@ int es_tokenizer_open(es_tokenizer **out, const es_gguf *g, int n_vocab, es_erro
     return rc;
 }
 
+es_tokenizer *es_tokenizer_share(es_tokenizer *t)
+{
+    __atomic_add_fetch(&t->more_holders, 1, __ATOMIC_RELAXED);
+    return t;
+}
+
 void es_tokenizer_free(es_tokenizer *t)
 {
-    if (!t)
+    if (!t || __atomic_fetch_sub(&t->more_holders, 1, __ATOMIC_ACQ_REL) > 0)
         return;
     free(t->bytes);
     free(t->at);

@@ -242,9 +242,10 @@ static int head_forward(es_trainer *t, const es_batch *b, float *logprob, const 
 
 /* dh = the gradient of the last residual, through the head and the final norm. */
 static int head_backward(es_trainer *t, const es_batch *b, const float *dlogprob,
-                         void (*dlogits)(void *user, int token, const float *p, float *dl), void *user, const volatile bool *cancel,
-                         es_error *err)
+                         void (*dlogits)(void *user, int token, const float *p, float *dl), void *user, const es_grad *g,
+                         const volatile bool *cancel, es_error *err)
 {
+    float *dhead = es_weight_grad(&t->pass, g, t->model->head.data), *dnorm = es_weight_grad(&t->pass, g, t->model->final_norm);
     const es_model_info *m = &t->model->info;
     const es_kernels *k = t->pass.k;
     es_pool *pool = t->pass.pool;
@@ -279,7 +280,11 @@ static int head_backward(es_trainer *t, const es_batch *b, const float *dlogprob
                 row[j] *= -t->head_dlogprob[i];
             dlogits(user, t->wanted[first + i], t->p_row, row);
         }
+        if (dhead) /* head_norm: the rows that entered the head, until the next line */
+            k->gemm(pool, true, false, m->n_vocab, m->d_model, n, 1, t->logits, m->n_vocab, t->head_norm, m->d_model, 1, dhead, m->d_model);
         k->matmul_back(pool, &t->model->head, t->logits, n, t->head_norm, false);
+        if (dnorm)
+            es_norm_weight_back(t->head_x, t->head_norm, dnorm, n, m->d_model, m->norm_eps);
         memset(t->head_dx, 0, sizeof(float) * n * d);
         k->rmsnorm_back(pool, t->head_x, t->model->final_norm, t->head_norm, t->head_dx, n, m->d_model, m->norm_eps);
         for (int i = 0; i < n; i++)
@@ -381,13 +386,15 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
     for (int i = 0; patch && i < patch->n_hook; i++)
         if (!patch->hook[i].backward && patch->hook[i].layer >= to_layer)
             return es_fail(err, ES_ERR_USAGE, "backward: the hook after layer %d has none", patch->hook[i].layer);
+    if (g && g->weights && !t->model->own.base)
+        return es_fail(err, ES_ERR_USAGE, "backward: weights learn in a thawed model only");
     for (int s = 0; g && g->seq_slot && s < b->n_seq; s++)
         if (g->seq_slot[s] < 0 || g->seq_slot[s] >= g->n_slot)
             return es_fail(err, ES_ERR_USAGE, "backward: sequence %d goes to slot %d of %d", s, g->seq_slot[s], g->n_slot);
 
     int code = es_pass_set_patch(&t->pass, patch, t->o.from_layer, max_hooks(&t->o), err);
     if (!code)
-        code = head_backward(t, b, dlogprob, dlogits, user, cancel, err);
+        code = head_backward(t, b, dlogprob, dlogits, user, g, cancel, err);
     for (int l = m->n_layer - 1; !code && l >= to_layer; l--) {
         if (g && g->resid && l >= 0 && g->resid[l])
             memcpy(g->resid[l], t->dh, sizeof(float) * b->n * m->d_model);
@@ -397,5 +404,10 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
         if (!(code = cancelled(cancel, err)))
             es_block_backward(&t->pass, l, &t->rows, &t->acts[l], &t->back, t->dh, g, l > to_layer);
     }
+    float *embd = !code && to_layer < 0 ? es_weight_grad(&t->pass, g, t->model->token_embd.data) : NULL;
+    size_t d = (size_t)m->d_model;
+    for (int i = 0; embd && i < b->n; i++)
+        for (size_t j = 0; j < d && b->ids[i] >= 0 && b->ids[i] < m->n_vocab; j++) /* a residual may have come in their place */
+            embd[(size_t)b->ids[i] * d + j] += t->dh[(size_t)i * d + j];
     return code;
 }
