@@ -20,18 +20,6 @@
 enum { SLOTS = 16, TRIES = 6, ANCHOR_TOKENS = 512, MEDIAN_MAX = 1 << 16 };
 static const size_t TRAINER_BYTES = (size_t)400 << 20; /* what the trainer may take: its batches are sized by this */
 
-static const char *const ANCHORS[] = { /* neutral prose, facts, arithmetic, code */
-    "The river rises in the hills to the north and flows through three towns before it reaches the sea.",
-    "In 1869 the chemist arranged the known elements by their atomic weight and left gaps for those not yet found.",
-    "To prepare the soil, remove the weeds, loosen the top layer, and mix in some compost before planting.",
-    "A train leaves at 9:15 and travels 120 miles at 60 miles per hour, so it arrives at 11:15.",
-    "The committee met on Tuesday to discuss the budget, and the minutes were sent to all members the next day.",
-    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n",
-    "Most birds build their nests in spring, when food is easy to find and the days grow longer.",
-    "She closed the book, put it back on the shelf, and went to the kitchen to see whether the bread was ready.",
-    "Water boils at a lower temperature on a mountain because the pressure of the air is lower there.",
-};
-
 typedef struct es_item { /* an experience */
     es_sequence seq[2];     /* preferred, rejected; n 0: absent */
     double weight;
@@ -160,8 +148,8 @@ static int choose_tokens(const es_model *m, es_trainer_options *o, int least)
 
 static int anchors_open(es_learner *l, const volatile bool *cancel, es_error *err)
 {
-    const char *const *text = l->o.anchor ? l->o.anchor : ANCHORS;
-    int n = l->o.anchor ? l->o.n_anchor : (int)(sizeof ANCHORS / sizeof *ANCHORS), d = l->a->d, below = es_adapter_lowest_layer(l->a) - 1;
+    int n = l->o.n_anchor, d = l->a->d, below = es_adapter_lowest_layer(l->a) - 1;
+    const char *const *text = l->o.anchor ? l->o.anchor : es_anchor_texts(&n);
     int room = l->pack.cap < ANCHOR_TOKENS ? l->pack.cap : ANCHOR_TOKENS;
     size_t n_vocab = (size_t)es_model_get_info(l->m)->n_vocab;
     if (n < 1)

@@ -154,6 +154,11 @@ uint64_t es_method_parameters(const es_method *m)
     return ops(m) && ops(m)->parameters ? ops(m)->parameters(m->self) : 0;
 }
 
+const char *es_method_note(const es_method *m)
+{
+    return ops(m) && ops(m)->note ? ops(m)->note(m->self) : "";
+}
+
 size_t es_method_bytes(const es_method *m)
 {
     return ops(m) && ops(m)->bytes ? ops(m)->bytes(m->self) : 0;

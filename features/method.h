@@ -52,13 +52,19 @@ typedef struct es_method_options {
     int batch;                 /* experiences a step; 0: all */
     double beta;               /* of the pair loss; 0: 5 */
     double anchor;             /* weight of the mean KL on anchor texts added to the loss, for the methods that learn by gradient; 0: none */
+    const char *const *anchor_text; int n_anchor; /* neutral texts; NULL: built-in ones */
     bool weighting;            /* experiences are weighted by trust, surprise and agreement, where the method can */
     int max_prompt, max_reply; /* tokens kept; 0: the learner's defaults */
     int max_new;               /* self, distil: tokens of a sampled trajectory; 0: 48 */
     int context_tokens;        /* context, distil: of worked turns, at most; 0: a third of the model's context, at most 1,024 */
     const char *preference;    /* context, distil: the stated preference, or NULL */
     es_model *teacher;         /* distil: NULL: the base model with the preference, or the experiences, in its context */
-    const char *checkpoints;   /* full: a folder for checkpoints, or NULL */
+    const char *checkpoints;   /* full: a folder for checkpoints, which open resumes from; what answers is then the last one that
+                                  passed the gate. NULL: none, and what has been learned answers at once */
+    int checkpoint_every;      /* full: experiences that steps took in, each time, between checkpoints; 0: 32 */
+    double checkpoint_hours;   /* full: or this long after the last, when there was a step; 0: 1 */
+    double kappa;              /* full: the gate's largest mean KL on anchors; 0: the learner's default */
+    size_t memory;             /* full and the low-rank methods: bytes they may take; 0: what the machine has available */
     int threads;
     uint64_t seed;
 } es_method_options;
@@ -78,5 +84,6 @@ int es_method_view(es_method *m, es_variant *out, es_error *err);
 int es_method_copy(es_method *m, es_variant *out, es_error *err); /* on its own: for the thread that speaks; es_variant_clear frees it */
 uint64_t es_method_parameters(const es_method *m); /* numbers learned */
 size_t es_method_bytes(const es_method *m);        /* memory it holds now */
+const char *es_method_note(const es_method *m);    /* what it last decided and why (the gate's verdict), one line, borrowed until the next call; "" */
 
 #endif

@@ -220,4 +220,7 @@ static size_t context_bytes(const void *self)
     return sum;
 }
 
-const es_method_ops es_method_context_ops = {context_open, context_free, context_add, NULL, context_view, context_copy, NULL, context_bytes};
+const es_method_ops es_method_context_ops = {
+    .open = context_open, .free = context_free, .add = context_add, .view = context_view, .copy = context_copy, .bytes =
+    context_bytes,
+};

@@ -137,5 +137,7 @@ static size_t features_bytes(const void *self)
     return m->learner ? es_learner_bytes(m->learner) : 0;
 }
 
-const es_method_ops es_method_features_ops = {features_open, features_free, features_add, features_step, features_view, features_copy, features_parameters,
-                                              features_bytes};
+const es_method_ops es_method_features_ops = {
+    .open = features_open, .free = features_free, .add = features_add, .step = features_step, .view = features_view, .copy =
+    features_copy, .parameters = features_parameters, .bytes = features_bytes,
+};

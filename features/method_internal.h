@@ -13,6 +13,7 @@ typedef struct es_method_ops { /* self: what open made. step, copy and add may b
     int (*copy)(void *self, es_variant *out, es_error *err);
     uint64_t (*parameters)(const void *self);
     size_t (*bytes)(const void *self);
+    const char *(*note)(const void *self); /* may be NULL */
 } es_method_ops;
 
 extern const es_method_ops es_method_features_ops; /* features, random, free, bias */

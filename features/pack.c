@@ -4,6 +4,24 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char *const ANCHORS[] = { /* neutral prose, facts, arithmetic, code */
+    "The river rises in the hills to the north and flows through three towns before it reaches the sea.",
+    "In 1869 the chemist arranged the known elements by their atomic weight and left gaps for those not yet found.",
+    "To prepare the soil, remove the weeds, loosen the top layer, and mix in some compost before planting.",
+    "A train leaves at 9:15 and travels 120 miles at 60 miles per hour, so it arrives at 11:15.",
+    "The committee met on Tuesday to discuss the budget, and the minutes were sent to all members the next day.",
+    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n",
+    "Most birds build their nests in spring, when food is easy to find and the days grow longer.",
+    "She closed the book, put it back on the shelf, and went to the kitchen to see whether the bread was ready.",
+    "Water boils at a lower temperature on a mountain because the pressure of the air is lower there.",
+};
+
+const char *const *es_anchor_texts(int *n)
+{
+    *n = (int)(sizeof ANCHORS / sizeof *ANCHORS);
+    return ANCHORS;
+}
+
 static int sequence_alloc(es_sequence *s, int n, es_error *err)
 {
     s->ids = es_calloc(2 * (size_t)n, sizeof *s->ids);
@@ -65,6 +83,23 @@ int es_sequence_text(es_sequence *out, const es_model *m, const char *text, int 
         out->n_reply = n;
     }
     es_ids_free(&ids);
+    return rc;
+}
+
+int es_sequence_ids(es_sequence *out, const int32_t *prompt, int n_prompt, const int32_t *reply, int n_reply, es_error *err)
+{
+    *out = (es_sequence){0};
+    if (n_prompt < 1 || n_reply < 1 || n_reply > INT32_MAX - n_prompt)
+        return es_fail(err, ES_ERR_USAGE, "a sequence needs at least one token of prompt and of reply");
+    int n = n_prompt + n_reply - 1, rc = sequence_alloc(out, n, err);
+    for (int i = 0; !rc && i <= n; i++) {
+        int32_t id = i < n_prompt ? prompt[i] : reply[i - n_prompt];
+        if (i < n)
+            out->ids[i] = id;
+        if (i > 0)
+            out->target[i - 1] = id;
+    }
+    out->n_reply = rc ? 0 : n_reply;
     return rc;
 }
 

@@ -17,6 +17,8 @@ int es_sequence_make(es_sequence *out, const es_model *m, const es_message *mess
                      int max_reply, es_error *err);
 /* Raw text: every token but the first is predicted. */
 int es_sequence_text(es_sequence *out, const es_model *m, const char *text, int max_tokens, es_error *err);
+/* A prompt and a reply that are tokens already. */
+int es_sequence_ids(es_sequence *out, const int32_t *prompt, int n_prompt, const int32_t *reply, int n_reply, es_error *err);
 void es_sequence_free(es_sequence *s);
 size_t es_sequence_bytes(const es_sequence *s, int d);
 
@@ -39,6 +41,9 @@ void es_pack_means(es_pack *p); /* logprob -> seq[i]->now */
 
 /* The residual after `layer` of the base model into s->resid (allocated). */
 int es_sequence_residual(es_sequence *s, es_trainer *t, int layer, int d, const volatile bool *cancel, es_error *err);
+
+/* Neutral prose, facts, arithmetic, code: what a KL is measured on when nobody gave texts. */
+const char *const *es_anchor_texts(int *n);
 
 /* The learner's loss of one experience (features.h) from its replies' means; a NULL sequence is an absent reply. dpref, drej: its
  * derivatives by the means. */

@@ -20,7 +20,7 @@ typedef struct es_tune_options {
     double clip;                  /* gradients longer than this are shortened to it; 0: never */
     double beta;                  /* of the pair loss */
     double anchor;                /* weight of mean KL(base || adapted) on anchor texts, added to the loss; 0: none */
-    const char *const *anchor_text; int n_anchor; /* NULL: the built-in ones. Borrowed during open only */
+    const char *const *anchor_text; int n_anchor; /* NULL: the built-in ones. Borrowed */
     int anchor_batch;             /* texts a step, drawn at random; 0: 2 */
     int max_prompt, max_reply;    /* tokens kept of each */
     int max_tokens;               /* in one pass; 0: as many as some 600 MB of activations hold, at most 1024 */
@@ -42,7 +42,7 @@ int es_tune_steps(const es_tune *t);
 int es_tune_add(es_tune *t, const es_experience *e, const volatile bool *cancel, es_error *err);
 int es_tune_count(const es_tune *t);
 /* A step on the weighted mean of the experiences' losses (es_learner_open's comment; pack.h), `batch` of them in a random order that
- * takes each once an epoch; 0: all. guard: "clip" or NULL. kl: on the anchors drawn, before the step (0 without anchors). A loss or a
+ * takes each once an epoch; 0: all. loss: without the anchor term. kl: on the anchors drawn, before the step (0 without anchors). guard: "clip" or NULL. A loss or a
  * gradient that is not a number is ES_ERR_LIMIT. On any error, a cancel included, parameters and moments are as before. */
 int es_tune_step(es_tune *t, int batch, es_step_report *out, const volatile bool *cancel, es_error *err);
 
@@ -71,6 +71,13 @@ int es_tune_sample(es_tune *t, const es_message *message, int n_message, int max
 /* Low-rank updates only: the patch follows the parameters, borrowed; and a copy of its own for es_variant (release set). */
 int es_tune_view(es_tune *t, es_variant *out, es_error *err);
 int es_tune_copy(const es_tune *t, es_variant *out, es_error *err);
+
+/* Mean KL(base || adapted) over the tokens of all anchor texts, whether o->anchor asks for them or not. */
+int es_tune_anchor_kl(es_tune *t, double *kl, const volatile bool *cancel, es_error *err);
+
+/* For checkpoints: Adam's first (0) and second (1) moment, in es_tune_values' order, and the steps behind them. */
+float *es_tune_moment(es_tune *t, int which);
+void es_tune_set_steps(es_tune *t, int steps);
 
 /* The loss where it stands, over all experiences and without anchors, and its gradient by the parameters ([es_tune_parameters], in
  * es_tune_values' order, may be NULL): for checks by finite differences. */
