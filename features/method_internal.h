@@ -17,6 +17,7 @@ typedef struct es_method_ops { /* self: what open made. step, copy and add may b
 } es_method_ops;
 
 extern const es_method_ops es_method_features_ops; /* features, random, free, bias */
+extern const es_method_ops es_method_lora_ops, es_method_full_ops, es_method_self_ops;
 extern const es_method_ops es_method_context_ops;
 
 #endif

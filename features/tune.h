@@ -6,6 +6,7 @@
 
 #include "method.h"
 #include "pack.h"
+#include "weights.h"
 
 typedef struct es_tune es_tune;
 
@@ -30,6 +31,7 @@ typedef struct es_tune_options {
 } es_tune_options;
 /* weights: Adam over everything at 1e-5. Otherwise rank 32, alpha 32, all sites of all layers at 1e-4. No decay, clip 1. */
 es_tune_options es_tune_default(bool weights);
+es_tune_options es_method_tune(const es_method_options *o, bool weights); /* with what a method's options say */
 
 /* base: what losses are measured from. own: NULL for low-rank updates; with o->weights the thawed model that is moved. Both borrowed. */
 int es_tune_open(es_tune **out, es_model *base, es_model *own, const es_tune_options *o, es_error *err);
@@ -74,6 +76,9 @@ int es_tune_copy(const es_tune *t, es_variant *out, es_error *err);
 
 /* Mean KL(base || adapted) over the tokens of all anchor texts, whether o->anchor asks for them or not. */
 int es_tune_anchor_kl(es_tune *t, double *kl, const volatile bool *cancel, es_error *err);
+
+/* Mean gain (pack.h) over the experiences, where the parameters stand. */
+int es_tune_gain(es_tune *t, double *gain, const volatile bool *cancel, es_error *err);
 
 /* For checkpoints: Adam's first (0) and second (1) moment, in es_tune_values' order, and the steps behind them. */
 float *es_tune_moment(es_tune *t, int which);

@@ -272,7 +272,8 @@ int es_weights_load(es_model *m, const char *path, const es_weights_more *more, 
         float *to = i < count ? (float *)m->own.base : more[i / count - 1].number;
         name_of(name, i < count ? NULL : more[i / count - 1].name, &list[i % count]);
         const es_tensor *t = es_safetensors_find(s, name);
-        es_tensor_f32(t, 0, t->n, to + list[i % count].at);
+        if (to)
+            es_tensor_f32(t, 0, t->n, to + list[i % count].at);
     }
     free(chunk);
     free(list);

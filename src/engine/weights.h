@@ -22,7 +22,7 @@ int es_model_assign(es_model *to, const es_model *from, es_error *err);
  * base, and meta's strings (may be NULL). Replaced whole or not at all. */
 typedef struct es_weights_more { const char *name; es_tensor_type type; float *number; } es_weights_more;
 int es_weights_save(es_model *m, const char *path, es_tensor_type type, const es_weights_more *more, int n_more, json_t *meta, es_error *err);
-/* Reads them back. Everything (hash, names, shapes, types, finiteness) is checked before a number is touched: on an error m and more
+/* Reads them back; of a more whose number is NULL only that it is there and sound is checked. Everything (hash, names, shapes, types, finiteness) is checked before a number is touched: on an error m and more
  * are as before. meta (may be NULL) receives the file's own strings, caller's. */
 int es_weights_load(es_model *m, const char *path, const es_weights_more *more, int n_more, json_t **meta, es_error *err);
 
