@@ -11,7 +11,7 @@ static const struct {
 } KIND[ES_N_METHODS] = {
     [ES_METHOD_NONE] = {"none", "the base model", NULL, 0, 0},
     [ES_METHOD_CONTEXT] = {"context", "the experiences, or the stated preference, in the prompt", &es_method_context_ops, 0, 0},
-    [ES_METHOD_TITANS] = {"titans", "a memory module written by surprise", NULL, 0.03, 0},
+    [ES_METHOD_TITANS] = {"titans", "a memory module written by surprise", &es_method_titans_ops, 0.3, 0},
     [ES_METHOD_SELF] = {"self", "optimisation on the model's own trajectories", &es_method_self_ops, 1e-4, 32},
     [ES_METHOD_LORA] = {"lora", "low-rank updates on every linear map", &es_method_lora_ops, 1e-4, 32},
     [ES_METHOD_FULL] = {"full", "all weights", &es_method_full_ops, 1e-5, 0},
