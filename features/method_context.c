@@ -221,6 +221,5 @@ static size_t context_bytes(const void *self)
 }
 
 const es_method_ops es_method_context_ops = {
-    .open = context_open, .free = context_free, .add = context_add, .view = context_view, .copy = context_copy, 
-    .bytes = context_bytes,
+    .open = context_open, .free = context_free, .add = context_add, .view = context_view, .copy = context_copy, .bytes = context_bytes,
 };

@@ -94,11 +94,10 @@ static int titans_open(void **self, es_method_kind k, es_model *base, const es_m
     m->o.max_prompt = o->max_prompt > 0 ? o->max_prompt : usual.max_prompt;
     m->o.max_reply = o->max_reply > 0 ? o->max_reply : usual.max_reply;
     m->d = info->d_model;
-    m->layer = o->s ? es_dictionary_get_info(o->s)->layer : info->n_layer / 2 - 1;
-    if (m->layer < 0 || m->layer > info->n_layer - 2) {
-        int layer = m->layer;
+    m->layer = info->n_layer * 3 / 5; /* measured: docs/adapting.md */
+    if (m->layer > info->n_layer - 2) {
         free(m);
-        return es_fail(err, ES_ERR_USAGE, "a memory after layer %d of %d has nothing above it", layer, info->n_layer);
+        return es_fail(err, ES_ERR_USAGE, "a model of %d layers has no place for a memory", info->n_layer);
     }
     m->cap_tokens = 2 * (m->o.max_prompt + m->o.max_reply);
     size_t rows = (size_t)(m->cap_tokens > CALIBRATION ? m->cap_tokens : CALIBRATION), d = (size_t)m->d;
@@ -348,4 +347,6 @@ static size_t titans_bytes(const void *self)
     return sum;
 }
 
-const es_method_ops es_method_titans_ops = {titans_open, titans_free, titans_add, titans_step, titans_view, titans_copy, titans_parameters, titans_bytes, NULL};
+const es_method_ops es_method_titans_ops = {
+    .open = titans_open, .free = titans_free, .add = titans_add, .step = titans_step, .view = titans_view, .copy = titans_copy, .parameters = titans_parameters, .bytes = titans_bytes,
+};
