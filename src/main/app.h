@@ -11,16 +11,16 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 typedef struct app {
     /* global options */
-    const char *home_option, *model_option, *dictionary_option, *labels_option;
+    const char *home_option, *model_option, *dictionary_option, *labels_option, *data_option;
     int threads; /* 0: the processors there are */
     bool json, quiet;
     /* resolved */
     char home[1024];
     char config_path[1100];
     bool colour, unicode, tty_out, tty_err;
-    const char *editor;
+    const char *editor, *data_environment;
     /* config.ini, see config.c */
-    char *config_model, *config_dictionary, *config_system, *config_author;
+    char *config_model, *config_dictionary, *config_system, *config_author, *config_data;
     double config_temperature; /* NAN: not set */
     int config_max_tokens, config_context, config_threads; /* 0: not set */
     bool mouse, learn;
@@ -52,6 +52,8 @@ int app_flush(void); /* EXIT_DONE, or EXIT_FAILED when stdout could not be writt
 /* ---- where things are ---- */
 void app_remove_tree(const char *folder); /* a temporary folder of ours, with what is in it */
 void app_path(char *out, size_t size, const char *fmt, ...) __attribute__((format(printf, 3, 4))); /* under home */
+/* The folder of public data that cannot come with the program: --data, ESPALIER_DATA, the configuration. false: none is set. */
+bool app_data(char *out, size_t size);
 /* The model in use: --model, the configuration, else the default one in home. */
 void app_model_path(char *out, size_t size, bool *is_default);
 #define APP_MODEL_NAME "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,6 +1,6 @@
 /* eval: what an adapter gains on pairs, and what it does to other text. */
 #include "app.h"
-#include "cmd_eval_adapt.h"
+#include "cmd_eval.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,157 +1,510 @@
-/* eval adapt: methods of adaptation on the same pairs, with their harm at equal effect. */
+/* eval adapt: every way of adapting on the same experiences. */
 #include "app.h"
-#include "cmd_eval_adapt.h"
-#include "compare.h"
+#include "cmd_eval.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-/* "0.003,0.006" into rates; 0 alone leaves the method out. */
-static bool parse_rates(const char *text, double *rate, bool *use)
+enum { MAX_TASKS = 16, MAX_SPECS = 24 };
+
+/* ---- tasks, neutral text, items ------------------------------------------------------------------------------------------------- */
+
+int eval_task_path(const char *name, char *out, size_t size, es_error *err)
 {
-    memset(rate, 0, ES_COMPARE_RATES * sizeof *rate);
-    for (int n = 0;; n++) {
+    char data[1100] = "";
+    size_t n = strlen(name);
+    if (strchr(name, '/') || (n > 6 && !strcmp(name + n - 6, ".jsonl"))) {
+        snprintf(out, size, "%s", name);
+        return ES_OK;
+    }
+    snprintf(out, size, "%s/tasks/%s.jsonl", ESPALIER_SHARE, name);
+    if (access(out, R_OK) == 0)
+        return ES_OK;
+    bool some = app_data(data, sizeof data);
+    snprintf(out, size, "%s/tasks/%s.jsonl", data, name);
+    if (some && access(out, R_OK) == 0)
+        return ES_OK;
+    return es_fail(err, ES_ERR_MISSING,
+                   "there is no task %s: it is none of those that come with the program, and %s%s (tools/make_pairs.py makes tasks from public data; "
+                   "--data DIR names the folder whose tasks/ they are in)", name, some ? "there is no " : "no data folder is set", some ? out : "");
+}
+
+int eval_task_open(es_task *out, const char *name, const es_task_split *split, es_error *err)
+{
+    char path[1400], label[256];
+    int rc = eval_task_path(name, path, sizeof path, err);
+    const char *slash = strrchr(path, '/');
+    snprintf(label, sizeof label, "%.200s", slash ? slash + 1 : path);
+    if (strrchr(label, '.') > label)
+        *strrchr(label, '.') = 0;
+    return rc ? rc : es_task_load(out, path, label, split, err);
+}
+
+static int neutral_line(void *user, size_t line, json_t *value, es_error *err)
+{
+    eval_neutral_texts *t = user;
+    const char *text = json_string_value(json_object_get(value, "text")), *reply = json_string_value(json_object_get(value, "reply"));
+    json_t *messages = json_object_get(value, "messages");
+    (void)line;
+    if (json_object_get(value, "about"))
+        return ES_OK;
+    if (!text == !reply || (reply && !json_is_array(messages)))
+        return es_fail(err, ES_ERR_FORMAT, "neutral text is {\"text\"} or {\"messages\",\"reply\"}");
+    if (t->n == t->cap) {
+        int cap = t->cap ? 2 * t->cap : 64;
+        es_eval_text *item = realloc(t->item, (size_t)cap * sizeof *item);
+        if (!item)
+            return es_fail(err, ES_ERR_MEMORY, "not enough memory for neutral text");
+        t->item = item;
+        t->cap = cap;
+    }
+    es_eval_text *to = &t->item[t->n];
+    *to = (es_eval_text){0};
+    json_array_append(t->keep, value);
+    if (text) {
+        to->text = text;
+        t->n++;
+        return ES_OK;
+    }
+    size_t n = json_array_size(messages);
+    es_message *m = es_calloc(n + 1, sizeof *m);
+    for (size_t i = 0; m && i < n; i++) {
+        json_t *x = json_array_get(messages, i);
+        m[i] = (es_message){json_string_value(json_object_get(x, "role")), json_string_value(json_object_get(x, "content"))};
+        if (!m[i].role || !m[i].content) {
+            free(m);
+            return es_fail(err, ES_ERR_FORMAT, "message %zu lacks its role or its content", i + 1);
+        }
+    }
+    if (!m || !n) {
+        free(m);
+        return es_fail(err, ES_ERR_FORMAT, "a conversation without messages");
+    }
+    *to = (es_eval_text){reply, m, (int)n};
+    t->n++;
+    return ES_OK;
+}
+
+int eval_neutral_open(eval_neutral_texts *t, const char *path, es_error *err)
+{
+    *t = (eval_neutral_texts){.keep = json_array()};
+    return es_jsonl_each(path ? path : ESPALIER_SHARE "/tasks/neutral.jsonl", neutral_line, t, err);
+}
+
+void eval_neutral_close(eval_neutral_texts *t)
+{
+    for (int i = 0; i < t->n; i++)
+        free((es_message *)t->item[i].message);
+    free(t->item);
+    json_decref(t->keep);
+    *t = (eval_neutral_texts){0};
+}
+
+typedef struct choices {
+    json_t *keep;
+    es_choice *item;
+    int n, cap, each; /* each: items of one set */
+} choices;
+
+static int choice_line(void *user, size_t line, json_t *value, es_error *err)
+{
+    choices *c = user;
+    const char *set = json_string_value(json_object_get(value, "set")), *begin = json_string_value(json_object_get(value, "begin"));
+    json_t *options = json_object_get(value, "options");
+    size_t n = json_array_size(options), right = (size_t)json_integer_value(json_object_get(value, "right"));
+    (void)line;
+    if (json_object_get(value, "about"))
+        return ES_OK;
+    if (!set || !begin || n < 1 || n > 8 || right >= n)
+        return es_fail(err, ES_ERR_FORMAT, "an item is {\"set\",\"begin\",\"options\":[1 to 8],\"right\"}");
+    int same = 0;
+    for (int i = 0; i < c->n; i++)
+        same += !strcmp(c->item[i].set, set);
+    if (same >= c->each)
+        return ES_OK;
+    if (c->n == c->cap) {
+        int cap = c->cap ? 2 * c->cap : 64;
+        es_choice *item = realloc(c->item, (size_t)cap * sizeof *item);
+        if (!item)
+            return es_fail(err, ES_ERR_MEMORY, "not enough memory for items");
+        c->item = item;
+        c->cap = cap;
+    }
+    es_choice *to = &c->item[c->n];
+    *to = (es_choice){.begin = begin, .n = (int)n, .right = (int)right};
+    snprintf(to->set, sizeof to->set, "%s", set);
+    for (size_t i = 0; i < n; i++)
+        if (!(to->option[i] = json_string_value(json_array_get(options, i))))
+            return es_fail(err, ES_ERR_FORMAT, "an option must be a text");
+    json_array_append(c->keep, value);
+    c->n++;
+    return ES_OK;
+}
+
+/* ---- lists on the command line --------------------------------------------------------------------------------------------------- */
+
+/* Cuts a copy of text at commas into part[]; -1: too many, or an empty one. The copy is part[0]'s memory: free(part[0]). */
+static int cut(const char *text, char **part, int most)
+{
+    char *copy = strdup(text), *save = NULL;
+    int n = 0;
+    part[0] = copy;
+    for (char *p = copy ? strtok_r(copy, ",", &save) : NULL; p; p = strtok_r(NULL, ",", &save)) {
+        if (n == most)
+            return -1;
+        part[n++] = p;
+    }
+    return n ? n : -1;
+}
+
+static int read_shares(const char *text, double *out, int most)
+{
+    int n = 0;
+    for (;;) {
         char *end;
         double v = strtod(text, &end);
-        if (n >= ES_COMPARE_RATES || end == text || !(v >= 0 && v <= 10) || (*end && *end != ','))
-            return false;
-        rate[n] = v;
+        if (n == most || end == text || !(v >= 0 && v <= 1) || (*end && *end != ','))
+            return -1;
+        out[n++] = v;
         if (!*end)
-            break;
+            return n;
         text = end + 1;
     }
-    *use = rate[0] > 0;
-    return true;
+}
+
+/* ---- the grids ---------------------------------------------------------------------------------------------------------------------- */
+
+#define ALL_TASKS "brevity,politeness,directness,formality,typehints,snakecase,guards"
+#define ALL_METHODS "none,context,titans,self,lora1=lora,lora8=lora,lora,full,distil,features,curated=features"
+
+static const struct grid {
+    const char *name, *about;
+    struct { const char *tasks, *methods; const char *sizes, *garbage, *kinds; } part[3]; /* one after another, into one work file */
+} GRIDS[] = {
+    {"published", "what docs/results.md shows",
+     {{ALL_TASKS, ALL_METHODS, "8,32", "0", "swap"},
+      {"politeness,directness,snakecase", "lora,full,features,curated=features", "8,32", "0,0.375", "swap,shuffle,off-topic"}}},
+    {"whole", "every method, task, size and kind of garbage",
+     {{ALL_TASKS, ALL_METHODS ",free,bias,random", "1,2,4,8,16,32", "0,0.2,0.4", "swap,shuffle,off-topic"}}},
+    {0},
+};
+
+/* ---- the command ---------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct asked { /* what the command line says, as texts */
+    const char *tasks, *methods, *garbage, *kinds, *compare, *sweep, *work, *plot, *neutral, *choices;
+    opt_ints sizes, at;
+    opt_texts set;
+    int basis_pairs;
+    bool signs;
+} asked;
+
+static bool needs_dictionary(const es_eval_spec *s)
+{
+    return s->kind == ES_METHOD_FEATURES || s->kind == ES_METHOD_RANDOM || s->kind == ES_METHOD_BIAS || s->kind == ES_METHOD_FREE;
+}
+
+static int specs_open(const asked *a, const char *methods, es_eval_spec *spec, int *n, es_error *err)
+{
+    char *part[MAX_SPECS + 1];
+    int count = cut(methods, part, MAX_SPECS), rc = ES_OK;
+    if (count < 0)
+        rc = es_fail(err, ES_ERR_USAGE, "--methods: 1 to %d names with commas", (int)MAX_SPECS);
+    for (int i = 0; !rc && i < count; i++) {
+        rc = es_eval_spec_new(&spec[i], part[i], err);
+        if (!rc && a->basis_pairs && (spec[i].kind == ES_METHOD_FEATURES || spec[i].kind == ES_METHOD_BIAS)) {
+            spec[i].basis_pairs = a->basis_pairs;
+            spec[i].signs = a->signs;
+        }
+        if (!rc && !strcmp(spec[i].label, "curated")) { /* as the grids have it; --set goes further */
+            spec[i].basis_pairs = spec[i].basis_pairs ? spec[i].basis_pairs : 64;
+            spec[i].signs = true;
+            spec[i].o.weighting = true;
+        }
+        if (!rc && !strcmp(spec[i].label, "lora1"))
+            spec[i].o.rank = 1;
+        if (!rc && !strcmp(spec[i].label, "lora8"))
+            spec[i].o.rank = 8;
+    }
+    free(part[0]);
+    *n = count;
+    return rc;
+}
+
+static int specs_set(const asked *a, es_eval_spec *spec, int n, bool strict, es_error *err)
+{
+    int rc = ES_OK;
+    for (int i = 0; !rc && i < a->set.n; i++) {
+        const char *text = a->set.value[i], *dot = strchr(text, '.'), *equals = strchr(text, '=');
+        char option[64];
+        bool found = false;
+        if (!dot || !equals || equals < dot || (size_t)(equals - dot) > sizeof option)
+            return es_fail(err, ES_ERR_USAGE, "--set wants METHOD.OPTION=VALUE, not \"%s\"", text);
+        memcpy(option, dot + 1, (size_t)(equals - dot - 1));
+        option[equals - dot - 1] = 0;
+        for (int j = 0; !rc && j < n; j++)
+            if (strlen(spec[j].label) == (size_t)(dot - text) && !strncmp(spec[j].label, text, (size_t)(dot - text))) {
+                rc = es_eval_spec_set(&spec[j], option, equals + 1, err);
+                found = true;
+            }
+        if (!rc && !found && strict)
+            rc = es_fail(err, ES_ERR_USAGE, "--set %s: that method is not among those compared", text);
+    }
+    return rc;
+}
+
+/* One pass of the evaluation: tasks, methods, sizes and garbage given as texts. */
+static int pass(es_model *m, const app_features *f, const asked *a, const es_eval_options *common, const es_task_split *split, const char *tasks,
+                const char *methods, const char *garbage, const char *kinds, bool strict, es_error *err)
+{
+    es_task task[MAX_TASKS];
+    const es_task *which[MAX_TASKS];
+    es_eval_spec spec[MAX_SPECS];
+    char *part[MAX_TASKS + 1];
+    int sweep[MAX_TASKS], opened = 0, n_task = cut(tasks, part, MAX_TASKS), rc = ES_OK;
+    es_eval_options o = *common;
+    if (n_task < 0)
+        rc = es_fail(err, ES_ERR_USAGE, "--task: 1 to %d names with commas", (int)MAX_TASKS);
+    for (; !rc && opened < n_task; opened++) {
+        which[opened] = &task[opened];
+        if ((rc = eval_task_open(&task[opened], part[opened], split, err)))
+            break;
+    }
+    free(part[0]);
+    rc = rc ? rc : specs_open(a, methods, spec, &o.n_spec, err);
+    rc = rc ? rc : specs_set(a, spec, o.n_spec, strict, err);
+    if (!rc && a->sweep) {
+        int n = cut(a->sweep, part, MAX_TASKS);
+        for (int i = 0; i < n; i++) {
+            sweep[i] = -1;
+            for (int j = 0; j < opened; j++)
+                if (!strcmp(task[j].name, part[i]))
+                    sweep[i] = j;
+            if (sweep[i] < 0 && strict)
+                rc = es_fail(err, ES_ERR_USAGE, "--sweep-tasks: %s is not among the tasks", part[i]);
+            if (sweep[i] < 0) { /* a part of a grid without it: each task for itself */
+                n = 0;
+                break;
+            }
+        }
+        o.n_sweep = n > 0 ? n : 0;
+        free(part[0]);
+    }
+    if (!rc && (o.n_garbage = read_shares(garbage, o.garbage, ES_EVAL_SHARES)) < 0)
+        rc = es_fail(err, ES_ERR_USAGE, "--garbage: \"%s\" is no list of at most %d shares from 0 to 1", garbage, (int)ES_EVAL_SHARES);
+    if (!rc) {
+        o.n_garbage_kind = cut(kinds, part, ES_N_GARBAGE);
+        if (o.n_garbage_kind < 0)
+            rc = es_fail(err, ES_ERR_USAGE, "--garbage-kind: swap, shuffle, off-topic");
+        for (int i = 0; !rc && i < o.n_garbage_kind; i++) {
+            int k = es_garbage_by_name(part[i]);
+            o.garbage_kind[i] = (es_garbage)k;
+            if (k < 0)
+                rc = es_fail(err, ES_ERR_USAGE, "--garbage-kind: there is no \"%s\" (swap, shuffle, off-topic)", part[i]);
+        }
+        free(part[0]);
+    }
+    o.task = which;
+    o.n_task = n_task;
+    o.sweep_task = sweep;
+    o.spec = spec;
+    for (int i = 0; !rc && i < o.n_spec; i++)
+        if (needs_dictionary(&spec[i]) && !f->dictionary)
+            rc = es_fail(err, ES_ERR_MISSING, "%s needs a dictionary", spec[i].label);
+    es_progress progress = app_progress();
+    rc = rc ? rc : es_eval_adapt(m, f->dictionary, f->atlas, &o, &progress, err);
+    app_progress_end();
+    for (int i = 0; i < opened; i++)
+        es_task_free(&task[i]);
+    return rc;
+}
+
+/* Labels whose harm is compared: --compare, else what of features, curated, lora..., full is in the work file. */
+static int compared_of(const asked *a, const char *work, char **part, int most, es_error *err)
+{
+    static const char *const USUAL[] = {"features", "lora", "full"};
+    if (a->compare) {
+        int n = cut(a->compare, part, most);
+        return n > 0 ? n : es_fail(err, ES_ERR_USAGE, "--compare: names of methods with commas");
+    }
+    json_t *rows = NULL;
+    size_t i;
+    json_t *x;
+    int rc = es_eval_rows(work, NULL, 0, &rows, err), n = 0;
+    part[0] = NULL;
+    if (rc)
+        return rc;
+    char *text = es_calloc(64, sizeof USUAL / sizeof *USUAL);
+    for (size_t k = 0; text && k < sizeof USUAL / sizeof *USUAL; k++)
+        json_array_foreach(rows, i, x)
+            if (!strcmp(json_string_value(json_object_get(x, "method")), USUAL[k])) {
+                part[n] = text + 64 * n;
+                strcpy(part[n++], USUAL[k]);
+                break;
+            }
+    if (!n)
+        free(text);
+    json_decref(rows);
+    return n;
+}
+
+static int report(const asked *a, uint64_t seed, es_error *err)
+{
+    char *part[MAX_SPECS + 1] = {0};
+    json_t *rows = NULL, *ratios = NULL;
+    es_buf text = {0}, svg = {0};
+    int n = compared_of(a, a->work, part, MAX_SPECS, err), rc = n < 0 ? n : ES_OK;
+    rc = rc ? rc : es_eval_rows(a->work, (const char *const *)part, n, &rows, err);
+    if (!rc && n > 1)
+        rc = es_eval_ratios(rows, part[0], (const char *const *)part + 1, n - 1, seed, &ratios, err);
+    if (!rc && a->plot) {
+        rc = es_eval_svg(rows, &svg, err);
+        rc = rc ? rc : es_file_write(a->plot, svg.data, svg.len, err);
+    }
+    if (!rc && !the_app.json) {
+        rc = es_eval_table(rows, &text, err);
+        if (!rc && ratios)
+            rc = es_eval_ratios_text(ratios, &text, err);
+        if (!rc && the_app.tty_out && the_app.unicode) {
+            es_buf_str(&text, "\n");
+            rc = es_eval_braille(rows, 60, 14, &text, err);
+        }
+    }
+    int code;
+    if (rc)
+        code = app_fail(err);
+    else if (the_app.json) {
+        code = app_print_json(json_pack("{s:o,s:o}", "rows", rows, "ratios", ratios ? ratios : json_array()));
+        rows = ratios = NULL;
+    } else {
+        fputs(text.data ? text.data : "", stdout);
+        code = app_flush();
+    }
+    free(part[0]);
+    json_decref(rows);
+    json_decref(ratios);
+    es_buf_free(&text);
+    es_buf_free(&svg);
+    return code;
 }
 
 int eval_adapt(int argc, char **argv)
 {
-    es_compare_options o = {0};
-    const char *pairs = NULL, *neutral = NULL, *task = NULL, *work = NULL, *rates[ES_N_METHODS] = {0};
-    opt_ints sizes = {0};
-    int orders = 0, held_out = 0, dev = 0, steps = 0, every = 0, batch = 0, features = 0, rank = 0, basis_pairs = 0, first = -1, last = -1, reply = 0,
-        prompt = 0, neutral_tokens = 0;
-    uint64_t seed = 0;
+    asked a = {0};
+    es_eval_options o = es_eval_default();
+    es_task_split split = {40, 16, 1};
+    const char *grid_name = NULL;
+    int choice_items = 24;
+    bool table_only = false;
     const opt table[] = {
-        {"pairs", "E.jsonl", OPT_TEXT, &pairs, 0, 0, "experiences with both replies; tools/make_pairs.py makes some", NULL},
-        {"neutral", "FILE", OPT_TEXT, &neutral, 0, 0, "text that should stay as it is: .jsonl with \"text\"", NULL},
-        {"work", "FILE", OPT_TEXT, &work, 0, 0, "where finished runs are kept; the same command goes on with it", NULL},
-        {"task", "NAME", OPT_TEXT, &task, 0, 0, "what the rows are called (default: the pairs' file)", NULL},
-        {"sizes", "N,N", OPT_LIST, &sizes, 1, 100000, "pairs to learn from (default 8,32)", NULL},
-        {"orders", "N", OPT_INT, &orders, 1, 100, "draws of those pairs (default 3)", NULL},
-        {"held-out", "N", OPT_INT, &held_out, 1, 100000, "pairs the margin is measured on (default 40)", NULL},
-        {"dev", "N", OPT_INT, &dev, 1, 100000, "pairs the rates are chosen on (default 16)", NULL},
-        {"steps", "N", OPT_INT, &steps, 1, 100000, "learning steps (default 12)", NULL},
-        {"every", "N", OPT_INT, &every, 1, 100000, "steps from one point of the path to the next (default 6)", NULL},
-        {"batch", "N", OPT_INT, &batch, 1, 100000, "pairs in a step (default 8)", NULL},
-        {"size", "K", OPT_INT, &features, 1, 65536, "features in a basis (default 256)", NULL},
-        {"basis-pairs", "N", OPT_INT, &basis_pairs, 1, 100000, "choose the basis on so many other pairs, not on those learned from", NULL},
-        {"rank", "R", OPT_INT, &rank, 1, 1024, "rank of the low-rank updates (default 8)", NULL},
-        {"first-layer", "L", OPT_INT, &first, 0, 1000, "of the adapted band (default: the dictionary's)", NULL},
-        {"last-layer", "L", OPT_INT, &last, 0, 1000, "(default: the last)", NULL},
-        {"max-reply", "N", OPT_INT, &reply, 1, 65536, "tokens of a reply that count (default 48)", NULL},
-        {"max-prompt", "N", OPT_INT, &prompt, 1, 65536, "tokens of a prompt that are kept (default 64)", NULL},
-        {"neutral-tokens", "N", OPT_INT, &neutral_tokens, 1, 1000000, "of neutral text (default 3000)", NULL},
-        {"garbage", "SHARE", OPT_REAL, &o.garbage, 0, 1, "swap the replies of this share of the pairs", NULL},
-        {"seed", "S", OPT_COUNT, &seed, 0, 9e15, "of the split and the draws (default 1)", NULL},
-        {"features-rate", "R,R", OPT_TEXT, &rates[ES_METHOD_FEATURES], 0, 0, "learning rates to choose from on dev; 0 leaves the method out", NULL},
-        {"lora-rate", "R,R", OPT_TEXT, &rates[ES_METHOD_LORA], 0, 0, "the same", NULL},
-        {"random-rate", "R,R", OPT_TEXT, &rates[ES_METHOD_RANDOM], 0, 0, "the same", NULL},
-        {"bias-rate", "R,R", OPT_TEXT, &rates[ES_METHOD_BIAS], 0, 0, "the same", NULL},
+        {"task", "T,T", OPT_TEXT, &a.tasks, 0, 0, "tasks: brevity politeness directness formality typehints snakecase guards, or JSONL files of pairs", NULL},
+        {"methods", "M,M", OPT_TEXT, &a.methods, 0, 0, "none context titans self lora full distil features free bias random; LABEL=METHOD for one under other options", NULL},
+        {"set", "M.OPTION=V", OPT_TEXTS, &a.set, 0, 0, "an option of a method, such as lora.rate=1e-4,3e-4 or features.basis_size=64; may be given again", NULL},
+        {"experiences", "N,N", OPT_LIST, &a.sizes, 1, 100000, "pairs to learn from (default 8,32)", NULL},
+        {"garbage", "SHARE,SHARE", OPT_TEXT, &a.garbage, 0, 0, "shares of them made garbage (default 0)", NULL},
+        {"garbage-kind", "KIND,KIND", OPT_TEXT, &a.kinds, 0, 0, "swap, shuffle, off-topic (default swap)", NULL},
+        {"orders", "N", OPT_INT, &o.orders, 1, 100, "draws of the pairs (default 3)", NULL},
+        {"grid", "NAME", OPT_TEXT, &grid_name, 0, 0, "published, or whole: tasks, methods, sizes and garbage of what docs/results.md shows, or of everything", NULL},
+        {"work", "FILE", OPT_TEXT, &a.work, 0, 0, "where finished runs are kept; the same command goes on with it", NULL},
+        {"table", NULL, OPT_FLAG, &table_only, 0, 0, "run nothing: show what the work file holds", NULL},
+        {"plot", "FILE.svg", OPT_TEXT, &a.plot, 0, 0, "draw margin against sqrt(KL) and against experiences", NULL},
+        {"compare", "M,M", OPT_TEXT, &a.compare, 0, 0, "methods whose harm is read at the margin they all reach; the first against the best of the others (default features,lora,full)", NULL},
+        {"at", "N,N", OPT_LIST, &a.at, 1, 100000, "steps after which a path is measured; the last is the most (default 2,4,8)", NULL},
+        {"harm", "KL", OPT_REAL, &o.harm, 0, 100, "a stop is chosen among points whose KL on dev is at most this (default 0.02)", NULL},
+        {"sweep-tasks", "T,T", OPT_TEXT, &a.sweep, 0, 0, "choose rates and stops over these tasks together (default: each task for itself)", NULL},
+        {"basis-pairs", "N", OPT_INT, &a.basis_pairs, 0, 100000, "features, bias: choose the basis beforehand on so many other pairs", NULL},
+        {"signs", NULL, OPT_FLAG, &a.signs, 0, 0, "with one-sided bounds", NULL},
+        {"neutral", "FILE", OPT_TEXT, &a.neutral, 0, 0, "text that should stay as it is: .jsonl with \"text\", or \"messages\" and \"reply\" (default: what comes with the program)", NULL},
+        {"neutral-tokens", "N", OPT_INT, &o.raw_tokens, 3, 1000000, "of documents (default 1500)", NULL},
+        {"chat-tokens", "N", OPT_INT, &o.chat_tokens, 0, 1000000, "of assistant turns (default 1000)", NULL},
+        {"choices", "N", OPT_INT, &choice_items, 0, 100000, "items of each multiple-choice set at the end of a run (default 24; 0: none)", NULL},
+        {"choice-orders", "N", OPT_INT, &o.choice_orders, 0, 100, "in so many orders (default 1)", NULL},
+        {"choice-file", "FILE", OPT_TEXT, &a.choices, 0, 0, ".jsonl with \"set\", \"begin\", \"options\", \"right\" (default: what comes with the program)", NULL},
+        {"behaviour", "N", OPT_INT, &o.behaviour_replies, 0, 1000, "replies generated at the end of a run (default 10; 0: none)", NULL},
+        {"behaviour-orders", "N", OPT_INT, &o.behaviour_orders, 0, 100, "in so many orders (default 3)", NULL},
+        {"behaviour-tokens", "N", OPT_INT, &o.behaviour_tokens, 1, 2000, "of a reply (default 48)", NULL},
+        {"max-reply", "N", OPT_INT, &o.max_reply, 1, 65536, "tokens of a measured reply (default 64)", NULL},
+        {"max-prompt", "N", OPT_INT, &o.max_prompt, 1, 65536, "tokens of a prompt that are kept (default 64)", NULL},
+        {"held-out", "N", OPT_INT, &split.held_out, 1, 100000, "pairs held out of a file that names no sets (default 40)", NULL},
+        {"dev", "N", OPT_INT, &split.dev, 1, 100000, "and kept to choose on (default 16)", NULL},
+        {"data", "DIR", OPT_TEXT, &the_app.data_option, 0, 0, "folder whose tasks/ holds tasks that cannot come with the program (default: ESPALIER_DATA)", NULL},
+        {"seed", "S", OPT_COUNT, &o.seed, 0, 1e12, "of splits and draws (default 1)", NULL},
         {0},
     };
     static const command_help help = {
-        "eval adapt", "--pairs E.jsonl --neutral FILE --work FILE",
-        "Adapts to the same pairs in four ways and measures each along its path: margin on held-out pairs, KL and change of log-likelihood on\n"
-        "neutral text. features: low-rank updates within a basis chosen by the pairs' gradient; lora: the same matrices, free; random: within as\n"
-        "many random features; bias: a vector within the basis. Prints a table (--json: one object a run); harm is also given where the paths of the\n"
-        "first three have the same margin. Each finished run is a line of the work file: stop it and start it again as you like.",
-        "  tools/make_pairs.py bluntness polite_vs_impolite_pairs.jsonl > bluntness.jsonl\n"
-        "  espalier eval adapt --pairs bluntness.jsonl --neutral general.dev.jsonl --work bluntness.work.jsonl", 0, 0};
+        "eval adapt", "--task T,T --methods M,M --work FILE",
+        "Adapts to the same experiences in several ways, several orders and sizes, with some of the experiences made garbage, and measures each along\n"
+        "its path: the margin between preferred and rejected replies on held-out pairs; KL and change of log-likelihood on documents, assistant turns and\n"
+        "off-domain pairs; at its end replies of its own and multiple-choice items. Rates and numbers of steps are chosen on dev pairs. Each finished\n"
+        "run is a line of the work file: stop it and start it again as you like. Prints tables with intervals; --json: {\"rows\":[...],\"ratios\":[...]}.",
+        "  espalier eval adapt --task politeness --methods none,features,free --work p.jsonl\n"
+        "  espalier eval adapt --task pairs.jsonl --methods features,lora8=lora --set lora8.rank=8 --set features.rate=0.001,0.002 --work w.jsonl\n"
+        "  espalier eval adapt --grid published --work published.jsonl --plot results.svg", 0, 0};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    if (!pairs || !neutral || !work)
-        return opts_usage_error("eval adapt", "--%s is missing", !pairs ? "pairs" : !neutral ? "neutral" : "work");
-    if (sizes.n > ES_COMPARE_SIZES)
-        return opts_usage_error("eval adapt", "--sizes: at most %d", (int)ES_COMPARE_SIZES);
+    const struct grid *grid = NULL;
+    for (int i = 0; grid_name && GRIDS[i].name; i++)
+        grid = !strcmp(GRIDS[i].name, grid_name) ? &GRIDS[i] : grid;
+    if (grid_name && !grid)
+        return opts_usage_error("eval adapt", "--grid: there is no %s (published, whole)", grid_name);
+    if (!a.work || (!table_only && !grid && (!a.tasks || !a.methods)))
+        return opts_usage_error("eval adapt", "--%s is missing", !a.work ? "work" : !a.tasks ? "task" : "methods");
+    if (a.sizes.n > ES_EVAL_SIZES || a.at.n > ES_EVAL_POINTS)
+        return opts_usage_error("eval adapt", "--%s: at most %d", a.at.n > ES_EVAL_POINTS ? "at" : "experiences", (int)ES_EVAL_SIZES);
+    for (int i = 0; i < a.sizes.n; i++)
+        o.size[i] = a.sizes.value[i];
+    o.n_size = a.sizes.n ? a.sizes.n : o.n_size;
+    for (int i = 0; i < a.at.n; i++)
+        o.at[i] = a.at.value[i];
+    o.n_at = a.at.n ? a.at.n : o.n_at;
+    o.threads = the_app.threads;
+    o.work = a.work;
+    split.seed = o.seed;
     es_error err = {0};
+    if (table_only)
+        return report(&a, o.seed, &err);
+
     es_model *m = NULL;
     app_features f = {0};
-    es_experiences e = {0};
-    app_texts texts = {.limit = 400};
-    json_t *rows = NULL;
-    es_buf text = {0};
-    int code = -1;
-    rc = app_texts_read(&texts, neutral, false, &err);
-    rc = rc ? rc : es_experiences_load(&e, pairs, &err);
+    eval_neutral_texts texts = {0};
+    choices items = {.keep = json_array(), .each = choice_items};
+    rc = eval_neutral_open(&texts, a.neutral, &err);
+    if (!rc && choice_items > 0)
+        rc = es_jsonl_each(a.choices ? a.choices : ESPALIER_SHARE "/tasks/choices.jsonl", choice_line, &items, &err);
     rc = rc ? rc : app_model(&m, &err);
-    rc = rc ? rc : app_features_open(&f, m, &err);
     if (!rc) {
-        double garbage = o.garbage;
-        o = es_compare_default(f.dictionary, m);
-        o.garbage = garbage;
-        for (int i = 0; i < ES_N_METHODS && code < 0; i++)
-            if (rates[i] && !parse_rates(rates[i], o.rate[i], &o.method[i]))
-                code = opts_usage_error("eval adapt", "--%s-rate: \"%s\" is no list of at most %d rates", es_compare_method_name((es_method)i), rates[i],
-                                        (int)ES_COMPARE_RATES);
-        const char *slash = strrchr(pairs, '/');
-        char name[128];
-        snprintf(name, sizeof name, "%s", task ? task : slash ? slash + 1 : pairs);
-        if (!task && strrchr(name, '.') > name)
-            *strrchr(name, '.') = 0;
-        o.task = name;
-        o.pairs = &e;
-        o.neutral = (const char *const *)texts.text;
-        o.n_neutral = texts.n;
-        o.work = work;
-        o.threads = the_app.threads;
-        o.orders = orders ? orders : o.orders;
-        o.held_out = held_out ? held_out : o.held_out;
-        o.dev = dev ? dev : o.dev;
-        o.steps = steps ? steps : o.steps;
-        o.every = every ? every : o.every;
-        o.batch = batch ? batch : o.batch;
-        o.basis_size = features ? features : o.basis_size;
-        o.basis_pairs = basis_pairs;
-        o.rank = rank ? rank : o.rank;
-        o.first_layer = first >= 0 ? first : o.first_layer;
-        o.last_layer = last >= 0 ? last : o.last_layer;
-        o.max_reply = reply ? reply : o.max_reply;
-        o.max_prompt = prompt ? prompt : o.max_prompt;
-        o.neutral_tokens = neutral_tokens ? neutral_tokens : o.neutral_tokens;
-        o.seed = seed ? seed : o.seed;
-        if (sizes.n) {
-            o.n_size = sizes.n;
-            for (int i = 0; i < sizes.n; i++)
-                o.size[i] = sizes.value[i];
-        }
-        es_progress progress = app_progress();
-        if (code < 0)
-            rc = es_compare_run(m, f.dictionary, f.atlas, &o, &progress, &err);
-        app_progress_end();
+        rc = app_features_open(&f, m, &err);
+        if (rc == ES_ERR_MISSING) /* methods that need one say so */
+            rc = ES_OK;
     }
-    if (!rc && code < 0)
-        rc = es_compare_rows(work, &rows, &err);
-    if (!rc && code < 0 && !the_app.json)
-        rc = es_compare_text(rows, &text, &err);
-    if (code < 0) {
-        if (rc != ES_OK) {
-            code = app_fail(&err);
-        } else if (the_app.json) {
-            code = app_print_json(rows);
-            rows = NULL;
-        } else {
-            fputs(text.data ? text.data : "", stdout);
-            code = app_flush();
+    o.neutral = texts.item;
+    o.n_neutral = texts.n;
+    o.choice = items.item;
+    o.n_choice = items.n;
+    for (int i = 0; i < o.n_size; i++)
+        o.choice_size = o.size[i] > o.choice_size ? o.size[i] : o.choice_size;
+    if (!rc && !grid)
+        rc = pass(m, &f, &a, &o, &split, a.tasks, a.methods, a.garbage ? a.garbage : "0", a.kinds ? a.kinds : "swap", true, &err);
+    for (int i = 0; !rc && grid && i < 3 && grid->part[i].tasks; i++) {
+        opt_ints sizes = a.sizes;
+        if (!sizes.n) {
+            es_eval_options *p = &o;
+            p->n_size = 0;
+            for (const char *s = grid->part[i].sizes; *s; s += strcspn(s, ","), s += *s == ',')
+                p->size[p->n_size++] = atoi(s);
+            o.choice_size = p->size[p->n_size - 1];
         }
+        rc = pass(m, &f, &a, &o, &split, a.tasks ? a.tasks : grid->part[i].tasks, a.methods ? a.methods : grid->part[i].methods,
+                  a.garbage ? a.garbage : grid->part[i].garbage, a.kinds ? a.kinds : grid->part[i].kinds, false, &err);
     }
-    es_buf_free(&text);
-    json_decref(rows);
-    es_experiences_free(&e);
-    app_texts_free(&texts);
+    int code = rc ? app_fail(&err) : report(&a, o.seed, &err);
+    free(items.item);
+    json_decref(items.keep);
+    eval_neutral_close(&texts);
     app_features_close(&f);
     es_model_free(m);
     return code;

@@ -236,6 +236,14 @@ void app_path(char *out, size_t size, const char *fmt, ...)
     va_end(args);
 }
 
+bool app_data(char *out, size_t size)
+{
+    const app *a = &the_app;
+    const char *from = a->data_option ? a->data_option : a->data_environment && *a->data_environment ? a->data_environment : a->config_data;
+    snprintf(out, size, "%s", from ? from : "");
+    return from && *from;
+}
+
 void app_model_path(char *out, size_t size, bool *is_default)
 {
     const char *named = the_app.model_option ? the_app.model_option : the_app.config_model;

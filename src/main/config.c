@@ -4,7 +4,7 @@
  *   author = NAME              temperature = 0.7
  *   threads = 2                max_tokens = 512
  *   mouse = no                 context = 2048
- *                              learn = yes
+ *   data = FOLDER              learn = yes
  * A long system text goes on in indented lines. An unknown key, a bad value or an overlong line is an error that names the line: a setting that silently does nothing is worse. */
 #include "app.h"
 
@@ -84,6 +84,8 @@ static int take(void *user, const char *section, const char *name, const char *v
         ok = text(value, &a->config_dictionary);
     else if (!chat && !strcmp(name, "author"))
         ok = text(value, &a->config_author);
+    else if (!chat && !strcmp(name, "data"))
+        ok = text(value, &a->config_data);
     else if (!chat && !strcmp(name, "threads"))
         ok = whole(value, 0, 256, &a->config_threads);
     else if (!chat && !strcmp(name, "mouse"))

@@ -124,6 +124,7 @@ int app_settle(app *a, es_error *err)
     const char *no_colour = getenv("NO_COLOR");
     a->colour = !(no_colour && *no_colour);
     a->unicode = strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
+    a->data_environment = getenv("ESPALIER_DATA");
     a->editor = getenv("VISUAL");
     if (!a->editor || !*a->editor)
         a->editor = getenv("EDITOR");

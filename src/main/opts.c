@@ -97,6 +97,13 @@ static int set(const char *name, const opt *o, const char *value)
     case OPT_TEXT:
         *(const char **)o->to = value;
         return OPTS_GO;
+    case OPT_TEXTS: {
+        opt_texts *l = o->to;
+        if (l->n == OPT_TEXTS_MAX)
+            return opts_usage_error(name, "--%s: given more than %d times", o->name, (int)OPT_TEXTS_MAX);
+        l->value[l->n++] = value;
+        return OPTS_GO;
+    }
     case OPT_INT:
         if (integer(value, o->lo, o->hi, o->to))
             return OPTS_GO;

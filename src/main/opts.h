@@ -14,10 +14,15 @@ typedef enum opt_type {
     OPT_COUNT,  /* uint64_t *, lo..hi; 2k, 3M and 1e6 are understood */
     OPT_REAL,   /* double *, lo..hi */
     OPT_REALF,  /* float *, lo..hi */
+    OPT_TEXTS,  /* opt_texts *: may be given again */
     OPT_LIST,   /* opt_ints *: comma-separated whole numbers and ranges (10,15,20 or 16-29), each lo..hi */
 } opt_type;
 
-enum { OPT_LIST_MAX = 256 };
+enum { OPT_LIST_MAX = 256, OPT_TEXTS_MAX = 64 };
+typedef struct opt_texts {
+    int n;
+    const char *value[OPT_TEXTS_MAX]; /* into argv */
+} opt_texts;
 typedef struct opt_ints {
     int n, value[OPT_LIST_MAX];
 } opt_ints;

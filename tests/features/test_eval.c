@@ -1,5 +1,4 @@
-/* eval, experiences, compare: the measures against plain scoring, the files against bad input, a comparison that is cut and resumed. */
-#include "compare.h"
+/* eval, experiences: the measures against plain scoring, the files against bad input. */
 #include "fixture.h"
 
 static es_model *model;
@@ -136,64 +135,10 @@ static void neutral(void **s)
     es_basis_free(&b);
 }
 
-/* Twelve pairs; the second call finds all runs in the file, a cut last line is run again. */
-static void compare(void **s)
-{
-    (void)s;
-    es_error err;
-    es_experiences e = {0};
-    for (int i = 0; i < 12; i++) {
-        char ask[40], yes[40], no[60];
-        snprintf(ask, sizeof ask, "Question %d?", i);
-        snprintf(yes, sizeof yes, "Yes %d.", i);
-        snprintf(no, sizeof no, "I would say that it is not so %d.", i);
-        fix_experience(&e, ask, yes, no);
-    }
-    static const char *const text[] = {"a neutral text of some length", "another one that says nothing much"};
-    es_compare_options o = es_compare_default(dictionary, model);
-    const char *work = test_path("work.jsonl");
-    o = (es_compare_options){.task = "yes", .pairs = &e, .neutral = text, .n_neutral = 2, .neutral_tokens = 40, .size = {3}, .n_size = 1, .orders = 2,
-                             .held_out = 4, .dev = 2, .method = {true, true, true, true}, .rate = {{0.005, 0.02}, {0.02}, {0.02}, {0.05}},
-                             .basis_size = 12, .rank = 2, .first_layer = 1, .last_layer = 3, .steps = 4, .batch = 2, .every = 2, .max_prompt = 40,
-                             .max_reply = 16, .threads = 1, .seed = 3, .work = work};
-    assert_ok(es_compare_run(model, dictionary, NULL, &o, NULL, &err), &err);
-    es_buf first = {0}, second = {0}, table = {0};
-    test_read(&first, work);
-    assert_ok(es_compare_run(model, dictionary, NULL, &o, NULL, &err), &err);
-    test_read(&second, work);
-    assert_int_equal(first.len, second.len); /* nothing was run again */
-    test_write(work, first.data, first.len - 30);
-    assert_ok(es_compare_run(model, dictionary, NULL, &o, NULL, &err), &err);
-    json_t *rows;
-    assert_ok(es_compare_rows(work, &rows, &err), &err);
-    assert_int_equal(json_array_size(rows), 8); /* 4 methods, 2 orders; sweeps are no rows */
-    int reached = 0;
-    for (size_t i = 0; i < 8; i++) {
-        json_t *r = json_array_get(rows, i);
-        assert_true(json_number_value(json_object_get(r, "kl")) > 0);
-        assert_true(json_number_value(json_object_get(r, "parameters")) > 0);
-        reached += json_is_number(json_object_get(r, "kl_at_equal"));
-    }
-    assert_true(reached >= 6); /* the three loras at least */
-    assert_ok(es_compare_text(rows, &table, &err), &err);
-    assert_non_null(strstr(table.data, "| yes | 3 | `random` |"));
-    json_decref(rows);
-    volatile bool cancel = true;
-    es_progress p = {.cancel = &cancel};
-    o.seed = 4;
-    assert_int_equal(es_compare_run(model, dictionary, NULL, &o, &p, &err), ES_ERR_CANCELLED);
-    o.held_out = 40;
-    assert_error(es_compare_run(model, dictionary, NULL, &o, NULL, &err), &err, "few");
-    es_buf_free(&first);
-    es_buf_free(&second);
-    es_buf_free(&table);
-    es_experiences_free(&e);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(experiences), cmocka_unit_test(margin), cmocka_unit_test(neutral), cmocka_unit_test(compare),
+        cmocka_unit_test(experiences), cmocka_unit_test(margin), cmocka_unit_test(neutral),
     };
     model = open_tiny(NULL);
     dictionary = fix_dictionary(model, "dictionary", 3);

@@ -1,0 +1,21 @@
+/* What the sub-commands of eval share. */
+#ifndef ES_MAIN_CMD_EVAL_H
+#define ES_MAIN_CMD_EVAL_H
+
+#include "evaluate.h"
+
+int eval_adapt(int argc, char **argv);
+
+/* A task's file: a path, the name of one that comes with the program, or one in the data folder's tasks/. */
+int eval_task_path(const char *name, char *out, size_t size, es_error *err);
+int eval_task_open(es_task *out, const char *name, const es_task_split *split, es_error *err);
+
+typedef struct eval_neutral_texts {
+    json_t *keep; /* holds the texts */
+    es_eval_text *item;
+    int n, cap;
+} eval_neutral_texts;
+int eval_neutral_open(eval_neutral_texts *t, const char *path, es_error *err); /* path NULL: what comes with the program */
+void eval_neutral_close(eval_neutral_texts *t);
+
+#endif
