@@ -30,7 +30,7 @@ _espalier() {
         "drift "*) choices+=" --top" ;;
         "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;
         "eval neutral"*) choices+=" --text --adapter --limit" ;;
-        "eval adapt"*) choices+=" --pairs --neutral --work --task --sizes --orders --held-out --dev --steps --every --batch --size --basis-pairs --rank --first-layer --last-layer --max-reply --max-prompt --neutral-tokens --garbage --seed --features-rate --lora-rate --random-rate --bias-rate" ;;
+        "eval adapt"*) choices+=" --task --methods --set --experiences --garbage --garbage-kind --orders --grid --work --table --plot --compare --at --harm --sweep-tasks --basis-pairs --signs --neutral --neutral-tokens --chat-tokens --choices --choice-orders --choice-file --behaviour --behaviour-orders --behaviour-tokens --max-reply --max-prompt --held-out --dev --data --seed" ;;
         "export "*) choices+=" --to" ;;
         "harvest "*) choices+=" --layers --out --tokens --context --seed --with-first" ;;
         "train "*) choices+=" --layer --out --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --checkpoint --seed --f32" ;;

@@ -545,15 +545,13 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
     }
     if (!rc && !dev && json_array_size(path) && finite)
         rc = measure_end(v, r, &x, line, err);
-    int context = !rc && x.n_prefix ? es_variant_context_tokens(&x, err) : 0;
-    rc = context < 0 ? context : rc;
     json_object_set_new(line, "path", path);
     json_object_set_new(line, "broken", json_boolean(!finite));
     json_object_set_new(line, "seconds", json_real(seconds));
     json_object_set_new(line, "tokens", json_integer(tokens));
     json_object_set_new(line, "parameters", json_integer(method ? (json_int_t)es_method_parameters(method) : 0));
     json_object_set_new(line, "bytes", json_integer(method ? (json_int_t)es_method_bytes(method) : 0));
-    json_object_set_new(line, "context_tokens", json_integer(context));
+    json_object_set_new(line, "context_tokens", json_integer(x.context_tokens));
     if (v->bench.trainer_model != v->m) { /* the method's own model ends with it */
         es_trainer_free(v->bench.trainer);
         v->bench.trainer = NULL;

@@ -261,22 +261,6 @@ static int measure_packed(es_set *s, es_bench *b, const es_variant *v, row_sums 
     return rc;
 }
 
-static int joined_messages(const es_variant *v, const es_source *from, es_message **out, int *n, es_error *err)
-{
-    *n = v->n_prefix + from->n_message;
-    *out = es_calloc((size_t)*n, sizeof **out);
-    if (!*out)
-        return es_fail(err, ES_ERR_MEMORY, "no memory for a conversation");
-    int at = 0;
-    for (int i = 0; i < v->n_prefix; i++)
-        (*out)[at++] = v->prefix[i];
-    for (int i = 0; i < from->n_message; i++)
-        if (i > 0 || strcmp(from->message[0].role, "system") || !v->n_prefix || strcmp(v->prefix[0].role, "system"))
-            (*out)[at++] = from->message[i]; /* a prefix's system message takes the place of the conversation's */
-    *n = at;
-    return ES_OK;
-}
-
 /* Behind a prefix: what two sequences have in common stays in the cache. */
 static int measure_behind(es_set *s, es_bench *b, const es_variant *v, row_sums *sums, es_error *err)
 {
@@ -290,7 +274,7 @@ static int measure_behind(es_set *s, es_bench *b, const es_variant *v, row_sums 
     for (int i = 0; !rc && i < s->n; i++) {
         es_message *messages = NULL;
         int n;
-        rc = joined_messages(v, &s->from[i], &messages, &n, err);
+        rc = es_variant_conversation(v, s->from[i].message, s->from[i].n_message, &messages, &n, err);
         rc = rc ? rc : es_sequence_make(&seq[i], b->m, messages, n, s->from[i].text, 1 << 20, s->seq[i].n_reply, err);
         if (!rc && seq[i].n_reply != s->seq[i].n_reply)
             rc = es_fail(err, ES_ERR_FORMAT, "a reply has another length behind the prefix");
@@ -348,22 +332,6 @@ int es_set_measure(es_set *s, es_bench *b, const es_variant *v, es_harm *harm, e
     return ES_OK;
 }
 
-int es_variant_context_tokens(const es_variant *v, es_error *err)
-{
-    es_message last = {"user", "x"};
-    es_source from = {.message = &last, .n_message = 1};
-    es_message *messages = NULL;
-    es_ids with = {0}, without = {0};
-    int n, rc = joined_messages(v, &from, &messages, &n, err);
-    rc = rc ? rc : es_chat_render(v->model, messages, (size_t)n, true, &with, err);
-    rc = rc ? rc : es_chat_render(v->model, &last, 1, true, &without, err);
-    int tokens = with.n > without.n ? (int)(with.n - without.n) : 0;
-    es_ids_free(&with);
-    es_ids_free(&without);
-    free(messages);
-    return rc ? rc : tokens;
-}
-
 /* ---- replies --------------------------------------------------------------------------------------------------------------------- */
 
 static int reply_to(es_context *c, const es_bench *b, const es_ids *prompt, int max_new, char **text, bool *ended, es_error *err)
@@ -404,7 +372,7 @@ int es_bench_replies(es_bench *b, const es_variant *v, const es_source *from, in
     for (int i = 0; !rc && i < n; i++) {
         es_message *messages = NULL;
         int count;
-        rc = joined_messages(v, &from[i], &messages, &count, err);
+        rc = es_variant_conversation(v, from[i].message, from[i].n_message, &messages, &count, err);
         rc = rc ? rc : es_chat_render(b->m, messages, (size_t)count, true, &prompt[i], err);
         room = prompt[i].n > room ? prompt[i].n : room;
         free(messages);

@@ -47,9 +47,6 @@ void es_set_close(es_set *s, es_bench *b);
 int es_set_measure(es_set *s, es_bench *b, const es_variant *v, es_harm *harm, es_error *err);
 
 bool es_variant_is_base(const es_variant *v, const es_model *base);
-/* Tokens that the variant's prefix adds to a conversation. */
-int es_variant_context_tokens(const es_variant *v, es_error *err);
-
 /* Replies at temperature 0 to the last of each source's conversations. text: caller frees each. */
 int es_bench_replies(es_bench *b, const es_variant *v, const es_source *from, int n, int max_new, char **text, bool *ended, es_error *err);
 

@@ -25,6 +25,7 @@ static const struct {
     {"max_prompt", OPTION_INT, offsetof(es_eval_spec, o.max_prompt), 0, 1 << 20},
     {"max_reply", OPTION_INT, offsetof(es_eval_spec, o.max_reply), 0, 1 << 20},
     {"max_new", OPTION_INT, offsetof(es_eval_spec, o.max_new), 0, 1 << 20},
+    {"context_tokens", OPTION_INT, offsetof(es_eval_spec, o.context_tokens), 0, 1 << 20},
     {"seed", OPTION_SEED, offsetof(es_eval_spec, o.seed), 0, 1e15},
     {"basis_pairs", OPTION_INT, offsetof(es_eval_spec, basis_pairs), 0, 1 << 20},
     {"signs", OPTION_BOOL, offsetof(es_eval_spec, signs), 0, 1},
