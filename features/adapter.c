@@ -47,14 +47,22 @@ static void carve(es_adapter *a, const es_model *m)
         es_site site = SITES[i % N_SITES];
         size_t n_in = (size_t)es_site_n_in(m, site), at = a->n_param, mean = a->n_mean;
         float *full = a->o.constrained ? es_arena_take(r, (size_t)a->d * (size_t)rank, sizeof *full) : NULL;
-        a->n_param += (size_t)rank * n_in + rows_b * (size_t)rank;
+        a->n_param += rows_b * (size_t)rank;
         a->n_mean += n_in;
         if (a->entry)
-            a->entry[i] = (es_adapter_entry){.layer = a->o.first_layer + i / N_SITES, .site = site, .n_in = (int)n_in, .a = at,
-                                             .b = at + (size_t)rank * n_in, .mean = mean, .full = full};
+            a->entry[i] = (es_adapter_entry){.layer = a->o.first_layer + i / N_SITES, .site = site, .n_in = (int)n_in, .b = at, .mean = mean,
+                                             .full = full};
+    }
+    a->n_learned = a->n_param;
+    for (int i = 0; i < a->n_entry; i++) {
+        if (a->entry)
+            a->entry[i].a = a->n_param;
+        a->n_param += (size_t)rank * (size_t)es_site_n_in(m, SITES[i % N_SITES]);
     }
     if (!lora)
         a->n_param = (size_t)a->K;
+    if (!lora || !a->o.fixed_inputs)
+        a->n_learned = a->n_param;
     a->param = es_arena_take(r, a->n_param, sizeof *a->param);
     a->mean_input = es_arena_take(r, a->n_mean, sizeof *a->mean_input);
     a->D = es_arena_take(r, (size_t)a->K * (size_t)a->d, sizeof *a->D);
@@ -228,7 +236,7 @@ const es_basis *es_adapter_basis(const es_adapter *a)
 
 uint64_t es_adapter_parameters(const es_adapter *a)
 {
-    return a->n_param;
+    return a->n_learned;
 }
 
 int es_adapter_steps(const es_adapter *a)
@@ -376,6 +384,8 @@ int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err)
         json_object_set_new(meta, "basis", json_string(basis_text));
     }
     set_int(meta, "constrained", a->o.constrained);
+    if (a->o.fixed_inputs)
+        set_int(meta, "fixed_inputs", 1);
     set_int(meta, "rank", a->o.rank);
     set_int(meta, "first_layer", a->o.first_layer);
     set_int(meta, "last_layer", a->o.last_layer);
@@ -458,7 +468,7 @@ int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s,
     es_basis basis = {0};
     es_adapter_options o = {0};
     char hash[65];
-    long long v[6] = {0};
+    long long v[7] = {0};
     *out = NULL;
     int rc = es_safetensors_parse(&f, bytes, n, what, err);
     if (rc)
@@ -473,6 +483,8 @@ int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s,
     if (!rc && (!form || (strcmp(form, "bias") && strcmp(form, "lora"))))
         rc = es_fail(err, ES_ERR_FORMAT, "%s: form \"%.20s\" (bias or lora)", what, form ? form : "");
     rc = rc ? rc : meta_int(f, "constrained", 0, 1, &v[0], what, err);
+    if (!rc && es_safetensors_metadata(f, "fixed_inputs"))
+        rc = meta_int(f, "fixed_inputs", 0, 1, &v[6], what, err);
     rc = rc ? rc : meta_int(f, "rank", 0, RANK_MAX, &v[1], what, err);
     rc = rc ? rc : meta_int(f, "first_layer", 0, 1 << 20, &v[2], what, err);
     rc = rc ? rc : meta_int(f, "last_layer", 0, 1 << 20, &v[3], what, err);
@@ -491,7 +503,7 @@ int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s,
                          dictionary_hash ? dictionary_hash : "?", es_dictionary_get_info(s)->hash);
     }
     if (!rc) {
-        o = (es_adapter_options){.form = strcmp(form, "bias") ? ES_FORM_LORA : ES_FORM_BIAS, .constrained = v[0], .rank = (int)v[1],
+        o = (es_adapter_options){.form = strcmp(form, "bias") ? ES_FORM_LORA : ES_FORM_BIAS, .constrained = v[0], .fixed_inputs = v[6], .rank = (int)v[1],
                                  .first_layer = (int)v[2], .last_layer = (int)v[3], .seed = (uint64_t)v[5]};
         /* What would be allocated must lie in the file. */
         size_t inputs = (size_t)es_site_n_in(m, ES_SITE_O) + (size_t)es_site_n_in(m, ES_SITE_DOWN), need = 0;

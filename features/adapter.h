@@ -8,7 +8,7 @@ typedef struct es_adapter_entry { /* one adapted matrix: W' = W + B A, B = D^T M
     int layer;
     es_site site;
     int n_in;
-    size_t a, b;    /* offsets in param: A [rank, n_in]; M [K, rank], or B [d, rank] when not constrained */
+    size_t a, b;    /* offsets in param: b's come first: A [rank, n_in]; M [K, rank], or B [d, rank] when not constrained */
     size_t mean;    /* offset in mean_input: [n_in] */
     float *full;    /* B [d, rank]: of its own when constrained, inside param otherwise */
 } es_adapter_entry;
@@ -20,8 +20,8 @@ struct es_adapter {
     bool has_basis;
     es_basis basis;
     float *D;                 /* [K, d] unit rows */
-    float *param;             /* bias: c [K]; lora: the entries' A and M (or B) one after another */
-    size_t n_param;
+    float *param;             /* bias: c [K]; lora: the entries' M (or B) one after another, then their A */
+    size_t n_param, n_learned; /* the first n_learned are: all, or with fixed inputs those before A */
     int n_entry;
     es_adapter_entry *entry;
     float *mean_input;        /* lora: the entries' xbar; zeros until a learner has measured them */

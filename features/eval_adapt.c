@@ -32,6 +32,7 @@ typedef struct evaluation {
     char hashes[40];           /* of model and dictionary */
     double at, total;          /* runs */
     int max_reserve;
+    const char **white; int n_white; /* the dev third's documents, all of them */
 } evaluation;
 
 es_eval_options es_eval_default(void)
@@ -127,6 +128,12 @@ static int open_bench(evaluation *v, es_error *err)
     rc = rc ? rc : open_neutral(v, &v->chat, true, false, o->chat_tokens, err);
     rc = rc ? rc : open_neutral(v, &v->raw_dev, false, true, o->raw_tokens / 3, err);
     rc = rc ? rc : open_neutral(v, &v->chat_dev, true, true, o->chat_tokens / 3, err);
+    v->white = es_calloc((size_t)o->n_neutral + 1, sizeof *v->white);
+    if (!rc && !v->white)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
+    for (int i = 0, kind = 0; !rc && i < o->n_neutral; i++)
+        if (!o->neutral[i].n_message && kind++ % 3 == 2)
+            v->white[v->n_white++] = o->neutral[i].text;
     if (!rc && (!v->raw.n || !v->raw_dev.n))
         rc = es_fail(err, ES_ERR_USAGE, "there are no neutral documents to measure harm on (at least 3 are needed)");
     return rc;
@@ -505,6 +512,8 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
     mo.rate = r->rate;
     mo.threads = o->threads;
     mo.seed = r->spec->o.seed + (uint64_t)(r->order + 1);
+    mo.white_text = v->white;
+    mo.n_white = v->n_white;
     mo.preference = *r->spec->preference ? r->spec->preference : NULL;
     if (!rc && r->spec->basis_pairs > 0) {
         rc = open_basis(v, r->spec, err);
@@ -755,6 +764,7 @@ int es_eval_adapt(es_model *m, const es_dictionary *s, const es_atlas *a, const 
         es_bench_close(&v.bench);
     }
     es_basis_free(&v.basis);
+    free(v.white);
     free(v.choice_base);
     free(v.choice_now);
     free(v.choice_tokens);

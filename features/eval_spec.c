@@ -21,6 +21,7 @@ static const struct {
     {"batch", OPTION_INT, offsetof(es_eval_spec, o.batch), 0, 1 << 20},
     {"beta", OPTION_REAL, offsetof(es_eval_spec, o.beta), 0, 1000},
     {"anchor", OPTION_REAL, offsetof(es_eval_spec, o.anchor), 0, 1e6},
+    {"white", OPTION_BOOL, offsetof(es_eval_spec, o.white), 0, 1},
     {"weighting", OPTION_BOOL, offsetof(es_eval_spec, o.weighting), 0, 1},
     {"max_prompt", OPTION_INT, offsetof(es_eval_spec, o.max_prompt), 0, 1 << 20},
     {"max_reply", OPTION_INT, offsetof(es_eval_spec, o.max_reply), 0, 1 << 20},

@@ -200,6 +200,7 @@ typedef struct es_adapter_options {
     int first_layer, last_layer; /* lora: band of layers whose attention output and MLP down are adapted; bias: ignored */
     int rank;                    /* lora: r */
     bool constrained;            /* lora: B = D M. false: B is free (plain LoRA on the same matrices; no basis, no coefficients) */
+    bool fixed_inputs;           /* lora: A stays as it began (es_learner_whiten may whiten it); only M (or B) is learned */
     uint64_t seed;               /* of A's random start */
 } es_adapter_options;
 /* Form lora, constrained; band: the dictionary's layer to the last one (both matrices of a layer write its output residual). */
@@ -245,11 +246,12 @@ int es_basis_random(es_basis *b, es_model *m, const es_dictionary *s, const es_a
 
 typedef struct es_learner es_learner;
 
-typedef enum es_optimiser { ES_OPTIMISER_ADAM, ES_OPTIMISER_METRIC } es_optimiser; /* metric: form bias only */
+typedef enum es_optimiser { ES_OPTIMISER_ADAM, ES_OPTIMISER_METRIC } es_optimiser; /* metric: form bias, or lora with fixed inputs */
 
 typedef struct es_learner_options {
     es_optimiser optimiser;
-    double learning_rate;    /* adam: its step. metric: length of the first step |D dc| as a share of the median |h| */
+    double learning_rate;    /* adam: its step. metric: length of the first step as a share of the median |h|: |D dc|, or for lora the
+                                root of sum |D^T dM|^2, what is added in mean square where the inputs are white */
     int steps;               /* what a run takes when nobody says otherwise; the learner itself does not look at it */
     double momentum, decay;  /* adam: beta1, beta2 */
     double beta;             /* pair loss -log sigmoid(beta [d mean logp(+) - d mean logp(-)]), d: against the base model */
@@ -273,6 +275,10 @@ es_learner_options es_learner_default(es_form form);
 int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_adapter *a, const es_learner_options *o, es_error *err);
 void es_learner_free(es_learner *l);
 int es_learner_add(es_learner *l, const es_experience *e, const volatile bool *cancel, es_error *err);
+/* Fixed inputs: A becomes L^-1 A, L L^T = C + 0.1 mean(diag C) I, C the second moment of A x on these texts in the base model, without each text's first
+ * four tokens: a projection that is silent where neutral text is (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
+ * experience and while M is zero. At least as many tokens as the rank are needed. */
+int es_learner_whiten(es_learner *l, const char *const *text, int n, const volatile bool *cancel, es_error *err);
 int es_learner_count(const es_learner *l);
 size_t es_learner_bytes(const es_learner *l);
 

@@ -24,7 +24,7 @@ typedef struct es_item { /* an experience */
     es_sequence seq[2];     /* preferred, rejected; n 0: absent */
     double weight;
     bool held;
-    float *grad, *momentum; /* [n_param] of this step's gradient; Adam's, of this experience alone. One block; NULL when held */
+    float *grad, *momentum; /* [n_learned] of this step's gradient; Adam's, of this experience alone. One block; NULL when held */
     float *wish;            /* [K] what a plain gradient step of this experience alone would do to the coefficients */
     bool has_wish;
     double *influence;      /* [K] */
@@ -50,13 +50,14 @@ struct es_learner {
     int *chunk;              /* [SLOTS] */
     es_rng rng;
 
-    float *old, *delta, *total; /* [n_param] before the step; the step; the gradient */
-    float *second, *rate;       /* [n_param] Adam's second moment; this step's rate of each parameter; or NULL */
+    float *old, *delta, *total; /* [n_learned] before the step; the step; the gradient */
+    float *second, *rate;       /* [n_learned] Adam's second moment; this step's rate of each parameter; or NULL */
     double *rest, *old_coefficient, *coefficient_sum; /* [K] */
     float *new_coefficient, *dc; /* [K], [d] */
     int updates;                /* Adam's t */
     double longest;             /* metric: the longest |D u| so far */
     double *cholesky, *u;       /* metric: of D D^T + lambda I [K,K]; [K] */
+    float *inverse, *swap;      /* metric, lora: (D D^T + lambda I)^-1 [K,K]; [K, rank] */
     float *slot_a, *slot_b;     /* gradients as the engine gives them: per entry [SLOTS][rank, n_in], [SLOTS][d, rank]; bias: slot_b [SLOTS][d] */
     float **grad_a, **grad_b;   /* [n_entry] into them */
     float *grad_v[1];
@@ -100,7 +101,7 @@ static void carve(es_learner *l, int cap)
 {
     es_arena *r = &l->arena;
     const es_adapter *a = l->a;
-    size_t n = a->n_param, K = (size_t)a->K, d = (size_t)a->d, rank = (size_t)a->o.rank;
+    size_t n = a->n_learned, K = (size_t)a->K, d = (size_t)a->d, rank = (size_t)a->o.rank;
     bool bias = a->o.form == ES_FORM_BIAS;
     l->old = es_arena_take(r, n, sizeof *l->old);
     l->delta = es_arena_take(r, n, sizeof *l->delta);
@@ -114,6 +115,8 @@ static void carve(es_learner *l, int cap)
     l->dc = es_arena_take(r, d, sizeof *l->dc);
     l->cholesky = is_adam(l) ? NULL : es_arena_take(r, K * K, sizeof *l->cholesky);
     l->u = es_arena_take(r, K, sizeof *l->u);
+    l->inverse = is_adam(l) || bias ? NULL : es_arena_take(r, K * K, sizeof *l->inverse);
+    l->swap = is_adam(l) || bias ? NULL : es_arena_take(r, K * rank, sizeof *l->swap);
     l->mean_sum = es_arena_take(r, a->n_mean, sizeof *l->mean_sum);
     l->site_input = es_arena_take(r, (size_t)cap * (size_t)largest_input(a), sizeof *l->site_input);
     l->logits = es_arena_take(r, (size_t)es_model_get_info(l->m)->n_vocab, sizeof *l->logits);
@@ -121,12 +124,12 @@ static void carve(es_learner *l, int cap)
     l->chunk = es_arena_take(r, SLOTS, sizeof *l->chunk);
     l->grad_a = es_arena_take(r, (size_t)a->n_entry, sizeof *l->grad_a);
     l->grad_b = es_arena_take(r, (size_t)a->n_entry, sizeof *l->grad_b);
-    l->slot_a_size = SLOTS * rank * (bias ? 0 : a->n_mean);
+    l->slot_a_size = SLOTS * rank * (bias || a->o.fixed_inputs ? 0 : a->n_mean);
     l->slot_b_size = SLOTS * d * (bias ? 1 : rank * (size_t)a->n_entry);
     l->slot_a = es_arena_take(r, l->slot_a_size, sizeof *l->slot_a);
     l->slot_b = es_arena_take(r, l->slot_b_size, sizeof *l->slot_b);
     for (int i = 0; l->grad_a && i < a->n_entry; i++) {
-        l->grad_a[i] = l->slot_a + SLOTS * rank * a->entry[i].mean;
+        l->grad_a[i] = l->slot_a && !a->o.fixed_inputs ? l->slot_a + SLOTS * rank * a->entry[i].mean : NULL;
         l->grad_b[i] = l->slot_b + SLOTS * rank * d * (size_t)i;
     }
     l->grad_v[0] = l->slot_b;
@@ -204,8 +207,8 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     if (!isfinite(o->learning_rate) || o->learning_rate < 0 || !(o->beta > 0) || !(o->hold_out >= 0 && o->hold_out < 1) || !(o->kappa >= 0) || !(o->enough >= 0) ||
         !(o->rho >= 0) || !(o->momentum >= 0 && o->momentum < 1) || !(o->decay >= 0 && o->decay < 1) || !(o->metric_lambda >= 0))
         return es_fail(err, ES_ERR_USAGE, "learner: an option is out of range (rate, beta > 0, kappa, rho, lambda >= 0; shares in [0,1))");
-    if (o->optimiser == ES_OPTIMISER_METRIC && a->o.form != ES_FORM_BIAS)
-        return es_fail(err, ES_ERR_USAGE, "learner: the metric step is for the form bias");
+    if (o->optimiser == ES_OPTIMISER_METRIC && a->o.form != ES_FORM_BIAS && !a->o.fixed_inputs)
+        return es_fail(err, ES_ERR_USAGE, "learner: the metric step is for the form bias, and for lora with fixed inputs");
     if (s && a->has_basis && strcmp(es_dictionary_get_info(s)->hash, a->basis.dictionary_hash))
         return es_fail(err, ES_ERR_MISMATCH, "learner: the adapter's dictionary is %.12s, not %.12s", a->basis.dictionary_hash,
                        es_dictionary_get_info(s)->hash);
@@ -232,7 +235,7 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     rc = rc ? rc : es_pack_open(&l->pack, cap, info->d_model, err);
     if (!rc && o->kappa > 0)
         rc = anchors_open(l, NULL, err);
-    if (!rc && !is_adam(l)) {
+    if (!rc && !is_adam(l) && a->K) {
         size_t K = (size_t)a->K;
         float *gram = es_calloc(K * K, sizeof *gram);
         if (!gram)
@@ -244,6 +247,13 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
             if (!es_linear_cholesky(l->cholesky, a->K, o->metric_lambda > 1e-6 ? o->metric_lambda : 1e-6))
                 rc = es_fail(err, ES_ERR_USAGE, "learner: the metric of this basis is singular; raise its lambda");
             free(gram);
+        }
+        for (int i = 0; !rc && l->inverse && i < a->K; i++) {
+            for (int j = 0; j < a->K; j++)
+                l->u[j] = i == j;
+            es_linear_solve(l->cholesky, a->K, l->u);
+            for (int j = 0; j < a->K; j++)
+                l->inverse[(size_t)i * K + (size_t)j] = (float)l->u[j];
         }
     }
     if (rc) {
@@ -306,9 +316,106 @@ size_t es_learner_bytes(const es_learner *l)
         n += es_sequence_bytes(&l->item[i]->seq[0], a->d) + es_sequence_bytes(&l->item[i]->seq[1], a->d) + sizeof *l->item[i];
         n += (size_t)a->K * (sizeof(float) + sizeof(double));
         if (l->item[i]->grad)
-            n += (is_adam(l) ? 2 : 1) * a->n_param * sizeof(float);
+            n += (is_adam(l) ? 2 : 1) * a->n_learned * sizeof(float);
     }
     return n;
+}
+
+/* ---- fixed inputs become white ------------------------------------------------------------------------------------------- */
+
+enum { SINKS = 4 }; /* the first tokens of a text, whose norms are a hundred times the others' */
+
+/* Adds u u^T, u = A x, of the pack's counted rows to moment. rows: [cap, rank] of scratch. */
+static int add_moments(es_learner *l, double *moment, float *rows, const volatile bool *cancel, es_error *err)
+{
+    const es_adapter *a = l->a;
+    size_t rank = (size_t)a->o.rank;
+    es_batch b = es_pack_batch(&l->pack);
+    memset(l->pack.wanted, 0, (size_t)l->pack.n); /* the head is not needed */
+    int rc = es_trainer_forward(l->trainer, &b, l->pack.resid, NULL, NULL, 0, l->pack.logprob, cancel, err);
+    for (int i = 0; !rc && i < a->n_entry; i++) {
+        const es_adapter_entry *e = &a->entry[i];
+        double *to = moment + (size_t)i * rank * rank;
+        rc = es_trainer_site_input(l->trainer, e->layer, e->site, l->site_input, err);
+        if (rc)
+            break;
+        l->k->gemm(a->pool, false, true, l->pack.n, a->o.rank, e->n_in, 1, l->site_input, e->n_in, a->param + e->a, e->n_in, 0, rows, a->o.rank);
+        for (int s = 0; s < l->pack.n_seq; s++)
+            for (int t = l->pack.start[s] + SINKS; t < l->pack.start[s + 1]; t++)
+                for (size_t x = 0; x < rank; x++)
+                    for (size_t y = 0; y <= x; y++)
+                        to[x * rank + y] += (double)rows[(size_t)t * rank + x] * rows[(size_t)t * rank + y];
+    }
+    return rc;
+}
+
+/* A = L^-1 A, row by row: a_i = (a_i - sum_j<i L_ij a_j) / L_ii. */
+static bool whiten_entry(es_adapter *a, const es_adapter_entry *e, double *moment)
+{
+    size_t rank = (size_t)a->o.rank, n_in = (size_t)e->n_in;
+    double trace = 0;
+    for (size_t i = 0; i < rank; i++)
+        trace += moment[i * rank + i];
+    if (!(trace > 0) || !isfinite(trace) || !es_linear_cholesky(moment, a->o.rank, 0.1 * trace / (double)rank))
+        return false;
+    for (size_t i = 0; i < rank; i++) {
+        float *row = a->param + e->a + i * n_in;
+        for (size_t j = 0; j < i; j++) {
+            float c = (float)moment[i * rank + j];
+            const float *other = a->param + e->a + j * n_in;
+            for (size_t x = 0; x < n_in; x++)
+                row[x] -= c * other[x];
+        }
+        for (size_t x = 0; x < n_in; x++)
+            row[x] /= (float)moment[i * rank + i];
+    }
+    return true;
+}
+
+int es_learner_whiten(es_learner *l, const char *const *text, int n, const volatile bool *cancel, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t rank = (size_t)a->o.rank, square = rank * rank;
+    int below = es_adapter_lowest_layer(a) - 1, rc = ES_OK;
+    if (!a->o.fixed_inputs || l->n || a->steps)
+        return es_fail(err, ES_ERR_USAGE, "learner: only fixed inputs that nothing was learned with can be whitened");
+    double *moment = es_calloc((size_t)a->n_entry, square * sizeof *moment), counted = 0;
+    float *rows = es_calloc((size_t)l->pack.cap, rank * sizeof *rows);
+    if (!moment || !rows)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for the inputs' moments");
+    es_pack_clear(&l->pack);
+    for (int i = 0; !rc && i <= n; i++) {
+        es_sequence s = {0};
+        bool last = i == n, fits = false;
+        if (!last) {
+            rc = es_sequence_text(&s, l->m, text[i], l->pack.cap < 256 ? l->pack.cap : 256, err);
+            rc = rc ? rc : es_sequence_residual(&s, l->trainer, below, a->d, cancel, err);
+            fits = !rc && es_pack_add(&l->pack, &s, 0);
+        }
+        if (!rc && !fits && l->pack.n)
+            rc = add_moments(l, moment, rows, cancel, err);
+        if (!rc && !fits) {
+            es_pack_clear(&l->pack);
+            if (!last)
+                es_pack_add(&l->pack, &s, 0);
+        }
+        counted += !rc && !last && s.n > SINKS ? s.n - SINKS : 0;
+        es_sequence_free(&s);
+    }
+    es_pack_clear(&l->pack);
+    if (!rc && counted < (double)rank)
+        rc = es_fail(err, ES_ERR_USAGE, "learner: %.0f tokens of neutral text are too few to whiten %d inputs", counted, a->o.rank);
+    for (int i = 0; !rc && i < a->n_entry; i++) {
+        for (size_t j = 0; j < square; j++)
+            moment[(size_t)i * square + j] /= counted;
+        if (!whiten_entry(a, &a->entry[i], moment + (size_t)i * square))
+            rc = es_fail(err, ES_ERR_LIMIT, "learner: the inputs' second moment in layer %d is not a number or is zero", a->entry[i].layer);
+    }
+    free(moment);
+    free(rows);
+    if (!rc)
+        es_adapter_refresh(a);
+    return rc;
 }
 
 /* ---- experiences come in ---------------------------------------------------------------------------------------------------- */
@@ -379,7 +486,7 @@ static int measure_base(es_learner *l, es_item *e, double *sum, double *tokens, 
 /* An item without sequences, and room for it in the lists. */
 static int new_item(es_learner *l, double weight, bool held, es_item **out, es_error *err)
 {
-    size_t K = (size_t)l->a->K, n = l->a->n_param;
+    size_t K = (size_t)l->a->K, n = l->a->n_learned;
     *out = NULL;
     if (l->n == l->cap) {
         int cap = l->cap ? 2 * l->cap : 16;
@@ -533,7 +640,8 @@ static void slot_gradient(es_learner *l, int s, float *out)
         const es_adapter_entry *e = &a->entry[i];
         size_t n_a = (size_t)rank * (size_t)e->n_in, n_b = (size_t)d * (size_t)rank;
         const float *db = l->grad_b[i] + (size_t)s * n_b;
-        memcpy(out + e->a, l->grad_a[i] + (size_t)s * n_a, n_a * sizeof *out);
+        if (!a->o.fixed_inputs)
+            memcpy(out + e->a, l->grad_a[i] + (size_t)s * n_a, n_a * sizeof *out);
         if (a->o.constrained) /* B = D^T M */
             l->k->gemm(a->pool, false, false, a->K, rank, d, 1, a->D, d, db, rank, 0, out + e->b, rank);
         else
@@ -554,12 +662,13 @@ static void coefficient_change(const es_adapter *a, const float *param, const fl
         const es_adapter_entry *e = &a->entry[i];
         const float *x = a->mean_input + e->mean;
         for (int r = 0; r < rank; r++) {
-            const float *row = param + e->a + (size_t)r * (size_t)e->n_in, *drow = change + e->a + (size_t)r * (size_t)e->n_in;
+            size_t at_a = e->a + (size_t)r * (size_t)e->n_in;
+            const float *row = (a->o.fixed_inputs ? a->param : param) + at_a, *drow = a->o.fixed_inputs ? NULL : change + at_a;
             double u = 0, du = 0;
-            for (int j = 0; j < e->n_in; j++) {
+            for (int j = 0; j < e->n_in; j++)
                 u += (double)row[j] * x[j];
+            for (int j = 0; drow && j < e->n_in; j++)
                 du += (double)drow[j] * x[j];
-            }
             for (int c = 0; c < a->K; c++) {
                 size_t at = e->b + (size_t)c * (size_t)rank + (size_t)r;
                 out[c] += scale * (change[at] * u + param[at] * du);
@@ -610,7 +719,7 @@ static int pass(es_learner *l, const int *which, int n, bool backward, double we
             memset(l->slot_a, 0, l->slot_a_size * sizeof *l->slot_a);
             memset(l->slot_b, 0, l->slot_b_size * sizeof *l->slot_b);
             bool bias = a->o.form == ES_FORM_BIAS;
-            es_grad g = {.a = bias ? NULL : l->grad_a, .b = bias ? NULL : l->grad_b, .addend = bias ? l->grad_v : NULL,
+            es_grad g = {.a = bias || a->o.fixed_inputs ? NULL : l->grad_a, .b = bias ? NULL : l->grad_b, .addend = bias ? l->grad_v : NULL,
                          .seq_slot = l->pack.slot, .n_slot = end - first};
             rc = es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, NULL, NULL, &g, bias ? a->layer : a->o.first_layer, cancel, err);
             for (int i = first; !rc && i < end; i++)
@@ -742,7 +851,7 @@ static bool is_chosen(const es_learner *l, int i)
 /* Fills delta, and turns the chosen items' grad (others': zeros) into their part of it. Commits nothing. */
 static void adam_delta(es_learner *l)
 {
-    size_t n = l->a->n_param;
+    size_t n = l->a->n_learned;
     double b1 = l->o.momentum, b2 = l->o.decay, t = l->updates + 1;
     float scale = (float)(l->o.learning_rate / (1 - pow(b1, t))), unbias = (float)(1 / (1 - pow(b2, t)));
     memset(l->delta, 0, n * sizeof *l->delta);
@@ -765,30 +874,55 @@ static void adam_delta(es_learner *l)
     }
 }
 
-/* delta = -s (D D^T + lambda I)^-1 g: the length of D delta is the learning rate times the median |h| when the gradient is as
- * long as the longest so far, and shorter in proportion after that. */
+/* out = (D D^T + lambda I)^-1 in, both [n_learned] and possibly one; without a basis the metric is that of d itself. */
+static void apply_metric(es_learner *l, const float *in, float *out)
+{
+    es_adapter *a = l->a;
+    size_t rank = (size_t)a->o.rank;
+    if (a->o.form == ES_FORM_BIAS) {
+        for (int i = 0; i < a->K; i++)
+            l->u[i] = in[i];
+        es_linear_solve(l->cholesky, a->K, l->u);
+        for (int i = 0; i < a->K; i++)
+            out[i] = (float)l->u[i];
+        return;
+    }
+    if (!a->K && in != out)
+        memcpy(out, in, a->n_learned * sizeof *out);
+    for (int i = 0; a->K && i < a->n_entry; i++) {
+        l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->K, 1, l->inverse, a->K, in + a->entry[i].b, a->o.rank, 0, l->swap, a->o.rank);
+        memcpy(out + a->entry[i].b, l->swap, (size_t)a->K * rank * sizeof *out);
+    }
+}
+
+/* What a change adds to the residual in mean square: |D dc|; or root sum |D^T dM|^2, the inputs of M being white. With g the gradient and
+ * P g the change that is root <g, P g> but for lambda, so it needs no second product. */
+static double metric_length(es_learner *l, const float *gradient, const float *change)
+{
+    double sum = 0;
+    for (size_t i = 0; i < l->a->n_learned; i++)
+        sum += (double)gradient[i] * change[i];
+    return sqrt(sum > 0 ? sum : 0);
+}
+
+/* delta = -s (D D^T + lambda I)^-1 g: its length is the learning rate times the median |h| when the gradient is as long as the longest so
+ * far, and shorter in proportion after that. */
 static void metric_delta(es_learner *l)
 {
     es_adapter *a = l->a;
-    int K = a->K;
-    for (int i = 0; i < K; i++)
-        l->u[i] = l->total[i];
-    es_linear_solve(l->cholesky, K, l->u);
-    for (int i = 0; i < K; i++)
-        l->delta[i] = (float)l->u[i];
-    double length = relative_norm(l, l->delta) * l->median;
+    size_t n = a->n_learned;
+    apply_metric(l, l->total, l->delta);
+    double length = a->o.form == ES_FORM_BIAS ? relative_norm(l, l->delta) * l->median : metric_length(l, l->total, l->delta);
     if (length > l->longest)
         l->longest = length;
-    double scale = l->longest > 0 ? l->o.learning_rate * l->median / l->longest : 0;
-    for (int i = 0; i < K; i++)
-        l->delta[i] *= (float)-scale;
+    float scale = l->longest > 0 ? (float)(l->o.learning_rate * l->median / l->longest) : 0;
+    for (size_t i = 0; i < n; i++)
+        l->delta[i] *= -scale;
     for (int e = 0; e < l->n_chosen; e++) { /* the same of each experience's gradient */
         float *g = l->item[l->chosen[e]]->grad;
-        for (int i = 0; i < K; i++)
-            l->u[i] = g[i];
-        es_linear_solve(l->cholesky, K, l->u);
-        for (int i = 0; i < K; i++)
-            g[i] = (float)(-scale * l->u[i]);
+        apply_metric(l, g, g);
+        for (size_t i = 0; i < n; i++)
+            g[i] *= -scale;
     }
 }
 
@@ -796,7 +930,7 @@ static void metric_delta(es_learner *l)
 static void keep_books(es_learner *l, double t)
 {
     es_adapter *a = l->a;
-    size_t n = a->n_param, K = (size_t)a->K;
+    size_t n = a->n_learned, K = (size_t)a->K;
     if (!K)
         return;
     for (size_t i = 0; i < K; i++)
@@ -826,7 +960,7 @@ static void keep_books(es_learner *l, double t)
 static void trial(es_learner *l, double t, double shrink, const char **guard)
 {
     es_adapter *a = l->a;
-    for (size_t i = 0; i < a->n_param; i++)
+    for (size_t i = 0; i < a->n_learned; i++)
         a->param[i] = l->old[i] + (float)t * l->delta[i];
     if (shrink < 1)
         scale_rows(a, -1, (float)shrink);
@@ -836,7 +970,7 @@ static void trial(es_learner *l, double t, double shrink, const char **guard)
 
 static void restore(es_learner *l)
 {
-    memcpy(l->a->param, l->old, l->a->n_param * sizeof *l->old);
+    memcpy(l->a->param, l->old, l->a->n_learned * sizeof *l->old);
     es_adapter_expand(l->a);
 }
 
@@ -901,7 +1035,7 @@ int es_learner_gradient(es_learner *l, double *loss, float *gradient, es_error *
             weights += l->item[i]->weight;
         }
     int rc = pass(l, l->chosen, n, gradient != NULL, weights, loss, &tokens, NULL, err);
-    for (size_t j = 0; !rc && gradient && j < l->a->n_param; j++) {
+    for (size_t j = 0; !rc && gradient && j < l->a->n_learned; j++) {
         gradient[j] = 0;
         for (int i = 0; i < n; i++)
             gradient[j] += l->item[l->chosen[i]]->grad[j];
@@ -912,7 +1046,7 @@ int es_learner_gradient(es_learner *l, double *loss, float *gradient, es_error *
 int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *cancel, es_error *err)
 {
     es_adapter *a = l->a;
-    size_t n = a->n_param;
+    size_t n = a->n_learned;
     double started = es_seconds(), weights = 0, t = 0;
     *out = (es_step_report){.step = a->steps + 1, .backtracked = 1};
     choose_items(l);

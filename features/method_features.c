@@ -1,6 +1,7 @@
 /* The constrained adapter and its ablations (random basis, no constraint, bias) as a method. The learner is opened at the first step:
  * a basis that nobody gave is chosen then, by the gradient of the experiences that there are. */
 #include "method_internal.h"
+#include "pack.h"
 
 #include <stdlib.h>
 
@@ -57,17 +58,20 @@ static int choose_basis(features_method *m, es_error *err)
     return rc;
 }
 
-static int start(features_method *m, es_error *err)
+static int start(features_method *m, const volatile bool *cancel, es_error *err)
 {
     es_adapter_options ao = es_adapter_default(m->o.s, m->base);
     ao.form = m->kind == ES_METHOD_BIAS ? ES_FORM_BIAS : ES_FORM_LORA;
     ao.constrained = m->kind != ES_METHOD_FREE;
     ao.rank = m->o.rank > 0 ? m->o.rank : ao.rank;
     ao.seed = m->o.seed;
+    ao.fixed_inputs = m->o.white && ao.form == ES_FORM_LORA;
     es_learner_options lo = es_learner_default(ao.form);
     lo.learning_rate = m->o.rate;
     lo.kappa = lo.rho = lo.hold_out = lo.enough = 0; /* guards and the gate are the caller's, who sees every method alike */
     lo.batch = m->o.batch;
+    if (ao.fixed_inputs)
+        lo.optimiser = ES_OPTIMISER_METRIC;
     lo.beta = m->o.beta > 0 ? m->o.beta : lo.beta;
     lo.max_prompt = m->o.max_prompt > 0 ? m->o.max_prompt : lo.max_prompt;
     lo.max_reply = m->o.max_reply > 0 ? m->o.max_reply : lo.max_reply;
@@ -80,7 +84,21 @@ static int start(features_method *m, es_error *err)
         basis = &m->basis;
     }
     rc = rc ? rc : es_adapter_new(&m->adapter, m->base, m->o.s, ao.constrained ? basis : NULL, &ao, err);
-    return rc ? rc : es_learner_open(&m->learner, m->base, m->o.s, m->adapter, &lo, err);
+    rc = rc ? rc : es_learner_open(&m->learner, m->base, m->o.s, m->adapter, &lo, err);
+    if (!rc && ao.fixed_inputs) {
+        int n = m->o.n_white;
+        const char *const *text = m->o.white_text ? m->o.white_text : es_anchor_texts(&n);
+        rc = es_learner_whiten(m->learner, text, n, cancel, err);
+    }
+    if (rc) { /* the next step begins again */
+        es_learner_free(m->learner);
+        es_adapter_free(m->adapter);
+        es_basis_free(&m->basis);
+        m->learner = NULL;
+        m->adapter = NULL;
+        m->basis = (es_basis){0};
+    }
+    return rc;
 }
 
 static int features_step(void *self, es_step_report *out, const volatile bool *cancel, es_error *err)
@@ -88,7 +106,7 @@ static int features_step(void *self, es_step_report *out, const volatile bool *c
     features_method *m = self;
     if (!m->seen.n)
         return es_fail(err, ES_ERR_USAGE, "there is nothing to learn from");
-    int rc = m->learner ? ES_OK : start(m, err);
+    int rc = m->learner ? ES_OK : start(m, cancel, err);
     for (; !rc && m->taken < m->seen.n; m->taken++)
         if ((rc = es_learner_add(m->learner, &m->seen.item[m->taken], cancel, err)))
             break;

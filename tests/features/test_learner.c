@@ -1,6 +1,7 @@
 /* learner: gradients against finite differences through the real loss, guards, gate, books that add up, and the peace of the
  * adapter when something fails. */
 #include "fixture.h"
+#include "linear.h"
 
 static es_model *model;
 static es_dictionary *dictionary;
@@ -377,11 +378,120 @@ static void faults(void **s)
     es_experiences_free(&e);
 }
 
+/* Mean over the tokens of (A x)(A x)^T, first entry; out[rank * rank]. The texts' first four tokens are left out, as whitening does. */
+static void second_moment(es_adapter *a, const char *const *text, int n, double *out)
+{
+    es_error err;
+    es_adapter_entry *e = &a->entry[0];
+    es_trainer *t = NULL;
+    es_trainer_options o = {.max_tokens = 128, .backward = true, .threads = 1};
+    int rank = a->o.rank, counted = 0;
+    float *x = calloc(128 * (size_t)e->n_in, sizeof *x);
+    assert_ok(es_trainer_open(&t, model, &o, &err), &err);
+    for (int i = 0; i < n; i++) {
+        es_ids ids = {0};
+        assert_ok(es_tokenize(model, text[i], strlen(text[i]), false, &ids, &err), &err);
+        int start[2] = {0, (int)ids.n - 1}; /* the last token predicts nothing, so it is no input */
+        es_batch b = {.ids = ids.id, .n = start[1], .start = start, .n_seq = 1};
+        float none[128];
+        assert_ok(es_trainer_forward(t, &b, NULL, NULL, NULL, 0, none, NULL, &err), &err);
+        assert_ok(es_trainer_site_input(t, e->layer, e->site, x, &err), &err);
+        for (int k = 4; k < start[1]; k++, counted++)
+            for (int p = 0; p < rank; p++)
+                for (int q = 0; q < rank; q++) {
+                    double u = 0, v = 0;
+                    for (int j = 0; j < e->n_in; j++) {
+                        u += (double)a->param[e->a + (size_t)(p * e->n_in + j)] * x[k * e->n_in + j];
+                        v += (double)a->param[e->a + (size_t)(q * e->n_in + j)] * x[k * e->n_in + j];
+                    }
+                    out[p * rank + q] += u * v;
+                }
+        es_ids_free(&ids);
+    }
+    assert_true(counted > rank);
+    for (int i = 0; i < rank * rank; i++)
+        out[i] /= counted;
+    es_trainer_free(t);
+    free(x);
+}
+
+/* Fixed inputs: whitened on neutral text, A never moves, the metric step learns, within a basis and without; files keep the kind. */
+static void white_inputs(void **state)
+{
+    (void)state;
+    static const char *const text[] = {"the cat sat on the mat and looked at the moon", "one two three four five six seven eight nine ten",
+                                       "rivers rise in the hills and run to the sea"};
+    for (int constrained = 0; constrained < 2; constrained++) {
+        es_error err;
+        es_experiences e = fix_experiences();
+        es_adapter *a = NULL, *back = NULL;
+        es_basis b = fix_basis(20, 100);
+        es_adapter_options ao = es_adapter_default(dictionary, model);
+        ao.rank = 3;
+        ao.fixed_inputs = true;
+        ao.constrained = constrained;
+        assert_ok(es_adapter_new(&a, model, dictionary, constrained ? &b : NULL, &ao, &err), &err);
+        assert_int_equal(es_adapter_parameters(a), (constrained ? 20 : a->d) * 3 * a->n_entry);
+        es_learner_options o = options(ES_FORM_LORA);
+        o.optimiser = ES_OPTIMISER_METRIC;
+        o.learning_rate = 0.05;
+        es_learner *l = NULL;
+        assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
+        double raw[9] = {0}, white[9] = {0};
+        second_moment(a, text, 3, raw);
+        double mean = (raw[0] + raw[4] + raw[8]) / 3;
+        assert_error(es_learner_whiten(l, text, 0, NULL, &err), &err, "too few");
+        assert_ok(es_learner_whiten(l, text, 3, NULL, &err), &err);
+        /* L^-1 C L^-T with L L^T = C + 0.1 mean I: symmetric, eigenvalues c / (c + 0.1 mean), so their sum is known from C's */
+        second_moment(a, text, 3, white);
+        double A[9], w[3], sum = 0;
+        memcpy(A, raw, sizeof A);
+        assert_true(es_linear_eigenvalues(A, 3, w));
+        for (int i = 0; i < 3; i++)
+            sum += w[i] / (w[i] + 0.1 * mean);
+        assert_true(fabs(white[0] + white[4] + white[8] - sum) < 1e-2 * sum);
+        assert_true(fabs(raw[0] + raw[4] + raw[8] - sum) > 0.1 * sum);
+        size_t n_a = a->n_param - a->n_learned;
+        float *inputs = malloc(n_a * sizeof *inputs);
+        memcpy(inputs, a->param + a->n_learned, n_a * sizeof *inputs);
+        for (int i = 0; i < 3; i++)
+            assert_ok(es_learner_add(l, &e.item[i], NULL, &err), &err);
+        assert_error(es_learner_whiten(l, text, 3, NULL, &err), &err, "nothing was learned");
+        double before, after;
+        es_step_report r;
+        assert_ok(es_learner_gradient(l, &before, NULL, &err), &err);
+        for (int i = 0; i < 6; i++)
+            assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+        assert_ok(es_learner_gradient(l, &after, NULL, &err), &err);
+        assert_true(after < before && r.margin > 0);
+        assert_memory_equal(inputs, a->param + a->n_learned, n_a * sizeof *inputs);
+        if (constrained) {
+            float part[4 * 20];
+            es_learner_influence(l, part);
+            for (int c = 0; c < 20; c++)
+                assert_true(fabs(part[c] + part[20 + c] + part[40 + c] + part[60 + c] - es_adapter_coefficients(a)[c]) < 1e-4);
+        }
+        es_buf bytes = {0};
+        assert_ok(es_adapter_to_bytes(a, &bytes, &err), &err);
+        assert_ok(es_adapter_from_bytes(&back, model, dictionary, bytes.data, bytes.len, "back", &err), &err);
+        assert_true(es_adapter_get_options(back)->fixed_inputs);
+        assert_memory_equal(back->param, a->param, a->n_param * sizeof *a->param);
+        es_buf_free(&bytes);
+        free(inputs);
+        es_learner_free(l);
+        es_adapter_free(a);
+        es_adapter_free(back);
+        es_basis_free(&b);
+        es_experiences_free(&e);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradient_of_bias), cmocka_unit_test(gradient_of_lora), cmocka_unit_test(gradient_of_free_lora),
         cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
+        cmocka_unit_test(white_inputs),
         cmocka_unit_test(guards),           cmocka_unit_test(gate),             cmocka_unit_test(faults),
     };
     model = open_tiny(NULL);
