@@ -1,3 +1,4 @@
+#include "distil.h"
 #include "method_internal.h"
 
 #include <stdlib.h>
@@ -15,7 +16,7 @@ static const struct {
     [ES_METHOD_SELF] = {"self", "optimisation on the model's own trajectories", &es_method_self_ops, 1e-4, 32},
     [ES_METHOD_LORA] = {"lora", "low-rank updates on every linear map", &es_method_lora_ops, 1e-4, 32},
     [ES_METHOD_FULL] = {"full", "all weights", &es_method_full_ops, 1e-5, 0},
-    [ES_METHOD_DISTIL] = {"distil", "on-policy distillation into low-rank updates", NULL, 1e-4, 32},
+    [ES_METHOD_DISTIL] = {"distil", "on-policy distillation into low-rank updates", &es_method_distil_ops, 1e-4, 32},
     [ES_METHOD_FEATURES] = {"features", "low-rank updates within chosen features", &es_method_features_ops, 0.002, 8},
     [ES_METHOD_RANDOM] = {"random", "the same within as many random features", &es_method_features_ops, 0.002, 8},
     [ES_METHOD_FREE] = {"free", "the same matrices without the constraint", &es_method_features_ops, 0.002, 8},
@@ -48,7 +49,7 @@ int es_method_by_name(const char *name)
 
 es_method_options es_method_default(es_method_kind k)
 {
-    return (es_method_options){.basis_size = 256, .rate = KIND[k].rate, .rank = KIND[k].rank, .beta = 5, .max_prompt = 128, .max_reply = 96, .max_new = 48, .seed = 1};
+    return (es_method_options){.basis_size = 256, .rate = KIND[k].rate, .rank = KIND[k].rank, .beta = 5, .max_prompt = 128, .max_reply = 96, .max_new = 48, .distil_loss = ES_DISTIL_TOP, .seed = 1};
 }
 
 static const es_method_ops *ops(const es_method *m)

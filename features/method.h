@@ -61,6 +61,7 @@ typedef struct es_method_options {
     int max_new;               /* self, distil: tokens of a sampled trajectory; 0: 48 */
     int context_tokens;        /* context, distil: of worked turns, at most; 0: a third of the model's context, at most 1,024 */
     const char *preference;    /* context, distil: the stated preference, or NULL */
+    int distil_loss;           /* distil: an es_distil_loss (distil.h); 0: top-20 */
     es_model *teacher;         /* distil: NULL: the base model with the preference, or the experiences, in its context */
     const char *checkpoints;   /* full: a folder for checkpoints, which open resumes from; what answers is then the last one that
                                   passed the gate. NULL: none, and what has been learned answers at once */

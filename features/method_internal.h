@@ -18,6 +18,6 @@ typedef struct es_method_ops { /* self: what open made. step, copy and add may b
 
 extern const es_method_ops es_method_features_ops; /* features, random, free, bias */
 extern const es_method_ops es_method_lora_ops, es_method_full_ops, es_method_self_ops;
-extern const es_method_ops es_method_context_ops, es_method_titans_ops;
+extern const es_method_ops es_method_context_ops, es_method_titans_ops, es_method_distil_ops;
 
 #endif
