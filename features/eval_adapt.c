@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DOCUMENT = 128, OFF_TOPIC = 240 };
+enum { OFF_TOPIC = 240 };
 
 typedef struct evaluation {
     es_model *m;
@@ -42,79 +42,7 @@ es_eval_options es_eval_default(void)
                              .behaviour_tokens = 48, .choice_orders = 1, .behaviour_orders = 3, .max_prompt = 64, .max_reply = 64, .seed = 1};
 }
 
-/* ---- work file ------------------------------------------------------------------------------------------------------------------ */
-
-static int read_done(void *user, size_t number, json_t *value, es_error *err)
-{
-    evaluation *v = user;
-    const char *key = json_string_value(json_object_get(value, "key"));
-    (void)number;
-    if (!key || !json_string_value(json_object_get(value, "is")))
-        return es_fail(err, ES_ERR_FORMAT, "not a line of an evaluation");
-    json_object_set(v->done, key, value);
-    return ES_OK;
-}
-
-/* A kill may have cut the last line: it is dropped. */
-static int load_work(evaluation *v, es_error *err)
-{
-    es_buf text = {0};
-    FILE *f = fopen(v->o->work, "re");
-    if (!f)
-        return ES_OK;
-    fclose(f);
-    int rc = es_file_read(&text, v->o->work, (size_t)256 << 20, err);
-    if (!rc && text.len && text.data[text.len - 1] != '\n') {
-        while (text.len && text.data[text.len - 1] != '\n')
-            text.len--;
-        rc = es_file_write(v->o->work, text.data, text.len, err);
-    }
-    if (!rc && text.len)
-        rc = es_jsonl_each(v->o->work, read_done, v, err);
-    es_buf_free(&text);
-    return rc;
-}
-
-static int keep_line(evaluation *v, const char *key, json_t *line, es_error *err)
-{
-    json_object_set_new(line, "key", json_string(key));
-    char *text = json_dumps(line, JSON_COMPACT);
-    FILE *f = text ? fopen(v->o->work, "ae") : NULL;
-    bool ok = f && fprintf(f, "%s\n", text) > 0;
-    ok = f && fclose(f) == 0 && ok;
-    free(text);
-    if (ok)
-        ok = json_object_set(v->done, key, line) == 0;
-    json_decref(line);
-    return ok ? ES_OK : es_fail(err, ES_ERR_IO, "%s: cannot append a finished run", v->o->work);
-}
-
 /* ---- what is measured on --------------------------------------------------------------------------------------------------------- */
-
-/* Every third of the neutral texts is for dev; takes texts of one kind until there are `tokens`. */
-static int open_neutral(evaluation *v, es_set *s, bool chat, bool dev, int tokens, es_error *err)
-{
-    const es_eval_options *o = v->o;
-    es_source *from = es_calloc((size_t)o->n_neutral + 1, sizeof *from);
-    int n = 0, have = 0, cut = chat ? o->max_reply : DOCUMENT, rc = from ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
-    for (int i = 0, kind = 0; !rc && i < o->n_neutral && have < tokens; i++) {
-        const es_eval_text *t = &o->neutral[i];
-        if ((t->n_message > 0) != chat)
-            continue;
-        if ((kind++ % 3 == 2) != dev)
-            continue;
-        es_ids ids = {0};
-        rc = es_tokenize(v->m, t->text, strlen(t->text), false, &ids, err);
-        if (!rc && ids.n >= 2) {
-            have += (int)ids.n < cut ? (int)ids.n : cut;
-            from[n++] = (es_source){t->message, t->n_message, t->text};
-        }
-        es_ids_free(&ids);
-    }
-    rc = rc ? rc : es_set_open(s, &v->bench, from, n, cut, true, err);
-    free(from);
-    return rc;
-}
 
 static int open_bench(evaluation *v, es_error *err)
 {
@@ -124,10 +52,10 @@ static int open_bench(evaluation *v, es_error *err)
     v->bench_open = true;
     es_progress_report(v->progress, "the base model on neutral text", v->at, v->total, "runs");
     int rc = es_bench_open(&v->bench, v->m, o->max_prompt, o->max_reply, o->threads, v->cancel, err);
-    rc = rc ? rc : open_neutral(v, &v->raw, false, false, o->raw_tokens, err);
-    rc = rc ? rc : open_neutral(v, &v->chat, true, false, o->chat_tokens, err);
-    rc = rc ? rc : open_neutral(v, &v->raw_dev, false, true, o->raw_tokens / 3, err);
-    rc = rc ? rc : open_neutral(v, &v->chat_dev, true, true, o->chat_tokens / 3, err);
+    rc = rc ? rc : es_set_neutral(&v->raw, &v->bench, o->neutral, o->n_neutral, false, false, o->raw_tokens, err);
+    rc = rc ? rc : es_set_neutral(&v->chat, &v->bench, o->neutral, o->n_neutral, true, false, o->chat_tokens, err);
+    rc = rc ? rc : es_set_neutral(&v->raw_dev, &v->bench, o->neutral, o->n_neutral, false, true, o->raw_tokens / 3, err);
+    rc = rc ? rc : es_set_neutral(&v->chat_dev, &v->bench, o->neutral, o->n_neutral, true, true, o->chat_tokens / 3, err);
     v->white = es_calloc((size_t)o->n_neutral + 1, sizeof *v->white);
     if (!rc && !v->white)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
@@ -143,16 +71,8 @@ static int open_pairs(evaluation *v, es_set *s, const es_experiences *e, bool kl
 {
     if (s->seq)
         return ES_OK;
-    es_source *from = es_calloc(2 * (size_t)e->n + 1, sizeof *from);
-    int rc = from ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for %d pairs", e->n);
     es_progress_report(v->progress, "the base model on the task's pairs", v->at, v->total, "runs");
-    for (int i = 0; !rc && i < e->n; i++) {
-        from[2 * i] = (es_source){e->item[i].message, e->item[i].n_message, e->item[i].preferred};
-        from[2 * i + 1] = (es_source){e->item[i].message, e->item[i].n_message, e->item[i].rejected};
-    }
-    rc = rc ? rc : es_set_open(s, &v->bench, from, 2 * e->n, v->o->max_reply, kl, err);
-    free(from);
-    return rc;
+    return es_set_pairs(s, &v->bench, e, kl, err);
 }
 
 static void close_task(evaluation *v)
@@ -262,21 +182,6 @@ static int draw(evaluation *v, int order, int n, double share, es_garbage kind, 
 
 /* ---- measuring a variant ----------------------------------------------------------------------------------------------------------- */
 
-static void margins(const es_set *s, double *margin, double *se, double *gain)
-{
-    int n = s->n / 2;
-    double sum = 0, square = 0, up = 0;
-    for (int i = 0; i < n; i++) {
-        double x = es_experience_gain(&s->seq[2 * i], &s->seq[2 * i + 1]);
-        sum += x;
-        square += x * x;
-        up += s->seq[2 * i].now - s->seq[2 * i].base;
-    }
-    *margin = n ? sum / n : 0;
-    *gain = n ? up / n : 0;
-    *se = n > 1 ? sqrt(fmax(square - sum * sum / n, 0) / (n - 1) / n) : 0;
-}
-
 /* A point of a path; *finite false: the variant has left the numbers. */
 static int measure_point(evaluation *v, const es_variant *x, bool dev, int step, json_t **point, bool *finite, es_error *err)
 {
@@ -288,7 +193,7 @@ static int measure_point(evaluation *v, const es_variant *x, bool dev, int step,
     rc = rc ? rc : es_set_measure(dev ? &v->chat_dev : &v->chat, &v->bench, x, &chat, err);
     if (rc)
         return rc;
-    margins(pairs, &margin, &se, &gain);
+    es_set_margins(pairs, &margin, &se, &gain);
     *finite = isfinite(margin) && isfinite(gain) && isfinite(raw.kl) && isfinite(raw.dnll) && isfinite(chat.kl) && isfinite(chat.dnll);
     *point = !*finite ? NULL
                       : json_pack("{s:i,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "step", step, "gain", gain, "margin", margin, "margin_se", se, "kl", raw.kl, "dnll",
@@ -341,7 +246,7 @@ static int base_behaviour(evaluation *v, json_t **out, es_error *err)
         es_variant base = {.model = v->m, .lowest_layer = es_model_get_info(v->m)->n_layer - 1};
         es_behaviour b;
         int rc = measure_behaviour(v, &base, &b, err);
-        rc = rc ? rc : keep_line(v, key, json_pack("{s:s,s:s,s:o}", "is", "base", "task", t->name, "behaviour", behaviour_json(&b)), err);
+        rc = rc ? rc : es_work_keep(v->done, v->o->work, key, json_pack("{s:s,s:s,s:o}", "is", "base", "task", t->name, "behaviour", behaviour_json(&b)), err);
         if (rc)
             return rc;
         line = json_object_get(v->done, key);
@@ -469,7 +374,7 @@ static int measure_end(evaluation *v, const run *r, const es_variant *x, json_t 
         rc = open_pairs(v, &v->off, &o->task[r->task]->off, true, err);
         rc = rc ? rc : es_set_measure(&v->off, &v->bench, x, &harm, err);
         if (!rc) {
-            margins(&v->off, &margin, &se, &gain);
+            es_set_margins(&v->off, &margin, &se, &gain);
             json_object_set_new(line, "kl_off", real_or_null(harm.kl));
             json_object_set_new(line, "margin_off", real_or_null(margin));
         }
@@ -596,7 +501,7 @@ static int run_once(evaluation *v, const run *r, json_t **line, es_error *err)
             es_fail_prefix(err, "%s, %s", v->o->task[r->task]->name, r->spec->label);
             json_decref(made);
         } else
-            rc = keep_line(v, key.data, made, err);
+            rc = es_work_keep(v->done, v->o->work, key.data, made, err);
         *line = rc ? NULL : json_object_get(v->done, key.data);
     }
     es_buf_free(&key);
@@ -748,7 +653,7 @@ int es_eval_adapt(es_model *m, const es_dictionary *s, const es_atlas *a, const 
     rc = rc ? rc : es_model_hash(m, hash, err);
     if (!rc)
         snprintf(v.hashes, sizeof v.hashes, "%.12s/%.12s", hash, s ? es_dictionary_get_info(s)->hash : "-");
-    rc = rc ? rc : load_work(&v, err);
+    rc = rc ? rc : es_work_load(v.done, o->work, err);
     v.total = count_runs(o);
     for (int t = 0; !rc && t < o->n_task; t++) {
         for (int i = 0; !rc && i < o->n_spec && (t == 0 || !o->n_sweep); i++)

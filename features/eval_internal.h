@@ -46,6 +46,17 @@ void es_set_close(es_set *s, es_bench *b);
 /* seq[i].now of every sequence; harm (may be NULL) when the set has kl. */
 int es_set_measure(es_set *s, es_bench *b, const es_variant *v, es_harm *harm, es_error *err);
 
+/* Neutral texts of one kind until there are `tokens`; every third is for dev. Documents are cut at 128 tokens, turns as replies are. */
+int es_set_neutral(es_set *s, es_bench *b, const es_eval_text *text, int n_text, bool chat, bool dev, int tokens, es_error *err);
+/* Preferred and rejected replies by turns. */
+int es_set_pairs(es_set *s, es_bench *b, const es_experiences *e, bool kl, es_error *err);
+/* Of pairs: mean change of the margin with its standard error, and of the preferred replies' mean log-probability. */
+void es_set_margins(const es_set *s, double *margin, double *se, double *gain);
+
+/* Work files: finished runs by key, in `done`. A line that a kill cut is dropped. keep takes the reference of line. */
+int es_work_load(json_t *done, const char *path, es_error *err);
+int es_work_keep(json_t *done, const char *path, const char *key, json_t *line, es_error *err);
+
 bool es_variant_is_base(const es_variant *v, const es_model *base);
 /* Replies at temperature 0 to the last of each source's conversations. text: caller frees each. */
 int es_bench_replies(es_bench *b, const es_variant *v, const es_source *from, int n, int max_new, char **text, bool *ended, es_error *err);

@@ -120,6 +120,36 @@ int es_eval_ratios_text(json_t *ratios, es_buf *out, es_error *err);
 int es_eval_svg(json_t *rows, es_buf *out, es_error *err);
 int es_eval_braille(json_t *rows, int width, int height, es_buf *out, es_error *err);
 
+/* ---- readable (eval_readable.c) -------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_readable_feature { /* a row of a coefficient table; borrowed */
+    double coefficient;
+    const char *label;           /* NULL: none */
+    const char *const *token; int n_token; /* promoted ones */
+} es_readable_feature;
+/* score[n_task]: how well the moved features' words match each task's; the largest is the guess. all: features to measure chance on. */
+int es_eval_readable(const es_task *const *task, int n_task, const es_readable_feature *moved, int n_moved, const es_readable_feature *all, int n_all,
+                     double *score, es_error *err);
+
+/* ---- sequence (eval_sequence.c) -------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_sequence_options {
+    const es_task *const *task; int n_task; /* traits in the order in which they are learned */
+    const es_eval_spec *spec; int n_spec;   /* with the rate to take, the first of rate[] */
+    int experiences, steps;      /* of each trait */
+    int orders;
+    const es_eval_text *neutral; int n_neutral; int raw_tokens, chat_tokens;
+    int max_prompt, max_reply, threads;
+    uint64_t seed;
+    const char *work;
+} es_sequence_options;
+/* Learns the traits one after another, measuring the held-out margin of all after each; then, for each trait, the same again without its
+ * experiences (undone by replay). Lines of the work file: {"is":"sequence","method","order","undone":-1 or a trait,"after":[[margins] a stage]}. */
+int es_eval_sequence(es_model *m, const es_dictionary *s, const es_atlas *a, const es_sequence_options *o, const es_progress *progress, es_error *err);
+/* Reads such a work file: rows with, for each trait, its margin when learned, at the end, and with each other undone; and a table of them. */
+int es_sequence_rows(const char *work, json_t **rows, es_error *err);
+int es_sequence_table(json_t *rows, es_buf *out, es_error *err);
+
 /* Half width of the 95 % interval of a mean of n values (Student's t); NAN for n < 2. */
 double es_eval_t95(const double *x, int n, double *mean);
 

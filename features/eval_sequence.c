@@ -1,0 +1,347 @@
+/* Several traits learned one after another, and each undone. Undoing is a rebuild: the same stages without the trait's experiences, which is
+ * what removing them from a workspace and learning again amounts to. */
+#include "eval_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct sequence {
+    es_model *m;
+    const es_dictionary *s;
+    const es_atlas *a;
+    const es_sequence_options *o;
+    const es_progress *progress;
+    const volatile bool *cancel;
+    es_bench bench;
+    bool open;
+    es_set *held, raw, chat; /* held: one a task */
+    json_t *done;
+    char hashes[40];
+    double at, total;
+} sequence;
+
+static int open_sets(sequence *q, es_error *err)
+{
+    const es_sequence_options *o = q->o;
+    if (q->open)
+        return ES_OK;
+    q->open = true;
+    q->held = es_calloc((size_t)o->n_task, sizeof *q->held);
+    int rc = q->held ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for %d traits", o->n_task);
+    rc = rc ? rc : es_bench_open(&q->bench, q->m, o->max_prompt, o->max_reply, o->threads, q->cancel, err);
+    for (int i = 0; !rc && i < o->n_task; i++) {
+        es_progress_report(q->progress, "the base model on the traits' pairs", q->at, q->total, "runs");
+        rc = es_set_pairs(&q->held[i], &q->bench, &o->task[i]->held, false, err);
+    }
+    rc = rc ? rc : es_set_neutral(&q->raw, &q->bench, o->neutral, o->n_neutral, false, false, o->raw_tokens, err);
+    return rc ? rc : es_set_neutral(&q->chat, &q->bench, o->neutral, o->n_neutral, true, false, o->chat_tokens, err);
+}
+
+static void close_sets(sequence *q)
+{
+    if (!q->open)
+        return;
+    for (int i = 0; q->held && i < q->o->n_task; i++)
+        es_set_close(&q->held[i], &q->bench);
+    es_set_close(&q->raw, &q->bench);
+    es_set_close(&q->chat, &q->bench);
+    es_bench_close(&q->bench);
+    free(q->held);
+}
+
+/* A task's pool in this order: the learning pairs come from its beginning, a basis' from its end. */
+static int pool_of(const sequence *q, int task, int order, int **out, es_error *err)
+{
+    int n = q->o->task[task]->pool.n, *which = es_calloc((size_t)n + 1, sizeof *which);
+    es_rng rng;
+    if (!which)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a pool");
+    es_rng_seed(&rng, q->o->seed * 1000 + (uint64_t)order);
+    for (int i = 0; i < n; i++)
+        which[i] = i;
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)es_rng_below(&rng, (uint64_t)i + 1), x = which[i];
+        which[i] = which[j];
+        which[j] = x;
+    }
+    *out = which;
+    return ES_OK;
+}
+
+/* A basis of an equal part for each trait, chosen on other pairs of its pool. A feature that two traits want both ways has both bounds. */
+static int joint_basis(sequence *q, const es_eval_spec *spec, int order, es_basis *out, es_error *err)
+{
+    int rc = ES_OK, d = es_model_get_info(q->m)->d_model;
+    *out = (es_basis){0};
+    for (int t = 0; !rc && t < q->o->n_task; t++) {
+        const es_experiences *pool = &q->o->task[t]->pool;
+        es_experiences e = {0};
+        es_basis part = {0};
+        int *which = NULL;
+        float *gradient = es_calloc((size_t)spec->basis_pairs, (size_t)d * sizeof *gradient);
+        es_progress quiet = {.cancel = q->cancel};
+        rc = gradient ? pool_of(q, t, order, &which, err) : es_fail(err, ES_ERR_MEMORY, "no memory for gradients");
+        for (int i = 0; !rc && i < spec->basis_pairs; i++)
+            rc = es_experience_copy(&e, &pool->item[which[pool->n - 1 - i]], err);
+        rc = rc ? rc : es_attribute(q->m, q->s, &e, q->o->threads, gradient, &quiet, err);
+        rc = rc ? rc : es_basis_suggest(&part, q->m, q->s, q->a, gradient, e.n, (spec->o.basis_size + q->o->n_task - 1) / q->o->n_task, spec->signs, NULL, err);
+        if (!rc && !t)
+            *out = part;
+        for (int i = 0; !rc && t && i < part.n; i++) {
+            float lo = part.lo[i], hi = part.hi[i];
+            for (int j = 0; j < out->n; j++)
+                if (out->feature[j] == part.feature[i]) {
+                    lo = fminf(lo, out->lo[j]);
+                    hi = fmaxf(hi, out->hi[j]);
+                }
+            rc = es_basis_add(out, part.feature[i], lo, hi, err);
+        }
+        if (t || rc)
+            es_basis_free(&part);
+        es_experiences_free(&e);
+        free(gradient);
+        free(which);
+    }
+    return rc;
+}
+
+static int margins_now(sequence *q, es_method *method, json_t *stages, es_error *err)
+{
+    es_variant x = {0};
+    int rc = es_method_view(method, &x, err);
+    json_t *row = json_array();
+    for (int i = 0; !rc && i < q->o->n_task; i++) {
+        double margin, se, gain;
+        rc = es_set_measure(&q->held[i], &q->bench, &x, NULL, err);
+        es_set_margins(&q->held[i], &margin, &se, &gain);
+        if (!rc && !isfinite(margin))
+            rc = es_fail(err, ES_ERR_LIMIT, "the margin of %s is no longer a number", q->o->task[i]->name);
+        json_array_append_new(row, json_real(margin));
+    }
+    json_array_append_new(stages, row);
+    return rc;
+}
+
+static int run_through(sequence *q, const es_eval_spec *spec, int order, int undone, json_t *line, es_error *err)
+{
+    const es_sequence_options *o = q->o;
+    es_method_options mo = spec->o;
+    es_method *method = NULL;
+    es_basis basis = {0};
+    es_variant x = {0};
+    es_harm raw = {0}, chat = {0};
+    json_t *stages = json_array();
+    int rc = open_sets(q, err);
+    mo.s = q->s;
+    mo.a = q->a;
+    mo.rate = spec->n_rate ? spec->rate[0] : 0;
+    mo.threads = o->threads;
+    mo.seed = spec->o.seed + (uint64_t)order;
+    mo.preference = *spec->preference ? spec->preference : NULL;
+    if (!rc && spec->basis_pairs > 0) {
+        rc = joint_basis(q, spec, order, &basis, err);
+        mo.basis = &basis;
+    }
+    rc = rc ? rc : es_method_open(&method, spec->kind, q->m, &mo, err);
+    json_object_set_new(line, "after", stages);
+    for (int t = 0; !rc && t < o->n_task; t++) {
+        if (t == undone) {
+            json_array_append_new(stages, json_null());
+            continue;
+        }
+        int *which = NULL;
+        char what[240];
+        snprintf(what, sizeof what, "%s: %s, order %d%s%s", spec->label, o->task[t]->name, order, undone < 0 ? "" : ", without ", undone < 0 ? "" : o->task[undone]->name);
+        rc = pool_of(q, t, order, &which, err);
+        for (int i = 0; !rc && i < o->experiences; i++)
+            rc = es_method_add(method, &o->task[t]->pool.item[which[i]], q->cancel, err);
+        for (int i = 0; !rc && i < o->steps; i++) {
+            es_step_report report;
+            es_progress_report(q->progress, what, q->at - 1 + (t + (double)i / o->steps) / o->n_task, q->total, "runs");
+            rc = es_method_step(method, &report, q->cancel, err);
+            if (!rc && report.guard && !strcmp(report.guard, "learned"))
+                break;
+        }
+        free(which);
+        rc = rc ? rc : margins_now(q, method, stages, err);
+    }
+    rc = rc ? rc : es_method_view(method, &x, err);
+    rc = rc ? rc : es_set_measure(&q->raw, &q->bench, &x, &raw, err);
+    rc = rc ? rc : es_set_measure(&q->chat, &q->bench, &x, &chat, err);
+    json_object_set_new(line, "kl", json_real(raw.kl));
+    json_object_set_new(line, "dnll", json_real(raw.dnll));
+    json_object_set_new(line, "kl_chat", json_real(chat.kl));
+    json_object_set_new(line, "dnll_chat", json_real(chat.dnll));
+    if (q->open && q->bench.trainer_model != q->m) {
+        es_trainer_free(q->bench.trainer);
+        q->bench.trainer = NULL;
+        q->bench.trainer_model = NULL;
+    }
+    es_method_free(method);
+    es_basis_free(&basis);
+    return rc;
+}
+
+static int one_run(sequence *q, const es_eval_spec *spec, int order, int undone, es_error *err)
+{
+    const es_sequence_options *o = q->o;
+    es_buf key = {0};
+    es_buf_str(&key, "sequence");
+    for (int i = 0; i < o->n_task; i++)
+        es_buf_printf(&key, " %s/%s", o->task[i]->name, o->task[i]->hash);
+    es_buf_printf(&key, " n%d steps%d order%d undone%d cut%d+%d neutral%d+%d seed%llu rate%g %s ", o->experiences, o->steps, order, undone, o->max_prompt, o->max_reply,
+                  o->raw_tokens, o->chat_tokens, (unsigned long long)o->seed, spec->n_rate ? spec->rate[0] : 0, q->hashes);
+    es_eval_spec_text(spec, &key);
+    int rc = key.failed ? es_fail(err, ES_ERR_MEMORY, "no memory for a run's key") : ES_OK;
+    q->at++;
+    if (!rc && !json_object_get(q->done, key.data)) {
+        json_t *line = json_pack("{s:s,s:s,s:s,s:i,s:i}", "is", "sequence", "method", spec->label, "kind", es_method_name(spec->kind), "order", order, "undone", undone);
+        json_t *names = json_array();
+        for (int i = 0; i < o->n_task; i++)
+            json_array_append_new(names, json_string(o->task[i]->name));
+        json_object_set_new(line, "tasks", names);
+        rc = run_through(q, spec, order, undone, line, err);
+        if (rc) {
+            es_fail_prefix(err, "%s", spec->label);
+            json_decref(line);
+        } else
+            rc = es_work_keep(q->done, o->work, key.data, line, err);
+    }
+    es_buf_free(&key);
+    return rc;
+}
+
+int es_eval_sequence(es_model *m, const es_dictionary *s, const es_atlas *a, const es_sequence_options *o, const es_progress *progress, es_error *err)
+{
+    sequence q = {.m = m, .s = s, .a = a, .o = o, .progress = progress, .cancel = progress ? progress->cancel : NULL, .done = json_object()};
+    char hash[65];
+    int rc = ES_OK;
+    if (!o->work || o->n_task < 2 || o->n_spec < 1 || o->experiences < 1 || o->steps < 1 || o->orders < 1)
+        rc = es_fail(err, ES_ERR_USAGE, "sequence: at least two traits, a method, experiences, steps and a work file are needed");
+    for (int i = 0; !rc && i < o->n_task; i++)
+        for (int k = 0; !rc && k < o->n_spec; k++) {
+            if (o->experiences + o->spec[k].basis_pairs > o->task[i]->pool.n)
+                rc = es_fail(err, ES_ERR_USAGE, "%s: %d pairs to learn from and %d for a basis, the pool has %d", o->task[i]->name, o->experiences,
+                             o->spec[k].basis_pairs, o->task[i]->pool.n);
+            else if (o->spec[k].basis_pairs > 0 && !s)
+                rc = es_fail(err, ES_ERR_USAGE, "%s: a basis needs a dictionary", o->spec[k].label);
+        }
+    rc = rc ? rc : es_model_hash(m, hash, err);
+    if (!rc)
+        snprintf(q.hashes, sizeof q.hashes, "%.12s/%.12s", hash, s ? es_dictionary_get_info(s)->hash : "-");
+    rc = rc ? rc : es_work_load(q.done, o->work, err);
+    q.total = (double)o->n_spec * o->orders * (o->n_task + 1);
+    for (int k = 0; !rc && k < o->n_spec; k++)
+        for (int order = 0; !rc && order < o->orders; order++)
+            for (int undone = -1; !rc && undone < o->n_task; undone++)
+                rc = one_run(&q, &o->spec[k], order, undone, err);
+    close_sets(&q);
+    json_decref(q.done);
+    return rc;
+}
+
+/* ---- reading ---------------------------------------------------------------------------------------------------------------------- */
+
+static int collect(void *user, size_t at, json_t *value, es_error *err)
+{
+    const char *is = json_string_value(json_object_get(value, "is"));
+    (void)at;
+    if (!is)
+        return es_fail(err, ES_ERR_FORMAT, "not a line of an evaluation");
+    if (!strcmp(is, "sequence"))
+        json_array_append(user, value);
+    return ES_OK;
+}
+
+static double at_stage(json_t *line, int stage, int task)
+{
+    json_t *v = json_array_get(json_array_get(json_object_get(line, "after"), (size_t)stage), (size_t)task);
+    return json_is_number(v) ? json_number_value(v) : NAN;
+}
+
+static json_t *with_undone(json_t *lines, json_t *like, int undone)
+{
+    size_t i;
+    json_t *x;
+    json_array_foreach(lines, i, x)
+        if (json_equal(json_object_get(x, "method"), json_object_get(like, "method")) && json_equal(json_object_get(x, "order"), json_object_get(like, "order")) &&
+            json_equal(json_object_get(x, "tasks"), json_object_get(like, "tasks")) && json_integer_value(json_object_get(x, "undone")) == undone)
+            return x;
+    return NULL;
+}
+
+static json_t *real_or_null(double x)
+{
+    return isfinite(x) ? json_real(x) : json_null();
+}
+
+/* The last stage that was run of a line: that before it when the last trait is the one undone. */
+static int last_stage(int n, int undone)
+{
+    return undone == n - 1 ? n - 2 : n - 1;
+}
+
+int es_sequence_rows(const char *work, json_t **rows, es_error *err)
+{
+    json_t *lines = json_array(), *x;
+    size_t i;
+    *rows = NULL;
+    int rc = es_jsonl_each(work, collect, lines, err);
+    json_t *out = rc ? NULL : json_array();
+    json_array_foreach(lines, i, x) {
+        json_t *tasks = json_object_get(x, "tasks");
+        int n = (int)json_array_size(tasks);
+        if (rc || json_integer_value(json_object_get(x, "undone")) >= 0)
+            continue;
+        for (int t = 0; t < n; t++) {
+            double learned = at_stage(x, t, t), end = at_stage(x, n - 1, t), worst = NAN, left = NAN;
+            for (int u = 0; u < n; u++) {
+                json_t *y = with_undone(lines, x, u);
+                double now = y ? at_stage(y, last_stage(n, u), t) : NAN;
+                if (u == t)
+                    left = now; /* what is left of the trait once its own experiences are gone */
+                else if (isfinite(now) && !(fabs(now - end) / fabs(end) <= worst))
+                    worst = fabs(now - end) / fabs(end);
+            }
+            json_t *row = json_pack("{s:O,s:O,s:O,s:i}", "method", json_object_get(x, "method"), "order", json_object_get(x, "order"), "task",
+                                    json_array_get(tasks, (size_t)t), "place", t);
+            json_object_set_new(row, "margin_learned", real_or_null(learned));
+            json_object_set_new(row, "margin_end", real_or_null(end));
+            json_object_set_new(row, "kept", real_or_null(end / learned));
+            json_object_set_new(row, "margin_undone", real_or_null(left));
+            json_object_set_new(row, "largest_change_by_undoing_another", real_or_null(worst));
+            json_object_set(row, "kl", json_object_get(x, "kl"));
+            json_object_set(row, "dnll", json_object_get(x, "dnll"));
+            json_object_set(row, "kl_chat", json_object_get(x, "kl_chat"));
+            json_object_set(row, "dnll_chat", json_object_get(x, "dnll_chat"));
+            json_array_append_new(out, row);
+        }
+    }
+    json_decref(lines);
+    *rows = out;
+    return rc;
+}
+
+int es_sequence_table(json_t *rows, es_buf *out, es_error *err)
+{
+    static const char *const KEY[] = {"margin_learned", "margin_end", "kept", "margin_undone", "largest_change_by_undoing_another", "kl", "dnll"};
+    size_t i;
+    json_t *x;
+    es_buf_str(out, "| method | order | trait | margin when learned | at the end | kept | with its experiences gone | largest change by undoing another | KL at the end | d(nll) |\n"
+                    "|---|---|---|---|---|---|---|---|---|---|\n");
+    json_array_foreach(rows, i, x) {
+        es_buf_printf(out, "| `%s` | %d | %s |", json_string_value(json_object_get(x, "method")), (int)json_integer_value(json_object_get(x, "order")),
+                      json_string_value(json_object_get(x, "task")));
+        for (size_t k = 0; k < sizeof KEY / sizeof *KEY; k++) {
+            json_t *v = json_object_get(x, KEY[k]);
+            if (json_is_number(v))
+                es_buf_printf(out, k < 5 ? " %.3f |" : " %+.4f |", json_number_value(v));
+            else
+                es_buf_str(out, " - |");
+        }
+        es_buf_str(out, "\n");
+    }
+    return out->failed ? es_fail(err, ES_ERR_MEMORY, "no memory for a table") : ES_OK;
+}
