@@ -6,7 +6,7 @@ _espalier() {
     2/features) choices="list show search for-text contrast --help" ;;
     2/label) choices="add import export undo --help" ;;
     2/basis) choices="new add remove show list export --help" ;;
-    2/eval) choices="margin neutral adapt --help" ;;
+    2/eval) choices="margin neutral adapt sequence readable --help" ;;
     2/dictionary) choices="info stats --help" ;;
     *)
       choices="--home --model --dictionary --threads --json --quiet --help"
@@ -31,6 +31,8 @@ _espalier() {
         "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;
         "eval neutral"*) choices+=" --text --adapter --limit" ;;
         "eval adapt"*) choices+=" --task --methods --set --experiences --garbage --garbage-kind --orders --grid --work --table --plot --compare --at --harm --sweep-tasks --basis-pairs --signs --neutral --neutral-tokens --chat-tokens --choices --choice-orders --choice-file --behaviour --behaviour-orders --behaviour-tokens --max-reply --max-prompt --held-out --dev --data --seed" ;;
+        "eval sequence"*) choices+=" --task --methods --set --experiences --steps --orders --basis-pairs --signs --neutral --work --table --data --seed" ;;
+        "eval readable"*) choices+=" --task --learn --steps --size --basis-pairs --signs --top" ;;
         "export "*) choices+=" --to" ;;
         "harvest "*) choices+=" --layers --out --tokens --context --seed --with-first" ;;
         "train "*) choices+=" --layer --out --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --checkpoint --seed --f32" ;;

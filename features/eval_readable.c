@@ -1,8 +1,8 @@
 /* Can a reader who sees only a coefficient table and the labels tell which trait was trained? Here the reader is a count of common words: each
  * feature's label and promoted tokens against what a task says of itself and the words in which its two sides differ.
  *
- * A word is kept by its first five letters, without case. A task has a weight for each: log odds of the word between preferred and rejected
- * replies (smoothed, clipped), and its description's words on both sides. A word that is common to several tasks counts less (inverse task
+ * A word is kept by its first five letters, without case. A task has a weight for each: how much likelier it is in preferred than in
+ * rejected replies or the other way, and its description's words on both sides. A word that is common to several tasks counts less (inverse task
  * frequency). A feature that was raised is matched with the preferred side, a lowered one with the rejected. The score of a task is the sum
  * of the moved features' matches, each less the mean over all features, weighted by their coefficients, in units of its spread over random
  * features with these coefficients: chance is 0 with spread 1 for every task, however wordy it is. */
@@ -71,36 +71,41 @@ static json_t *count(const char *text)
     return b.words;
 }
 
-static void count_side(json_t *into, const es_experiences *e, bool preferred)
+/* Words of one side's replies; how many they are. */
+static double count_side(json_t *into, const es_experiences *e, bool preferred)
 {
+    double n = 0;
     for (int i = 0; i < e->n; i++) {
-        const char *text = preferred ? e->item[i].preferred : e->item[i].rejected;
+        const char *text = preferred ? e->item[i].preferred : e->item[i].rejected, *word;
         json_t *words = text ? count(text) : NULL, *x;
-        const char *word;
-        json_object_foreach(words, word, x)
-            bag_add(into, word, 1); /* replies that have it, not how often */
+        json_object_foreach(words, word, x) {
+            bag_add(into, word, json_number_value(x));
+            n += json_number_value(x);
+        }
         json_decref(words);
     }
+    return n;
 }
 
-/* side[0], side[1]: words of the preferred and of the rejected side. */
+/* side[0], side[1]: words of the preferred and of the rejected side. The log odds of a word among all words of its side, so that a longer side
+ * is no wordier, in units of its standard error (Monroe, Colaresi & Quinn 2008, "Fightin' Words", with a flat prior). */
 static void task_words(const es_task *t, json_t *side[2])
 {
     json_t *seen[2] = {json_object(), json_object()}, *x;
     const char *word;
+    double n[2];
     for (int k = 0; k < 2; k++) {
-        count_side(seen[k], &t->pool, k == 0);
+        n[k] = count_side(seen[k], &t->pool, k == 0);
         side[k] = count(t->about);
         json_object_foreach(side[k], word, x)
-            json_object_set_new(side[k], word, json_real(2));
+            json_object_set_new(side[k], word, json_real(1));
     }
-    double n = t->pool.n;
     for (int k = 0; k < 2; k++)
         json_object_foreach(seen[k], word, x) {
-            double here = json_number_value(x), there = json_number_value(json_object_get(seen[1 - k], word));
-            double odds = log((here + 0.5) / (n - here + 0.5)) - log((there + 0.5) / (n - there + 0.5));
-            if (odds > 0.5 && here >= 2)
-                bag_add(side[k], word, fmin(odds, 4) * sqrt(here / n)); /* rare words say little of a trait */
+            double here = json_number_value(x) + 0.5, there = json_number_value(json_object_get(seen[1 - k], word)) + 0.5;
+            double odds = log(here / (n[k] + 1 - here)) - log(there / (n[1 - k] + 1 - there)), z = odds / sqrt(1 / here + 1 / there);
+            if (z > 2)
+                bag_add(side[k], word, fmin(z, 10) / 5);
         }
     json_decref(seen[0]);
     json_decref(seen[1]);

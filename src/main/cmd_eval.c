@@ -137,7 +137,9 @@ int cmd_eval(int argc, char **argv)
     static const command table[] = {
         {"margin", "how much likelier preferred replies are than rejected ones", eval_margin},
         {"neutral", "what an adapter does to other text", eval_neutral},
-        {"adapt", "methods of adaptation compared on the same pairs", eval_adapt},
+        {"adapt", "methods of adaptation compared on the same experiences", eval_adapt},
+        {"sequence", "traits learned one after another, and each undone", eval_sequence},
+        {"readable", "whether a coefficient table tells which trait was trained", eval_readable},
         {0},
     };
     return app_subcommand("eval", "What an adapter gains and what it harms.", table, argc, argv);

@@ -180,14 +180,16 @@ static int read_shares(const char *text, double *out, int most)
 #define ALL_METHODS "none,context,titans,self,lora1=lora,lora8=lora,lora,full,distil,features,curated=features"
 
 static const struct grid {
-    const char *name, *about;
-    struct { const char *tasks, *methods; const char *sizes, *garbage, *kinds; } part[3]; /* one after another, into one work file */
+    const char *name;
+    struct { const char *tasks, *methods, *sizes, *garbage, *kinds; } part[3]; /* one after another, into one work file */
+    const char *at, *sweep;  /* where the command line says nothing */
+    int batch, raw_tokens, chat_tokens, max_prompt, behaviour_orders;
 } GRIDS[] = {
-    {"published", "what docs/results.md shows",
-     {{ALL_TASKS, ALL_METHODS, "8,32", "0", "swap"},
-      {"politeness,directness,snakecase", "lora,full,features,curated=features", "8,32", "0,0.375", "swap,shuffle,off-topic"}}},
-    {"whole", "every method, task, size and kind of garbage",
-     {{ALL_TASKS, ALL_METHODS ",free,bias,random", "1,2,4,8,16,32", "0,0.2,0.4", "swap,shuffle,off-topic"}}},
+    {"published", /* what docs/results.md shows; sized to hours, not days */
+     {{ALL_TASKS, "none,context,titans,self,lora1=lora,lora,full,distil,features,curated=features", "8,32", "0", "swap"},
+      {"politeness,directness,snakecase", "lora,full,curated=features", "8,32", "0,0.375", "swap,shuffle,off-topic"}},
+     "3,6", "politeness,snakecase", 4, 1000, 600, 48, 1},
+    {"whole", {{ALL_TASKS, ALL_METHODS ",free,bias,random", "1,2,4,8,16,32", "0,0.2,0.4", "swap,shuffle,off-topic"}}, "2,4,8", NULL, 0, 1500, 1000, 64, 3},
     {0},
 };
 
@@ -197,7 +199,7 @@ typedef struct asked { /* what the command line says, as texts */
     const char *tasks, *methods, *garbage, *kinds, *compare, *sweep, *work, *plot, *neutral, *choices;
     opt_ints sizes, at;
     opt_texts set;
-    int basis_pairs;
+    int basis_pairs, batch; /* batch: the grid's, 0: none */
     bool signs;
 } asked;
 
@@ -206,17 +208,18 @@ static bool needs_dictionary(const es_eval_spec *s)
     return s->kind == ES_METHOD_FEATURES || s->kind == ES_METHOD_RANDOM || s->kind == ES_METHOD_BIAS || s->kind == ES_METHOD_FREE;
 }
 
-static int specs_open(const asked *a, const char *methods, es_eval_spec *spec, int *n, es_error *err)
+int eval_specs_open(const char *methods, int basis_pairs, bool signs, es_eval_spec *spec, int most, int *n, es_error *err)
 {
     char *part[MAX_SPECS + 1];
-    int count = cut(methods, part, MAX_SPECS), rc = ES_OK;
+    int count = cut(methods, part, most < MAX_SPECS ? most : MAX_SPECS), rc = ES_OK;
+    *n = 0;
     if (count < 0)
-        rc = es_fail(err, ES_ERR_USAGE, "--methods: 1 to %d names with commas", (int)MAX_SPECS);
+        rc = es_fail(err, ES_ERR_USAGE, "--methods: 1 to %d names with commas", most);
     for (int i = 0; !rc && i < count; i++) {
         rc = es_eval_spec_new(&spec[i], part[i], err);
-        if (!rc && a->basis_pairs && (spec[i].kind == ES_METHOD_FEATURES || spec[i].kind == ES_METHOD_BIAS)) {
-            spec[i].basis_pairs = a->basis_pairs;
-            spec[i].signs = a->signs;
+        if (!rc && basis_pairs && (spec[i].kind == ES_METHOD_FEATURES || spec[i].kind == ES_METHOD_BIAS)) {
+            spec[i].basis_pairs = basis_pairs;
+            spec[i].signs = signs;
         }
         if (!rc && !strcmp(spec[i].label, "curated")) { /* as the grids have it; --set goes further */
             spec[i].basis_pairs = spec[i].basis_pairs ? spec[i].basis_pairs : 64;
@@ -229,15 +232,15 @@ static int specs_open(const asked *a, const char *methods, es_eval_spec *spec, i
             spec[i].o.rank = 8;
     }
     free(part[0]);
-    *n = count;
+    *n = rc ? 0 : count;
     return rc;
 }
 
-static int specs_set(const asked *a, es_eval_spec *spec, int n, bool strict, es_error *err)
+int eval_specs_set(const opt_texts *set, es_eval_spec *spec, int n, bool strict, es_error *err)
 {
     int rc = ES_OK;
-    for (int i = 0; !rc && i < a->set.n; i++) {
-        const char *text = a->set.value[i], *dot = strchr(text, '.'), *equals = strchr(text, '=');
+    for (int i = 0; !rc && i < set->n; i++) {
+        const char *text = set->value[i], *dot = strchr(text, '.'), *equals = strchr(text, '=');
         char option[64];
         bool found = false;
         if (!dot || !equals || equals < dot || (size_t)(equals - dot) > sizeof option)
@@ -245,7 +248,7 @@ static int specs_set(const asked *a, es_eval_spec *spec, int n, bool strict, es_
         memcpy(option, dot + 1, (size_t)(equals - dot - 1));
         option[equals - dot - 1] = 0;
         for (int j = 0; !rc && j < n; j++)
-            if (strlen(spec[j].label) == (size_t)(dot - text) && !strncmp(spec[j].label, text, (size_t)(dot - text))) {
+            if ((strlen(spec[j].label) == (size_t)(dot - text) && !strncmp(spec[j].label, text, (size_t)(dot - text))) || (dot == text + 3 && !strncmp(text, "all", 3))) {
                 rc = es_eval_spec_set(&spec[j], option, equals + 1, err);
                 found = true;
             }
@@ -273,8 +276,10 @@ static int pass(es_model *m, const app_features *f, const asked *a, const es_eva
             break;
     }
     free(part[0]);
-    rc = rc ? rc : specs_open(a, methods, spec, &o.n_spec, err);
-    rc = rc ? rc : specs_set(a, spec, o.n_spec, strict, err);
+    rc = rc ? rc : eval_specs_open(methods, a->basis_pairs, a->signs, spec, MAX_SPECS, &o.n_spec, err);
+    for (int i = 0; !rc && a->batch && i < o.n_spec; i++)
+        spec[i].o.batch = a->batch;
+    rc = rc ? rc : eval_specs_set(&a->set, spec, o.n_spec, strict, err);
     if (!rc && a->sweep) {
         int n = cut(a->sweep, part, MAX_TASKS);
         for (int i = 0; i < n; i++) {
@@ -397,11 +402,11 @@ int eval_adapt(int argc, char **argv)
     es_task_split split = {40, 16, 1};
     const char *grid_name = NULL;
     int choice_items = 24;
-    bool table_only = false;
+    bool table_only = false, tokens_given = false, chat_given = false, prompt_given = false, orders_given = false;
     const opt table[] = {
         {"task", "T,T", OPT_TEXT, &a.tasks, 0, 0, "tasks: brevity politeness directness formality typehints snakecase guards, or JSONL files of pairs", NULL},
         {"methods", "M,M", OPT_TEXT, &a.methods, 0, 0, "none context titans self lora full distil features free bias random; LABEL=METHOD for one under other options", NULL},
-        {"set", "M.OPTION=V", OPT_TEXTS, &a.set, 0, 0, "an option of a method, such as lora.rate=1e-4,3e-4 or features.basis_size=64; may be given again", NULL},
+        {"set", "M.OPTION=V", OPT_TEXTS, &a.set, 0, 0, "an option of a method, such as lora.rate=1e-4,3e-4 or features.basis_size=64, of all.batch=4; may be given again", NULL},
         {"experiences", "N,N", OPT_LIST, &a.sizes, 1, 100000, "pairs to learn from (default 8,32)", NULL},
         {"garbage", "SHARE,SHARE", OPT_TEXT, &a.garbage, 0, 0, "shares of them made garbage (default 0)", NULL},
         {"garbage-kind", "KIND,KIND", OPT_TEXT, &a.kinds, 0, 0, "swap, shuffle, off-topic (default swap)", NULL},
@@ -417,16 +422,16 @@ int eval_adapt(int argc, char **argv)
         {"basis-pairs", "N", OPT_INT, &a.basis_pairs, 0, 100000, "features, bias: choose the basis beforehand on so many other pairs", NULL},
         {"signs", NULL, OPT_FLAG, &a.signs, 0, 0, "with one-sided bounds", NULL},
         {"neutral", "FILE", OPT_TEXT, &a.neutral, 0, 0, "text that should stay as it is: .jsonl with \"text\", or \"messages\" and \"reply\" (default: what comes with the program)", NULL},
-        {"neutral-tokens", "N", OPT_INT, &o.raw_tokens, 3, 1000000, "of documents (default 1500)", NULL},
-        {"chat-tokens", "N", OPT_INT, &o.chat_tokens, 0, 1000000, "of assistant turns (default 1000)", NULL},
+        {"neutral-tokens", "N", OPT_INT, &o.raw_tokens, 3, 1000000, "of documents (default 1500)", &tokens_given},
+        {"chat-tokens", "N", OPT_INT, &o.chat_tokens, 0, 1000000, "of assistant turns (default 1000)", &chat_given},
         {"choices", "N", OPT_INT, &choice_items, 0, 100000, "items of each multiple-choice set at the end of a run (default 24; 0: none)", NULL},
         {"choice-orders", "N", OPT_INT, &o.choice_orders, 0, 100, "in so many orders (default 1)", NULL},
         {"choice-file", "FILE", OPT_TEXT, &a.choices, 0, 0, ".jsonl with \"set\", \"begin\", \"options\", \"right\" (default: what comes with the program)", NULL},
         {"behaviour", "N", OPT_INT, &o.behaviour_replies, 0, 1000, "replies generated at the end of a run (default 10; 0: none)", NULL},
-        {"behaviour-orders", "N", OPT_INT, &o.behaviour_orders, 0, 100, "in so many orders (default 3)", NULL},
+        {"behaviour-orders", "N", OPT_INT, &o.behaviour_orders, 0, 100, "in so many orders (default 3)", &orders_given},
         {"behaviour-tokens", "N", OPT_INT, &o.behaviour_tokens, 1, 2000, "of a reply (default 48)", NULL},
         {"max-reply", "N", OPT_INT, &o.max_reply, 1, 65536, "tokens of a measured reply (default 64)", NULL},
-        {"max-prompt", "N", OPT_INT, &o.max_prompt, 1, 65536, "tokens of a prompt that are kept (default 64)", NULL},
+        {"max-prompt", "N", OPT_INT, &o.max_prompt, 1, 65536, "tokens of a prompt that are kept (default 64)", &prompt_given},
         {"held-out", "N", OPT_INT, &split.held_out, 1, 100000, "pairs held out of a file that names no sets (default 40)", NULL},
         {"dev", "N", OPT_INT, &split.dev, 1, 100000, "and kept to choose on (default 16)", NULL},
         {"data", "DIR", OPT_TEXT, &the_app.data_option, 0, 0, "folder whose tasks/ holds tasks that cannot come with the program (default: ESPALIER_DATA)", NULL},
@@ -447,7 +452,7 @@ int eval_adapt(int argc, char **argv)
     if (rc != OPTS_GO)
         return rc;
     const struct grid *grid = NULL;
-    for (int i = 0; grid_name && GRIDS[i].name; i++)
+        for (int i = 0; grid_name && GRIDS[i].name; i++)
         grid = !strcmp(GRIDS[i].name, grid_name) ? &GRIDS[i] : grid;
     if (grid_name && !grid)
         return opts_usage_error("eval adapt", "--grid: there is no %s (published, whole)", grid_name);
@@ -455,6 +460,17 @@ int eval_adapt(int argc, char **argv)
         return opts_usage_error("eval adapt", "--%s is missing", !a.work ? "work" : !a.tasks ? "task" : "methods");
     if (a.sizes.n > ES_EVAL_SIZES || a.at.n > ES_EVAL_POINTS)
         return opts_usage_error("eval adapt", "--%s: at most %d", a.at.n > ES_EVAL_POINTS ? "at" : "experiences", (int)ES_EVAL_SIZES);
+    if (grid) { /* what the command line leaves open */
+        o.raw_tokens = tokens_given ? o.raw_tokens : grid->raw_tokens;
+        o.chat_tokens = chat_given ? o.chat_tokens : grid->chat_tokens;
+        o.max_prompt = prompt_given ? o.max_prompt : grid->max_prompt;
+        o.behaviour_orders = orders_given ? o.behaviour_orders : grid->behaviour_orders;
+        a.sweep = a.sweep ? a.sweep : grid->sweep;
+        a.batch = grid->batch;
+        o.n_at = 0;
+        for (const char *s = grid->at; *s; s += strcspn(s, ","), s += *s == ',')
+            o.at[o.n_at++] = atoi(s);
+    }
     for (int i = 0; i < a.sizes.n; i++)
         o.size[i] = a.sizes.value[i];
     o.n_size = a.sizes.n ? a.sizes.n : o.n_size;

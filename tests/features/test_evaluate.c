@@ -380,11 +380,101 @@ static void reading(void **s)
     assert_true(isnan(es_eval_t95(x, 1, &mean)));
 }
 
+/* Features whose labels are a task's words rank it first, by the side that their sign says; random ones rank nothing far from chance. */
+static void readable(void **s)
+{
+    (void)s;
+    es_error err;
+    static const char *const ABOUT[] = {"polite and friendly", "code with underscores", "formal register"};
+    static const char *const GOOD[] = {"thank you kindly", "def my_value", "it is therefore so"}, *const BAD[] = {"shut up idiot", "def myValue", "yeah dude gonna"};
+    es_task task[3] = {{.name = "a"}, {.name = "b"}, {.name = "c"}};
+    const es_task *all[3];
+    for (int t = 0; t < 3; t++) {
+        snprintf(task[t].about, sizeof task[t].about, "%s", ABOUT[t]);
+        for (int i = 0; i < 12; i++)
+            fix_experience(&task[t].pool, "Is it?", GOOD[t], BAD[t]);
+        all[t] = &task[t];
+    }
+    static const char *const token[] = {" dude", " yeah"};
+    const es_readable_feature noise[] = {{1, "rivers and mountains", NULL, 0}, {1, "numbers", NULL, 0}, {1, "thanking", NULL, 0}, {1, "insults such as idiot", NULL, 0},
+                                         {1, "underscores in names", NULL, 0}, {1, "therefore", NULL, 0}, {1, NULL, token, 2}, {1, "polite requests", NULL, 0}};
+    const es_readable_feature polite[] = {{2, "thanks and politeness", NULL, 0}, {-1, "idiots", NULL, 0}, {0.3, "rivers", NULL, 0}};
+    const es_readable_feature formal[] = {{-2, NULL, token, 2}, {0.5, "mountains", NULL, 0}};
+    const es_readable_feature wrong[] = {{2, NULL, token, 2}}; /* slang raised: not the formal task */
+    double score[3];
+    assert_ok(es_eval_readable(all, 3, polite, 3, noise, 8, score, &err), &err);
+    assert_true(score[0] > score[1] && score[0] > score[2] && score[0] > 1);
+    assert_ok(es_eval_readable(all, 3, formal, 2, noise, 8, score, &err), &err);
+    assert_true(score[2] > score[0] && score[2] > score[1]);
+    double right = score[2];
+    assert_ok(es_eval_readable(all, 3, wrong, 1, noise, 8, score, &err), &err);
+    assert_true(score[2] < right && score[2] < 1);
+    assert_ok(es_eval_readable(all, 3, NULL, 0, noise, 8, score, &err), &err);
+    assert_true(score[0] == 0 && score[1] == 0);
+    for (int t = 0; t < 3; t++)
+        es_task_free(&task[t]);
+}
+
+static void sequence(void **s)
+{
+    (void)s;
+    es_error err;
+    es_task task[3];
+    es_task_split split = {3, 2, 7};
+    assert_ok(es_task_load(&task[0], write_task("s1.jsonl", 14, false), "s1", &split, &err), &err);
+    assert_ok(es_task_load(&task[1], write_task("s2.jsonl", 30, true), "s2", &split, &err), &err);
+    split.seed = 9;
+    assert_ok(es_task_load(&task[2], test_path("s1.jsonl"), "s3", &split, &err), &err);
+    const es_task *all[] = {&task[0], &task[1], &task[2]};
+    es_eval_spec spec[2];
+    assert_ok(es_eval_spec_new(&spec[0], "features", &err), &err);
+    assert_ok(es_eval_spec_new(&spec[1], "loose=free", &err), &err);
+    spec[0].basis_pairs = 2;
+    for (int i = 0; i < 2; i++) {
+        spec[i].o.rank = 2;
+        spec[i].o.basis_size = 12;
+        spec[i].n_rate = 1;
+        spec[i].rate[0] = 0.01;
+    }
+    es_eval_text neutral[6];
+    for (int i = 0; i < 6; i++)
+        neutral[i] = i % 2 ? (es_eval_text){.text = "a neutral text of some length"} : (es_eval_text){"It is so.", ASK, 1};
+    const char *work = test_path("sequence.jsonl");
+    es_sequence_options o = {.task = all, .n_task = 3, .spec = spec, .n_spec = 2, .experiences = 2, .steps = 2, .orders = 1, .neutral = neutral, .n_neutral = 6,
+                             .raw_tokens = 10, .chat_tokens = 6, .max_prompt = 40, .max_reply = 16, .threads = 1, .seed = 2, .work = work};
+    assert_ok(es_eval_sequence(model, dictionary, NULL, &o, NULL, &err), &err);
+    es_buf first = {0}, second = {0}, text = {0};
+    test_read(&first, work);
+    assert_ok(es_eval_sequence(model, dictionary, NULL, &o, NULL, &err), &err);
+    test_read(&second, work);
+    assert_int_equal(first.len, second.len);
+    json_t *rows;
+    assert_ok(es_sequence_rows(work, &rows, &err), &err);
+    assert_int_equal(json_array_size(rows), 6);
+    for (int t = 0; t < 3; t++) {
+        json_t *r = json_array_get(rows, (size_t)t);
+        assert_int_equal(json_integer_value(json_object_get(r, "place")), t);
+        assert_true(json_is_number(json_object_get(r, "margin_undone")) && json_is_number(json_object_get(r, "largest_change_by_undoing_another")));
+    }
+    assert_ok(es_sequence_table(rows, &text, &err), &err);
+    assert_non_null(strstr(text.data, "| `loose` | 0 | s3 |"));
+    json_decref(rows);
+    o.experiences = 40;
+    assert_error(es_eval_sequence(model, dictionary, NULL, &o, NULL, &err), &err, "pool");
+    o.n_task = 1;
+    assert_error(es_eval_sequence(model, dictionary, NULL, &o, NULL, &err), &err, "two");
+    es_buf_free(&first);
+    es_buf_free(&second);
+    es_buf_free(&text);
+    for (int t = 0; t < 3; t++)
+        es_task_free(&task[t]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tasks), cmocka_unit_test(garbage), cmocka_unit_test(behaviour), cmocka_unit_test(specs),
-        cmocka_unit_test(bench), cmocka_unit_test(adapt),   cmocka_unit_test(reading),
+        cmocka_unit_test(bench), cmocka_unit_test(adapt),   cmocka_unit_test(reading), cmocka_unit_test(readable), cmocka_unit_test(sequence),
     };
     model = open_tiny(NULL);
     dictionary = fix_dictionary(model, "dictionary", 3);
