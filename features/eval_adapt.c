@@ -32,7 +32,7 @@ typedef struct evaluation {
     char hashes[40];           /* of model and dictionary */
     double at, total;          /* runs */
     int max_reserve;
-    const char **white; int n_white; /* the dev third's documents, all of them */
+    es_neutral_text *white; int n_white; /* the dev third's documents and replies, all of them */
 } evaluation;
 
 es_eval_options es_eval_default(void)
@@ -59,9 +59,11 @@ static int open_bench(evaluation *v, es_error *err)
     v->white = es_calloc((size_t)o->n_neutral + 1, sizeof *v->white);
     if (!rc && !v->white)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
-    for (int i = 0, kind = 0; !rc && i < o->n_neutral; i++)
-        if (!o->neutral[i].n_message && kind++ % 3 == 2)
-            v->white[v->n_white++] = o->neutral[i].text;
+    for (int i = 0, kind[2] = {0}; !rc && i < o->n_neutral; i++) {
+        const es_eval_text *t = &o->neutral[i];
+        if (kind[t->n_message > 0]++ % 3 == 2)
+            v->white[v->n_white++] = (es_neutral_text){t->text, t->message, t->n_message};
+    }
     if (!rc && (!v->raw.n || !v->raw_dev.n))
         rc = es_fail(err, ES_ERR_USAGE, "there are no neutral documents to measure harm on (at least 3 are needed)");
     return rc;

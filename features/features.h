@@ -275,10 +275,15 @@ es_learner_options es_learner_default(es_form form);
 int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_adapter *a, const es_learner_options *o, es_error *err);
 void es_learner_free(es_learner *l);
 int es_learner_add(es_learner *l, const es_experience *e, const volatile bool *cancel, es_error *err);
+typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
+    const char *text;
+    const es_message *message; int n_message;
+} es_neutral_text;
 /* Fixed inputs: A becomes L^-1 A, L L^T = C + 0.1 mean(diag C) I, C the second moment of A x on these texts in the base model, without each text's first
- * four tokens: a projection that is silent where neutral text is (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
+ * four tokens: a projection that is silent where neutral text is: documents and replies to ordinary questions alike,
+ * or it is silent in one and costs in the other (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
  * experience and while M is zero. At least as many tokens as the rank are needed. */
-int es_learner_whiten(es_learner *l, const char *const *text, int n, const volatile bool *cancel, es_error *err);
+int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err);
 int es_learner_count(const es_learner *l);
 size_t es_learner_bytes(const es_learner *l);
 

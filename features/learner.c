@@ -372,7 +372,7 @@ static bool whiten_entry(es_adapter *a, const es_adapter_entry *e, double *momen
     return true;
 }
 
-int es_learner_whiten(es_learner *l, const char *const *text, int n, const volatile bool *cancel, es_error *err)
+int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err)
 {
     es_adapter *a = l->a;
     size_t rank = (size_t)a->o.rank, square = rank * rank;
@@ -388,7 +388,9 @@ int es_learner_whiten(es_learner *l, const char *const *text, int n, const volat
         es_sequence s = {0};
         bool last = i == n, fits = false;
         if (!last) {
-            rc = es_sequence_text(&s, l->m, text[i], l->pack.cap < 256 ? l->pack.cap : 256, err);
+            int room = l->pack.cap < 256 ? l->pack.cap : 256;
+            rc = text[i].n_message ? es_sequence_make(&s, l->m, text[i].message, text[i].n_message, text[i].text, room / 4, room / 2, err)
+                                   : es_sequence_text(&s, l->m, text[i].text, room, err);
             rc = rc ? rc : es_sequence_residual(&s, l->trainer, below, a->d, cancel, err);
             fits = !rc && es_pack_add(&l->pack, &s, 0);
         }

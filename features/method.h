@@ -55,7 +55,7 @@ typedef struct es_method_options {
     const char *const *anchor_text; int n_anchor; /* neutral texts; NULL: built-in ones */
     bool white;                /* features, random, free: fixed input projections, whitened on white_text (es_learner_whiten), and the metric step; rate is then
                                   the length of its first step as a share of the median |h| */
-    const char *const *white_text; int n_white; /* neutral documents; NULL: the built-in anchors, which are enough for small ranks only */
+    const es_neutral_text *white_text; int n_white; /* NULL: the built-in anchors and everyday answers, which are enough for small ranks only */
     bool weighting;            /* experiences are weighted by trust, surprise and agreement, where the method can */
     int max_prompt, max_reply; /* tokens kept; 0: the learner's defaults */
     int max_new;               /* self, distil: tokens of a sampled trajectory; 0: 48 */

@@ -1,5 +1,6 @@
 /* The constrained adapter and its ablations (random basis, no constraint, bias) as a method. The learner is opened at the first step:
  * a basis that nobody gave is chosen then, by the gradient of the experiences that there are. */
+#include "everyday.h"
 #include "method_internal.h"
 #include "pack.h"
 
@@ -58,6 +59,23 @@ static int choose_basis(features_method *m, es_error *err)
     return rc;
 }
 
+static int whiten_builtin(features_method *m, const volatile bool *cancel, es_error *err)
+{
+    enum { DOCUMENTS = 64 };
+    int n;
+    const char *const *document = es_anchor_texts(&n);
+    es_neutral_text text[DOCUMENTS + ES_EVERYDAY_ANSWERED];
+    es_message ask[ES_EVERYDAY_ANSWERED];
+    n = n < DOCUMENTS ? n : DOCUMENTS;
+    for (int i = 0; i < n; i++)
+        text[i] = (es_neutral_text){.text = document[i]};
+    for (int i = 0; i < ES_EVERYDAY_ANSWERED; i++) {
+        ask[i] = (es_message){"user", es_everyday_item[i].question};
+        text[n + i] = (es_neutral_text){es_everyday_item[i].answer, &ask[i], 1};
+    }
+    return es_learner_whiten(m->learner, text, n + ES_EVERYDAY_ANSWERED, cancel, err);
+}
+
 static int start(features_method *m, const volatile bool *cancel, es_error *err)
 {
     es_adapter_options ao = es_adapter_default(m->o.s, m->base);
@@ -86,9 +104,7 @@ static int start(features_method *m, const volatile bool *cancel, es_error *err)
     rc = rc ? rc : es_adapter_new(&m->adapter, m->base, m->o.s, ao.constrained ? basis : NULL, &ao, err);
     rc = rc ? rc : es_learner_open(&m->learner, m->base, m->o.s, m->adapter, &lo, err);
     if (!rc && ao.fixed_inputs) {
-        int n = m->o.n_white;
-        const char *const *text = m->o.white_text ? m->o.white_text : es_anchor_texts(&n);
-        rc = es_learner_whiten(m->learner, text, n, cancel, err);
+        rc = m->o.white_text ? es_learner_whiten(m->learner, m->o.white_text, m->o.n_white, cancel, err) : whiten_builtin(m, cancel, err);
     }
     if (rc) { /* the next step begins again */
         es_learner_free(m->learner);
