@@ -5,8 +5,8 @@
  * w the experience's weight, G the root mean square of |g_t| at its first reading. So the surprise |M k - v|^2 is w^2 (|g| / G)^2: 1 at a
  * first reading, near 0 once the loss (pairs: es_experience_loss) has nothing left to ask, and the memory then only forgets; its gradient,
  * 2 w g_t k_t' / G, is the loss' own by M up to a factor, as in test-time training (Sun et al. 2024, arXiv 2407.04620). G keeps one
- * experience of huge gradients (gibberish) from outshouting the rest. A fixed value -g_t/G of the base model was measured too: less
- * margin for the same KL, see docs/adapting.md. One experience is one chunk: forgetting of 0.05 a token would leave nothing of
+ * experience of huge gradients (gibberish) from outshouting the rest. A fixed value -g_t/G of the base model was measured too and is
+ * about level (docs/adapting.md), but cannot notice that it has been learned. One experience is one chunk: forgetting of 0.05 a token would leave nothing of
  * anything 100 tokens back.
  *
  * The first step reads what has not been read yet; a step with nothing new reads everything once more. */
