@@ -167,7 +167,8 @@ static void bench(void **s)
     es_bench b;
     es_set pairs = {0}, text = {0};
     es_experiences e = fix_experiences();
-    e.n = 3;
+    while (e.n > 3)
+        es_experience_clear(&e.item[--e.n]);
     es_source from[6], documents[2] = {{NULL, 0, "the first of two texts"}, {NULL, 0, "and the second, which is a little longer than the first"}};
     for (int i = 0; i < 6; i++)
         from[i] = (es_source){e.item[i / 2].message, e.item[i / 2].n_message, i % 2 ? e.item[i / 2].rejected : e.item[i / 2].preferred};
