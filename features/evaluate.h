@@ -70,10 +70,7 @@ int es_eval_spec_new(es_eval_spec *out, const char *text, es_error *err);
 int es_eval_spec_set(es_eval_spec *s, const char *option, const char *value, es_error *err);
 void es_eval_spec_text(const es_eval_spec *s, es_buf *out); /* all of them as "name=value ..." */
 
-typedef struct es_eval_text { /* neutral: a raw document, or an assistant's turn */
-    const char *text;           /* the document, or the reply */
-    const es_message *message; int n_message; /* n_message 0: a document */
-} es_eval_text;
+typedef es_neutral_text es_eval_text; /* neutral: a raw document, or an assistant's turn */
 
 typedef struct es_choice { /* likelihoods of continuations of one beginning */
     char set[16];               /* "piqa", "arc", "lambada", "blimp" */
