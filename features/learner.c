@@ -47,7 +47,6 @@ struct es_learner {
     int n, cap, n_held;
     int *order, n_order, at; /* learning items in this epoch's order (batch > 0) */
     int *chosen, n_chosen;   /* of this step */
-    int *chunk;              /* [SLOTS] */
     es_rng rng;
 
     float *old, *delta, *total; /* [n_learned] before the step; the step; the gradient */
@@ -121,7 +120,6 @@ static void carve(es_learner *l, int cap)
     l->site_input = es_arena_take(r, (size_t)cap * (size_t)largest_input(a), sizeof *l->site_input);
     l->logits = es_arena_take(r, (size_t)es_model_get_info(l->m)->n_vocab, sizeof *l->logits);
     l->norms = es_arena_take(r, MEDIAN_MAX, sizeof *l->norms);
-    l->chunk = es_arena_take(r, SLOTS, sizeof *l->chunk);
     l->grad_a = es_arena_take(r, (size_t)a->n_entry, sizeof *l->grad_a);
     l->grad_b = es_arena_take(r, (size_t)a->n_entry, sizeof *l->grad_b);
     l->slot_a_size = SLOTS * rank * (bias || a->o.fixed_inputs ? 0 : a->n_mean);

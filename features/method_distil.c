@@ -14,9 +14,9 @@
 enum { BATCH = 4 };
 
 typedef struct distil_method {
+    es_tune *tune; /* first: es_tuned_* */
     es_method_options o;
     char *preference;
-    es_tune *tune;
     es_teacher *teacher;
     es_experiences seen;
     es_advantage advantage;
@@ -206,32 +206,12 @@ static int distil_step(void *self, es_step_report *out, const volatile bool *can
 
 /* ---- what answers -------------------------------------------------------------------------------------------------------------------- */
 
-static int distil_view(void *self, es_variant *out, es_error *err)
-{
-    return es_tune_view(((distil_method *)self)->tune, out, err);
-}
-
-static int distil_copy(void *self, es_variant *out, es_error *err)
-{
-    return es_tune_copy(((distil_method *)self)->tune, out, err);
-}
-
-static uint64_t distil_parameters(const void *self)
-{
-    return es_tune_parameters(((const distil_method *)self)->tune);
-}
-
-static size_t distil_bytes(const void *self)
-{
-    return es_tune_bytes(((const distil_method *)self)->tune);
-}
-
 static const char *distil_note(const void *self)
 {
     return ((const distil_method *)self)->note;
 }
 
 const es_method_ops es_method_distil_ops = {
-    .open = distil_open, .free = distil_free, .add = distil_add, .step = distil_step, .view = distil_view, .copy = distil_copy,
-    .parameters = distil_parameters, .bytes = distil_bytes, .note = distil_note,
+    .open = distil_open, .free = distil_free, .add = distil_add, .step = distil_step, .view = es_tuned_view, .copy = es_tuned_copy,
+    .parameters = es_tuned_parameters, .bytes = es_tuned_bytes, .note = distil_note,
 };

@@ -103,9 +103,8 @@ static int start(features_method *m, const volatile bool *cancel, es_error *err)
     }
     rc = rc ? rc : es_adapter_new(&m->adapter, m->base, m->o.s, ao.constrained ? basis : NULL, &ao, err);
     rc = rc ? rc : es_learner_open(&m->learner, m->base, m->o.s, m->adapter, &lo, err);
-    if (!rc && ao.fixed_inputs) {
+    if (!rc && ao.fixed_inputs)
         rc = m->o.white_text ? es_learner_whiten(m->learner, m->o.white_text, m->o.n_white, cancel, err) : whiten_builtin(m, cancel, err);
-    }
     if (rc) { /* the next step begins again */
         es_learner_free(m->learner);
         es_adapter_free(m->adapter);
@@ -172,6 +171,6 @@ static size_t features_bytes(const void *self)
 }
 
 const es_method_ops es_method_features_ops = {
-    .open = features_open, .free = features_free, .add = features_add, .step = features_step, .view = features_view, .copy =
-    features_copy, .parameters = features_parameters, .bytes = features_bytes,
+    .open = features_open, .free = features_free, .add = features_add, .step = features_step, .view = features_view, .copy = features_copy,
+    .parameters = features_parameters, .bytes = features_bytes,
 };

@@ -20,4 +20,10 @@ extern const es_method_ops es_method_features_ops; /* features, random, free, bi
 extern const es_method_ops es_method_lora_ops, es_method_full_ops, es_method_self_ops;
 extern const es_method_ops es_method_context_ops, es_method_titans_ops, es_method_distil_ops;
 
+/* For methods whose struct begins with an es_tune of low-rank updates: what it shows is what they show. */
+int es_tuned_view(void *self, es_variant *out, es_error *err);
+int es_tuned_copy(void *self, es_variant *out, es_error *err);
+uint64_t es_tuned_parameters(const void *self);
+size_t es_tuned_bytes(const void *self);
+
 #endif

@@ -23,7 +23,7 @@ es_tune_options es_method_tune(const es_method_options *o, bool weights)
 }
 
 typedef struct lora {
-    es_tune *tune;
+    es_tune *tune; /* first: es_tuned_* */
     int batch;
 } lora;
 
@@ -61,27 +61,34 @@ static int lora_step(void *self, es_step_report *out, const volatile bool *cance
     return es_tune_step(m->tune, m->batch, out, cancel, err);
 }
 
-static int lora_view(void *self, es_variant *out, es_error *err)
+/* ---- what lora, self and distil show: their tune, which each of them begins with -------------------------------------------------- */
+
+static es_tune *tune_of(const void *self)
 {
-    return es_tune_view(((lora *)self)->tune, out, err);
+    return *(es_tune *const *)self;
 }
 
-static int lora_copy(void *self, es_variant *out, es_error *err)
+int es_tuned_view(void *self, es_variant *out, es_error *err)
 {
-    return es_tune_copy(((lora *)self)->tune, out, err);
+    return es_tune_view(tune_of(self), out, err);
 }
 
-static uint64_t lora_parameters(const void *self)
+int es_tuned_copy(void *self, es_variant *out, es_error *err)
 {
-    return es_tune_parameters(((const lora *)self)->tune);
+    return es_tune_copy(tune_of(self), out, err);
 }
 
-static size_t lora_bytes(const void *self)
+uint64_t es_tuned_parameters(const void *self)
 {
-    return es_tune_bytes(((const lora *)self)->tune);
+    return es_tune_parameters(tune_of(self));
+}
+
+size_t es_tuned_bytes(const void *self)
+{
+    return es_tune_bytes(tune_of(self));
 }
 
 const es_method_ops es_method_lora_ops = {
-    .open = lora_open, .free = lora_free, .add = lora_add, .step = lora_step, .view = lora_view, .copy = lora_copy, .parameters = lora_parameters,
-    .bytes = lora_bytes,
+    .open = lora_open, .free = lora_free, .add = lora_add, .step = lora_step, .view = es_tuned_view, .copy = es_tuned_copy, .parameters = es_tuned_parameters,
+    .bytes = es_tuned_bytes,
 };

@@ -9,7 +9,7 @@
 #include <string.h>
 
 typedef struct self_method {
-    es_tune *tune;
+    es_tune *tune; /* first: es_tuned_* */
     es_experiences seen;
     int batch, max_new, at; /* at: the next experience, in order */
 } self_method;
@@ -85,27 +85,7 @@ static int self_step(void *self, es_step_report *out, const volatile bool *cance
     return rc;
 }
 
-static int self_view(void *self, es_variant *out, es_error *err)
-{
-    return es_tune_view(((self_method *)self)->tune, out, err);
-}
-
-static int self_copy(void *self, es_variant *out, es_error *err)
-{
-    return es_tune_copy(((self_method *)self)->tune, out, err);
-}
-
-static uint64_t self_parameters(const void *self)
-{
-    return es_tune_parameters(((const self_method *)self)->tune);
-}
-
-static size_t self_bytes(const void *self)
-{
-    return es_tune_bytes(((const self_method *)self)->tune);
-}
-
 const es_method_ops es_method_self_ops = {
-    .open = self_open, .free = self_free, .add = self_add, .step = self_step, .view = self_view, .copy = self_copy, .parameters = self_parameters,
-    .bytes = self_bytes,
+    .open = self_open, .free = self_free, .add = self_add, .step = self_step, .view = es_tuned_view, .copy = es_tuned_copy, .parameters = es_tuned_parameters,
+    .bytes = es_tuned_bytes,
 };
