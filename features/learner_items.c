@@ -1,0 +1,214 @@
+/* learner: experiences come in, are measured in the base model, and are kept with a gradient each. */
+#include "learner_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void es_item_free(es_item *e)
+{
+    if (!e)
+        return;
+    es_sequence_free(&e->seq[0]);
+    es_sequence_free(&e->seq[1]);
+    free(e->grad);
+    free(e->wish);
+    free(e->influence);
+    free(e);
+}
+
+typedef struct norm_watch {
+    es_learner *l;
+    int count; /* taken in this pass; the learner's own count follows when it has succeeded */
+} norm_watch;
+
+static void watch_norms(void *user, int layer, int pos0, const float *h, int T, int d)
+{
+    norm_watch *w = user;
+    (void)layer;
+    (void)pos0;
+    for (int t = 0; t < T && w->l->n_norms + w->count < LEARNER_NORMS; t++) {
+        if (!w->l->pack.wanted[t])
+            continue;
+        double sum = 0;
+        for (int j = 0; j < d; j++)
+            sum += (double)h[(size_t)t * d + j] * h[(size_t)t * d + j];
+        w->l->norms[w->l->n_norms + w->count++] = (float)sqrt(sum);
+    }
+}
+
+static int float_order(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* Base log-probabilities, |h| at the dictionary's layer, and the sum of the adapted matrices' inputs over the reply's tokens. */
+static int measure_base(es_learner *l, es_item *e, double *sum, double *tokens, int *norms, const volatile bool *cancel, es_error *err)
+{
+    const es_adapter *a = l->a;
+    int below = es_adapter_lowest_layer(a) - 1, rc = ES_OK;
+    es_pack_clear(&l->pack);
+    for (int i = 0; !rc && i < 2; i++) {
+        if (!e->seq[i].n)
+            continue;
+        rc = es_sequence_residual(&e->seq[i], l->trainer, below, a->d, cancel, err);
+        if (!rc)
+            es_pack_add(&l->pack, &e->seq[i], 0); /* the pack holds at least two sequences of the longest kind */
+    }
+    if (rc)
+        return rc;
+    norm_watch norm = {.l = l};
+    es_watch watch = {.layer = a->layer >= below ? a->layer : below, .fn = watch_norms, .user = &norm};
+    es_batch b = es_pack_batch(&l->pack);
+    rc = es_trainer_forward(l->trainer, &b, l->pack.resid, NULL, &watch, 1, l->pack.logprob, cancel, err);
+    if (rc)
+        return rc;
+    es_pack_means(&l->pack);
+    for (int i = 0; i < 2; i++)
+        e->seq[i].base = e->seq[i].now;
+    for (int i = 0; !rc && !e->held && i < a->n_entry; i++) {
+        const es_adapter_entry *entry = &a->entry[i];
+        rc = es_trainer_site_input(l->trainer, entry->layer, entry->site, l->site_input, err);
+        for (int t = 0; !rc && t < l->pack.n; t++)
+            for (int j = 0; l->pack.wanted[t] && j < entry->n_in; j++)
+                sum[entry->mean + (size_t)j] += l->site_input[(size_t)t * (size_t)entry->n_in + (size_t)j];
+    }
+    for (int t = 0; !e->held && t < l->pack.n; t++)
+        *tokens += l->pack.wanted[t];
+    *norms = norm.count;
+    return rc;
+}
+
+/* An item without sequences, and room for it in the lists. */
+static int new_item(es_learner *l, double weight, bool held, es_item **out, es_error *err)
+{
+    size_t K = (size_t)l->a->K, n = l->a->n_learned;
+    *out = NULL;
+    if (l->n == l->cap) {
+        int cap = l->cap ? 2 * l->cap : 16;
+        es_item **item = realloc(l->item, sizeof *item * (size_t)cap);
+        if (item)
+            l->item = item;
+        int *order = realloc(l->order, sizeof *order * (size_t)cap);
+        if (order)
+            l->order = order;
+        int *chosen = realloc(l->chosen, sizeof *chosen * (size_t)cap);
+        if (chosen)
+            l->chosen = chosen;
+        if (!item || !order || !chosen)
+            return es_fail(err, ES_ERR_MEMORY, "no memory for %d experiences", cap);
+        l->cap = cap;
+    }
+    es_item *e = es_calloc(1, sizeof *e);
+    if (!e)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    e->held = held;
+    e->weight = weight;
+    if (!held)
+        e->grad = es_calloc(n, (es_learner_is_adam(l) ? 2 : 1) * sizeof *e->grad);
+    e->momentum = e->grad && es_learner_is_adam(l) ? e->grad + n : NULL;
+    e->wish = es_calloc(K + 1, sizeof *e->wish);
+    e->influence = es_calloc(K + 1, sizeof *e->influence);
+    if ((!held && !e->grad) || !e->wish || !e->influence) {
+        es_item_free(e);
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    }
+    *out = e;
+    return ES_OK;
+}
+
+int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *cancel, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t K = (size_t)a->K;
+    if (!x->preferred && !x->rejected)
+        return es_fail(err, ES_ERR_USAGE, "an experience needs a preferred or a rejected reply");
+    if (!isfinite(x->weight) || x->weight < 0)
+        return es_fail(err, ES_ERR_USAGE, "the weight of an experience must be a number of at least 0");
+    int due = l->n + 1 >= 4 && l->o.hold_out > 0 ? (int)(l->o.hold_out * (l->n + 1)) : 0;
+    due = due < 1 && l->n + 1 >= 4 && l->o.hold_out > 0 ? 1 : due;
+    es_item *e = NULL;
+    double *sum = es_calloc(a->n_mean + 1, sizeof *sum), tokens = 0;
+    int norms = 0, rc = sum ? new_item(l, x->weight, l->n_held < due, &e, err) : es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    const char *reply[2] = {x->preferred, x->rejected};
+    for (int i = 0; !rc && i < 2; i++)
+        if (reply[i])
+            rc = es_sequence_make(&e->seq[i], l->m, x->message, x->n_message, reply[i], l->o.max_prompt, l->o.max_reply, err);
+    rc = rc ? rc : measure_base(l, e, sum, &tokens, &norms, cancel, err);
+    if (rc) {
+        free(sum);
+        es_item_free(e);
+        return rc;
+    }
+    /* From here on nothing fails. */
+    for (size_t i = 0; i < a->n_mean; i++)
+        l->mean_sum[i] += sum[i];
+    l->mean_tokens += tokens;
+    free(sum);
+    l->n_norms += norms;
+    if (l->n_norms) {
+        qsort(l->norms, (size_t)l->n_norms, sizeof *l->norms, float_order);
+        l->median = l->norms[l->n_norms / 2];
+    }
+    l->item[l->n++] = e;
+    l->n_held += e->held;
+    l->n_order = l->at = 0; /* a new epoch */
+    if (!e->held && a->n_mean && l->mean_tokens > 0) { /* another input set: the coefficients are read anew, and nobody's step did it */
+        for (size_t i = 0; i < K; i++)
+            l->old_coefficient[i] = a->coefficient[i];
+        for (size_t i = 0; i < a->n_mean; i++)
+            a->mean_input[i] = (float)(l->mean_sum[i] / l->mean_tokens);
+        es_adapter_read(a, a->param, a->coefficient);
+        for (size_t i = 0; i < K; i++)
+            l->rest[i] += a->coefficient[i] - l->old_coefficient[i];
+    }
+    return ES_OK;
+}
+
+static int sequence_copy(es_sequence *to, const es_sequence *from, int d, es_error *err)
+{
+    size_t n = (size_t)from->n;
+    *to = *from;
+    to->ids = es_calloc(2 * n + 1, sizeof *to->ids);
+    to->resid = es_calloc(n * (size_t)d + 1, sizeof *to->resid);
+    to->target = to->ids + n;
+    if (!to->ids || !to->resid)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    if (n) {
+        memcpy(to->ids, from->ids, 2 * n * sizeof *to->ids);
+        memcpy(to->resid, from->resid, n * (size_t)d * sizeof *to->resid);
+    }
+    return ES_OK;
+}
+
+int es_learner_share(es_learner *l, const es_learner *from, es_error *err)
+{
+    es_adapter *a = l->a;
+    const es_adapter *b = from->a;
+    if (l->n || l->m != from->m || a->o.form != ES_FORM_LORA || b->o.form != ES_FORM_LORA || a->n_mean != b->n_mean ||
+        a->o.first_layer != b->o.first_layer || a->d != b->d)
+        return es_fail(err, ES_ERR_USAGE, "learners of different bands or models share nothing");
+    for (int i = 0; i < from->n; i++) {
+        es_item *e = NULL;
+        int rc = new_item(l, from->item[i]->weight, from->item[i]->held, &e, err);
+        for (int j = 0; !rc && j < 2; j++)
+            rc = sequence_copy(&e->seq[j], &from->item[i]->seq[j], a->d, err);
+        if (rc) {
+            es_item_free(e);
+            return rc;
+        }
+        l->item[l->n++] = e;
+        l->n_held += e->held;
+    }
+    memcpy(l->mean_sum, from->mean_sum, a->n_mean * sizeof *l->mean_sum);
+    memcpy(l->norms, from->norms, (size_t)from->n_norms * sizeof *l->norms);
+    l->mean_tokens = from->mean_tokens;
+    l->n_norms = from->n_norms;
+    l->median = from->median;
+    for (size_t i = 0; l->mean_tokens > 0 && i < a->n_mean; i++)
+        a->mean_input[i] = (float)(l->mean_sum[i] / l->mean_tokens);
+    es_adapter_read(a, a->param, a->coefficient);
+    return ES_OK;
+}

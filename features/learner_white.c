@@ -1,0 +1,103 @@
+/* learner: fixed inputs become white on neutral text. */
+#include "learner_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SINKS = 4 }; /* the first tokens of a text, whose norms are a hundred times the others' */
+
+/* Adds u u^T, u = A x, of the pack's counted rows to moment. rows: [cap, rank] of scratch. */
+static int add_moments(es_learner *l, double *moment, float *rows, const volatile bool *cancel, es_error *err)
+{
+    const es_adapter *a = l->a;
+    size_t rank = (size_t)a->o.rank;
+    es_batch b = es_pack_batch(&l->pack);
+    memset(l->pack.wanted, 0, (size_t)l->pack.n); /* the head is not needed */
+    int rc = es_trainer_forward(l->trainer, &b, l->pack.resid, NULL, NULL, 0, l->pack.logprob, cancel, err);
+    for (int i = 0; !rc && i < a->n_entry; i++) {
+        const es_adapter_entry *e = &a->entry[i];
+        double *to = moment + (size_t)i * rank * rank;
+        rc = es_trainer_site_input(l->trainer, e->layer, e->site, l->site_input, err);
+        if (rc)
+            break;
+        l->k->gemm(a->pool, false, true, l->pack.n, a->o.rank, e->n_in, 1, l->site_input, e->n_in, a->param + e->a, e->n_in, 0, rows, a->o.rank);
+        for (int s = 0; s < l->pack.n_seq; s++)
+            for (int t = l->pack.start[s] + SINKS; t < l->pack.start[s + 1]; t++)
+                for (size_t x = 0; x < rank; x++)
+                    for (size_t y = 0; y <= x; y++)
+                        to[x * rank + y] += (double)rows[(size_t)t * rank + x] * rows[(size_t)t * rank + y];
+    }
+    return rc;
+}
+
+/* A = L^-1 A, row by row: a_i = (a_i - sum_j<i L_ij a_j) / L_ii. */
+static bool whiten_entry(es_adapter *a, const es_adapter_entry *e, double *moment)
+{
+    size_t rank = (size_t)a->o.rank, n_in = (size_t)e->n_in;
+    double trace = 0;
+    for (size_t i = 0; i < rank; i++)
+        trace += moment[i * rank + i];
+    if (!(trace > 0) || !isfinite(trace) || !es_linear_cholesky(moment, a->o.rank, 0.1 * trace / (double)rank))
+        return false;
+    for (size_t i = 0; i < rank; i++) {
+        float *row = a->param + e->a + i * n_in;
+        for (size_t j = 0; j < i; j++) {
+            float c = (float)moment[i * rank + j];
+            const float *other = a->param + e->a + j * n_in;
+            for (size_t x = 0; x < n_in; x++)
+                row[x] -= c * other[x];
+        }
+        for (size_t x = 0; x < n_in; x++)
+            row[x] /= (float)moment[i * rank + i];
+    }
+    return true;
+}
+
+int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t rank = (size_t)a->o.rank, square = rank * rank;
+    int below = es_adapter_lowest_layer(a) - 1, rc = ES_OK;
+    if (!a->o.fixed_inputs || l->n || a->steps)
+        return es_fail(err, ES_ERR_USAGE, "learner: only fixed inputs that nothing was learned with can be whitened");
+    double *moment = es_calloc((size_t)a->n_entry, square * sizeof *moment), counted = 0;
+    float *rows = es_calloc((size_t)l->pack.cap, rank * sizeof *rows);
+    if (!moment || !rows)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for the inputs' moments");
+    es_pack_clear(&l->pack);
+    for (int i = 0; !rc && i <= n; i++) {
+        es_sequence s = {0};
+        bool last = i == n, fits = false;
+        if (!last) {
+            int room = l->pack.cap < 256 ? l->pack.cap : 256;
+            rc = text[i].n_message ? es_sequence_make(&s, l->m, text[i].message, text[i].n_message, text[i].text, room / 4, room / 2, err)
+                                   : es_sequence_text(&s, l->m, text[i].text, room, err);
+            rc = rc ? rc : es_sequence_residual(&s, l->trainer, below, a->d, cancel, err);
+            fits = !rc && es_pack_add(&l->pack, &s, 0);
+        }
+        if (!rc && !fits && l->pack.n)
+            rc = add_moments(l, moment, rows, cancel, err);
+        if (!rc && !fits) {
+            es_pack_clear(&l->pack);
+            if (!last)
+                es_pack_add(&l->pack, &s, 0);
+        }
+        counted += !rc && !last && s.n > SINKS ? s.n - SINKS : 0;
+        es_sequence_free(&s);
+    }
+    es_pack_clear(&l->pack);
+    if (!rc && counted < (double)rank)
+        rc = es_fail(err, ES_ERR_USAGE, "learner: %.0f tokens of neutral text are too few to whiten %d inputs", counted, a->o.rank);
+    for (int i = 0; !rc && i < a->n_entry; i++) {
+        for (size_t j = 0; j < square; j++)
+            moment[(size_t)i * square + j] /= counted;
+        if (!whiten_entry(a, &a->entry[i], moment + (size_t)i * square))
+            rc = es_fail(err, ES_ERR_LIMIT, "learner: the inputs' second moment in layer %d is not a number or is zero", a->entry[i].layer);
+    }
+    free(moment);
+    free(rows);
+    if (!rc)
+        es_adapter_refresh(a);
+    return rc;
+}
