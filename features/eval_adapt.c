@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OFF_TOPIC = 240 };
+enum { OFF_TOPIC = 240, WEIGHER_RANK = 64 };
 
 typedef struct evaluation {
     es_model *m;
@@ -26,13 +26,16 @@ typedef struct evaluation {
     int reserve;
     float *gradient;           /* [reserve, d] of the task, once a basis was wanted */
     es_basis basis;
+    es_adapter *direction;     /* of the task's reserve, for specs whose direction_key it is */
+    es_buf direction_key;
     double *choice_base, *choice_now; /* [n_choice * 8] */
     int *choice_tokens;
     json_t *done;              /* key -> line */
     char hashes[40];           /* of model and dictionary */
     double at, total;          /* runs */
     int max_reserve;
-    es_neutral_text *white; int n_white; /* the dev third's documents and replies, all of them */
+    es_inputs *inputs;         /* white on the dev third's documents and replies, of the largest rank asked for */
+    int white_rank;
 } evaluation;
 
 es_eval_options es_eval_default(void)
@@ -56,14 +59,6 @@ static int open_bench(evaluation *v, es_error *err)
     rc = rc ? rc : es_set_neutral(&v->chat, &v->bench, o->neutral, o->n_neutral, true, false, o->chat_tokens, err);
     rc = rc ? rc : es_set_neutral(&v->raw_dev, &v->bench, o->neutral, o->n_neutral, false, true, o->raw_tokens / 3, err);
     rc = rc ? rc : es_set_neutral(&v->chat_dev, &v->bench, o->neutral, o->n_neutral, true, true, o->chat_tokens / 3, err);
-    v->white = es_calloc((size_t)o->n_neutral + 1, sizeof *v->white);
-    if (!rc && !v->white)
-        rc = es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
-    for (int i = 0, kind[2] = {0}; !rc && i < o->n_neutral; i++) {
-        const es_eval_text *t = &o->neutral[i];
-        if (kind[t->n_message > 0]++ % 3 == 2)
-            v->white[v->n_white++] = (es_neutral_text){t->text, t->message, t->n_message};
-    }
     if (!rc && (!v->raw.n || !v->raw_dev.n))
         rc = es_fail(err, ES_ERR_USAGE, "there are no neutral documents to measure harm on (at least 3 are needed)");
     return rc;
@@ -86,6 +81,8 @@ static void close_task(evaluation *v)
     free(v->gradient);
     v->pool = NULL;
     v->gradient = NULL;
+    es_adapter_free(v->direction);
+    v->direction = NULL;
     v->task = -1;
 }
 
@@ -114,11 +111,19 @@ static int open_task(evaluation *v, int task, es_error *err)
     return ES_OK;
 }
 
+/* The first n pairs of the reserve. */
+static int reserve(evaluation *v, int n, es_experiences *out, es_error *err)
+{
+    int rc = ES_OK;
+    for (int i = 0; !rc && i < n; i++)
+        rc = es_experience_copy(out, &v->o->task[v->task]->pool.item[v->pool[v->n_pool + i]], err);
+    return rc;
+}
+
 /* The basis that a spec has chosen beforehand, into v->basis. */
 static int open_basis(evaluation *v, const es_eval_spec *spec, es_error *err)
 {
     int d = es_model_get_info(v->m)->d_model, rc = ES_OK;
-    const es_task *t = v->o->task[v->task];
     es_basis_free(&v->basis);
     v->basis = (es_basis){0};
     if (!v->gradient) {
@@ -126,8 +131,7 @@ static int open_basis(evaluation *v, const es_eval_spec *spec, es_error *err)
         v->gradient = es_calloc((size_t)v->reserve, (size_t)d * sizeof *v->gradient);
         if (!v->gradient)
             return es_fail(err, ES_ERR_MEMORY, "no memory for gradients");
-        for (int i = 0; !rc && i < v->reserve; i++)
-            rc = es_experience_copy(&e, &t->pool.item[v->pool[v->n_pool + i]], err);
+        rc = reserve(v, v->reserve, &e, err);
         es_progress inner = {.cancel = v->cancel};
         rc = rc ? rc : es_attribute(v->m, v->s, &e, v->o->threads, v->gradient, &inner, err);
         es_experiences_free(&e);
@@ -140,8 +144,39 @@ static int open_basis(evaluation *v, const es_eval_spec *spec, es_error *err)
     return es_basis_suggest(&v->basis, v->m, v->s, v->a, v->gradient, spec->basis_pairs, spec->o.basis_size, spec->signs, NULL, err);
 }
 
-/* The n experiences of an order (-1: that of the sweep), some of them garbage. */
-static int draw(evaluation *v, int order, int n, double share, es_garbage kind, es_experiences *out, es_error *err)
+static bool learns_directions(es_method_kind k)
+{
+    return k == ES_METHOD_FEATURES || k == ES_METHOD_RANDOM || k == ES_METHOD_FREE;
+}
+
+/* The direction that a spec's reserved pairs ask for; *o is the spec's, with its basis. */
+static int open_direction(evaluation *v, const es_eval_spec *spec, es_method_options *o, es_direction *out, es_error *err)
+{
+    es_buf key = {0};
+    es_experiences e = {0};
+    es_method_kind kind = learns_directions(spec->kind) ? spec->kind : ES_METHOD_FEATURES;
+    es_buf_printf(&key, "%d %d %d %d %d", kind, spec->basis_pairs, o->rank, o->basis_size, spec->signs);
+    int rc = key.failed ? es_fail(err, ES_ERR_MEMORY, "no memory for a key") : ES_OK;
+    if (!rc && (!v->direction || !v->direction_key.data || strcmp(key.data, v->direction_key.data))) {
+        es_method_options first = *o;
+        first.seed = spec->o.seed;
+        es_adapter_free(v->direction);
+        v->direction = NULL;
+        rc = reserve(v, spec->basis_pairs, &e, err);
+        rc = rc ? rc : es_direction_learn(&v->direction, kind, v->m, &first, &e, v->cancel, err);
+        es_experiences_free(&e);
+        es_buf_free(&v->direction_key);
+        v->direction_key = key;
+    } else
+        es_buf_free(&key);
+    *out = (es_direction){v->o->task[v->task]->name, v->direction};
+    o->direction = out;
+    o->n_direction = 1;
+    return rc;
+}
+
+/* The n experiences of an order (-1: that of the sweep), some of them garbage: (*garbage)[n], the caller's to free(). */
+static int draw(evaluation *v, int order, int n, double share, es_garbage kind, es_experiences *out, uint8_t **garbage, es_error *err)
 {
     const es_task *t = v->o->task[v->task];
     int *which = es_calloc((size_t)v->n_pool, sizeof *which), bad = (int)floor(share * n + 1e-9), rc = ES_OK;
@@ -178,8 +213,20 @@ static int draw(evaluation *v, int order, int n, double share, es_garbage kind, 
         rc = es_garbage_make(out, e, kind, other, v->o->seed + (uint64_t)i, err);
     }
     free(which);
-    free(is_bad);
+    *garbage = is_bad;
     return rc;
+}
+
+/* What a method made of each experience, beside whether it is garbage. */
+static json_t *decisions(const es_method *m, int n, const uint8_t *garbage)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < n; i++) {
+        const es_decision *d = es_method_decision(m, i);
+        if (d)
+            json_array_append_new(all, json_pack("{s:b,s:f,s:f,s:f}", "garbage", garbage[i], "weight", d->weight, "agreement", d->agreement, "surprise", d->surprise));
+    }
+    return all;
 }
 
 /* ---- measuring a variant ----------------------------------------------------------------------------------------------------------- */
@@ -409,22 +456,40 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
     es_experiences e = {0};
     es_method *method = NULL;
     es_variant x = {0};
+    es_direction direction = {0};
+    uint8_t *garbage = NULL;
+    int rank = 0;
     json_t *path = json_array();
     bool dev = r->order < 0, measured = false, finite = true;
     double seconds = 0;
     long tokens = 0;
-    int rc = draw(v, r->order, r->n, r->share, r->kind, &e, err), step = 0;
+    int rc = draw(v, r->order, r->n, r->share, r->kind, &e, &garbage, err), step = 0;
     mo.s = v->s;
     mo.a = v->a;
     mo.rate = r->rate;
     mo.threads = o->threads;
     mo.seed = r->spec->o.seed + (uint64_t)(r->order + 1);
-    mo.white_text = v->white;
-    mo.n_white = v->n_white;
+    if (!rc && v->white_rank > 0) {
+        if (!v->inputs)
+            es_progress_report(v->progress, "white inputs", v->at, v->total, "runs");
+        rc = v->inputs ? ES_OK : es_inputs_neutral(&v->inputs, v->m, v->s, v->white_rank, o->neutral, o->n_neutral, o->threads, v->cancel, err);
+        mo.inputs = v->inputs;
+    }
     mo.preference = *r->spec->preference ? r->spec->preference : NULL;
-    if (!rc && r->spec->basis_pairs > 0) {
+    if (!rc && r->spec->basis_pairs > 0 && r->spec->kind != ES_METHOD_FREE) {
         rc = open_basis(v, r->spec, err);
         mo.basis = &v->basis;
+    }
+    bool weigh = r->spec->o.weighting && !learns_directions(r->spec->kind);
+    if (!rc && weigh)
+        rank = mo.rank, mo.rank = WEIGHER_RANK;
+    if (!rc && r->spec->prior)
+        rc = open_direction(v, r->spec, &mo, &direction, err);
+    if (!rc && weigh) { /* the same weighting is offered to those that have no gradient of each experience */
+        double start = es_seconds();
+        rc = es_experiences_weigh(&e, v->m, &mo, NULL, v->cancel, err);
+        seconds += es_seconds() - start;
+        mo.rank = rank;
     }
     double began = es_seconds();
     rc = rc ? rc : es_method_open(&method, r->spec->kind, v->m, &mo, err);
@@ -462,6 +527,9 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
     if (!rc && !dev && json_array_size(path) && finite)
         rc = measure_end(v, r, &x, line, err);
     json_object_set_new(line, "path", path);
+    if (!rc && method && r->spec->o.weighting)
+        json_object_set_new(line, "decisions", decisions(method, e.n, garbage));
+    free(garbage);
     json_object_set_new(line, "broken", json_boolean(!finite));
     json_object_set_new(line, "seconds", json_real(seconds));
     json_object_set_new(line, "tokens", json_integer(tokens));
@@ -587,6 +655,7 @@ static int check(evaluation *v, es_error *err)
 {
     const es_eval_options *o = v->o;
     int most = 0;
+    v->max_reserve = o->reserve;
     bool good = o->work && o->n_task > 0 && o->n_spec > 0 && o->n_size > 0 && o->n_size <= ES_EVAL_SIZES && o->orders > 0 && o->n_at > 0 &&
                 o->n_at <= ES_EVAL_POINTS && o->n_garbage > 0 && o->n_garbage <= ES_EVAL_SHARES && o->max_prompt > 0 && o->max_reply > 0 && o->raw_tokens > 0;
     for (int i = 0; good && i < o->n_at; i++)
@@ -603,6 +672,12 @@ static int check(evaluation *v, es_error *err)
         for (int j = 0; j < i; j++)
             if (!strcmp(o->spec[i].label, o->spec[j].label))
                 return es_fail(err, ES_ERR_USAGE, "two methods are called %s", o->spec[i].label);
+        if (o->spec[i].prior && (o->spec[i].basis_pairs < 1 || !o->spec[i].o.white))
+            return es_fail(err, ES_ERR_USAGE, "%s: a prior needs white inputs (white=1), and pairs to learn it from (basis_pairs)", o->spec[i].label);
+        if (o->spec[i].o.weighting && !learns_directions(o->spec[i].kind) && (!o->spec[i].prior || !v->s))
+            return es_fail(err, ES_ERR_USAGE, "%s: its experiences are weighed by a prior (prior=1, white=1, basis_pairs) within a dictionary's features", o->spec[i].label);
+        int rank = !o->spec[i].o.white ? 0 : !learns_directions(o->spec[i].kind) ? WEIGHER_RANK : o->spec[i].o.rank > 0 ? o->spec[i].o.rank : 8;
+        v->white_rank = rank > v->white_rank ? rank : v->white_rank;
         v->max_reserve = o->spec[i].basis_pairs > v->max_reserve ? o->spec[i].basis_pairs : v->max_reserve;
         if (o->spec[i].basis_pairs > 0 && !v->s)
             return es_fail(err, ES_ERR_USAGE, "%s: a basis needs a dictionary", o->spec[i].label);
@@ -671,7 +746,8 @@ int es_eval_adapt(es_model *m, const es_dictionary *s, const es_atlas *a, const 
         es_bench_close(&v.bench);
     }
     es_basis_free(&v.basis);
-    free(v.white);
+    es_buf_free(&v.direction_key);
+    es_inputs_free(v.inputs);
     free(v.choice_base);
     free(v.choice_now);
     free(v.choice_tokens);

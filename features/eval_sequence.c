@@ -1,5 +1,5 @@
-/* Several traits learned one after another, and each undone. Undoing is a rebuild: the same stages without the trait's experiences, which is
- * what removing them from a workspace and learning again amounts to. */
+/* Several traits learned one after another, and each undone: taken away by the stored parts of its experiences (es_method_without), or, where a
+ * method keeps none, by the same stages without them, which is what removing them from a workspace and learning again amounts to. */
 #include "eval_internal.h"
 
 #include <math.h>
@@ -17,6 +17,10 @@ typedef struct sequence {
     es_bench bench;
     bool open;
     es_set *held, raw, chat; /* held: one a task */
+    es_inputs *inputs;       /* white, for specs that want them */
+    es_adapter **direction;  /* [n_task] of directions_of's order */
+    const es_eval_spec *directions_of;
+    int directions_order;
     json_t *done;
     char hashes[40];
     double at, total;
@@ -107,20 +111,80 @@ static int joint_basis(sequence *q, const es_eval_spec *spec, int order, es_basi
     return rc;
 }
 
-static int margins_now(sequence *q, es_method *method, json_t *stages, es_error *err)
+static void free_directions(sequence *q)
 {
-    es_variant x = {0};
-    int rc = es_method_view(method, &x, err);
+    for (int i = 0; q->direction && i < q->o->n_task; i++)
+        es_adapter_free(q->direction[i]);
+    free(q->direction);
+    q->direction = NULL;
+}
+
+/* A direction a trait, learned on the pairs that the joint basis was chosen on. */
+static int open_directions(sequence *q, const es_eval_spec *spec, int order, const es_method_options *o, es_error *err)
+{
+    if (q->direction && q->directions_of == spec && q->directions_order == order)
+        return ES_OK;
+    free_directions(q);
+    q->directions_of = spec;
+    q->directions_order = order;
+    q->direction = es_calloc((size_t)q->o->n_task, sizeof *q->direction);
+    int rc = q->direction ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for directions");
+    for (int t = 0; !rc && t < q->o->n_task; t++) {
+        const es_experiences *pool = &q->o->task[t]->pool;
+        es_experiences e = {0};
+        int *which = NULL;
+        es_progress_report(q->progress, "directions", q->at, q->total, "runs");
+        rc = pool_of(q, t, order, &which, err);
+        for (int i = 0; !rc && i < spec->basis_pairs; i++)
+            rc = es_experience_copy(&e, &pool->item[which[pool->n - 1 - i]], err);
+        rc = rc ? rc : es_direction_learn(&q->direction[t], spec->kind, q->m, o, &e, q->cancel, err);
+        es_experiences_free(&e);
+        free(which);
+    }
+    if (rc)
+        free_directions(q);
+    return rc;
+}
+
+static int margins_of(sequence *q, const es_variant *x, json_t *stages, es_error *err)
+{
+    int rc = ES_OK;
     json_t *row = json_array();
     for (int i = 0; !rc && i < q->o->n_task; i++) {
         double margin, se, gain;
-        rc = es_set_measure(&q->held[i], &q->bench, &x, NULL, err);
+        rc = es_set_measure(&q->held[i], &q->bench, x, NULL, err);
         es_set_margins(&q->held[i], &margin, &se, &gain);
         if (!rc && !isfinite(margin))
             rc = es_fail(err, ES_ERR_LIMIT, "the margin of %s is no longer a number", q->o->task[i]->name);
         json_array_append_new(row, json_real(margin));
     }
     json_array_append_new(stages, row);
+    return rc;
+}
+
+static int margins_now(sequence *q, es_method *method, json_t *stages, es_error *err)
+{
+    es_variant x = {0};
+    int rc = es_method_view(method, &x, err);
+    return rc ? rc : margins_of(q, &x, stages, err);
+}
+
+/* Each trait taken away from what has been learned, by its experiences' parts: {"TRAIT's place": [margins]}. */
+static int take_away(sequence *q, es_method *method, json_t *line, es_error *err)
+{
+    const es_sequence_options *o = q->o;
+    int *which = es_calloc((size_t)o->experiences, sizeof *which), rc = which ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for experiences");
+    json_t *without = json_array();
+    for (int t = 0; !rc && t < o->n_task; t++) {
+        es_variant x = {0};
+        for (int i = 0; i < o->experiences; i++)
+            which[i] = t * o->experiences + i;
+        rc = es_method_without(method, which, o->experiences, &x, err);
+        rc = rc ? rc : margins_of(q, &x, without, err);
+        es_variant_clear(&x);
+    }
+    json_object_set_new(line, "without", without);
+    free(which);
     return rc;
 }
 
@@ -133,6 +197,7 @@ static int run_through(sequence *q, const es_eval_spec *spec, int order, int und
     es_variant x = {0};
     es_harm raw = {0}, chat = {0};
     json_t *stages = json_array();
+    es_direction *direction = NULL;
     int rc = open_sets(q, err);
     mo.s = q->s;
     mo.a = q->a;
@@ -143,6 +208,20 @@ static int run_through(sequence *q, const es_eval_spec *spec, int order, int und
     if (!rc && spec->basis_pairs > 0) {
         rc = joint_basis(q, spec, order, &basis, err);
         mo.basis = &basis;
+    }
+    if (!rc && spec->o.white) {
+        rc = q->inputs && es_inputs_rank(q->inputs) >= mo.rank ? ES_OK : (es_inputs_free(q->inputs), es_inputs_neutral(&q->inputs, q->m, q->s, mo.rank > 0 ? mo.rank : 8, o->neutral, o->n_neutral, o->threads, q->cancel, err));
+        mo.inputs = q->inputs;
+    }
+    if (!rc && spec->prior) {
+        rc = open_directions(q, spec, order, &mo, err);
+        direction = es_calloc((size_t)o->n_task, sizeof *direction);
+        if (!rc && !direction)
+            rc = es_fail(err, ES_ERR_MEMORY, "no memory for directions");
+        for (int t = 0; !rc && t < o->n_task; t++)
+            direction[t] = (es_direction){o->task[t]->name, q->direction[t]};
+        mo.direction = direction;
+        mo.n_direction = o->n_task;
     }
     rc = rc ? rc : es_method_open(&method, spec->kind, q->m, &mo, err);
     json_object_set_new(line, "after", stages);
@@ -167,6 +246,8 @@ static int run_through(sequence *q, const es_eval_spec *spec, int order, int und
         free(which);
         rc = rc ? rc : margins_now(q, method, stages, err);
     }
+    if (!rc && undone < 0 && es_method_keeps_parts(spec->kind))
+        rc = take_away(q, method, line, err);
     rc = rc ? rc : es_method_view(method, &x, err);
     rc = rc ? rc : es_set_measure(&q->raw, &q->bench, &x, &raw, err);
     rc = rc ? rc : es_set_measure(&q->chat, &q->bench, &x, &chat, err);
@@ -181,6 +262,7 @@ static int run_through(sequence *q, const es_eval_spec *spec, int order, int und
     }
     es_method_free(method);
     es_basis_free(&basis);
+    free(direction);
     return rc;
 }
 
@@ -235,9 +317,11 @@ int es_eval_sequence(es_model *m, const es_dictionary *s, const es_atlas *a, con
     q.total = (double)o->n_spec * o->orders * (o->n_task + 1);
     for (int k = 0; !rc && k < o->n_spec; k++)
         for (int order = 0; !rc && order < o->orders; order++)
-            for (int undone = -1; !rc && undone < o->n_task; undone++)
+            for (int undone = -1; !rc && undone < (es_method_keeps_parts(o->spec[k].kind) ? 0 : o->n_task); undone++)
                 rc = one_run(&q, &o->spec[k], order, undone, err);
     close_sets(&q);
+    free_directions(&q);
+    es_inputs_free(q.inputs);
     json_decref(q.done);
     return rc;
 }
@@ -297,9 +381,10 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
             continue;
         for (int t = 0; t < n; t++) {
             double learned = at_stage(x, t, t), end = at_stage(x, n - 1, t), worst = NAN, left = NAN;
+            json_t *without = json_object_get(x, "without");
             for (int u = 0; u < n; u++) {
-                json_t *y = with_undone(lines, x, u);
-                double now = y ? at_stage(y, last_stage(n, u), t) : NAN;
+                json_t *y = without ? NULL : with_undone(lines, x, u), *v = json_array_get(json_array_get(without, (size_t)u), (size_t)t);
+                double now = y ? at_stage(y, last_stage(n, u), t) : json_is_number(v) ? json_number_value(v) : NAN;
                 if (u == t)
                     left = now; /* what is left of the trait once its own experiences are gone */
                 else if (isfinite(now) && !(fabs(now - end) / fabs(end) <= worst))
@@ -307,6 +392,7 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
             }
             json_t *row = json_pack("{s:O,s:O,s:O,s:i}", "method", json_object_get(x, "method"), "order", json_object_get(x, "order"), "task",
                                     json_array_get(tasks, (size_t)t), "place", t);
+            json_object_set_new(row, "undone_by", json_string(without ? "stored parts" : "replay"));
             json_object_set_new(row, "margin_learned", real_or_null(learned));
             json_object_set_new(row, "margin_end", real_or_null(end));
             json_object_set_new(row, "kept", real_or_null(end / learned));

@@ -61,6 +61,7 @@ typedef struct es_eval_spec { /* a row of the table: a method with its options *
     double rate[ES_EVAL_RATES]; int n_rate; /* tried on dev; one: taken as it is */
     int basis_pairs;            /* > 0: a basis chosen beforehand on so many other pairs of the pool */
     bool signs;                 /* ... with one-sided bounds */
+    bool prior;                 /* ... and the direction those pairs ask for as a prior (es_direction_learn) */
     char preference[200];       /* what o.preference points to, when set */
 } es_eval_spec;
 
@@ -71,6 +72,10 @@ int es_eval_spec_set(es_eval_spec *s, const char *option, const char *value, es_
 void es_eval_spec_text(const es_eval_spec *s, es_buf *out); /* all of them as "name=value ..." */
 
 typedef es_neutral_text es_eval_text; /* neutral: a raw document, or an assistant's turn */
+
+/* Inputs that are white on the third of these texts that is for dev, so that harm is measured on others. */
+int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_eval_text *text, int n, int threads, const volatile bool *cancel,
+                      es_error *err);
 
 typedef struct es_choice { /* likelihoods of continuations of one beginning */
     char set[16];               /* "piqa", "arc", "lambada", "blimp" */
@@ -86,6 +91,7 @@ typedef struct es_eval_options {
     double garbage[ES_EVAL_SHARES]; int n_garbage;
     es_garbage garbage_kind[ES_N_GARBAGE]; int n_garbage_kind;
     int orders;
+    int reserve;                         /* pairs of the pool that nothing learns from, at least: those that bases are chosen on beforehand */
     int at[ES_EVAL_POINTS], n_at;        /* steps after which a path is measured, rising; the last is the most that is taken */
     double harm;                         /* on dev, a stop is allowed where the mean KL on neutral text is at most this */
     const es_eval_text *neutral; int n_neutral; /* a third is for dev */

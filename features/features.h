@@ -263,6 +263,8 @@ typedef struct es_learner_options {
     int max_reply, max_prompt; /* tokens kept of each (reply's beginning, prompt's end) */
     int threads;
     uint64_t seed;
+    bool weighting;          /* each experience counts by what is thought of it (es_learner_decision) */
+    bool shrink;             /* metric: a feature's part of a step is multiplied by max(0, 1 - 1/snr^2) of the experiences' gradients along it (positive-part James-Stein) */
     double hold_out;         /* share of the experiences kept for the gate (at least 1 when there are 4 or more) */
     const char *const *anchor; int n_anchor; /* neutral texts; NULL: built-in ones */
 } es_learner_options;
@@ -284,6 +286,37 @@ typedef struct es_neutral_text { /* a document; or, with messages, the reply to 
  * or it is silent in one and costs in the other (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
  * experience and while M is zero. At least as many tokens as the rank are needed. */
 int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err);
+/* Directions learned beforehand: adapters with fixed inputs and the same basis, band and rank, each with something learned. A step's
+ * preconditioner becomes G^-1 + weight U (U^T G U)^-1 U^T, U their M's, G the metric: the experiences' agreement with a direction moves
+ * the adapter along it `weight` times as readily as along anything else. one_sided: never below zero on any of them. Takes over the
+ * directions' inputs A, so es_learner_whiten is not needed. Metric step only; before the first experience. */
+typedef struct es_direction { const char *name; const es_adapter *adapter; } es_direction;
+int es_learner_prior(es_learner *l, const es_direction *direction, int n, double weight, bool one_sided, es_error *err);
+int es_learner_directions(const es_learner *l);
+const char *es_learner_direction(const es_learner *l, int i);
+/* Where the adapter stands along each, [es_learner_directions]: length of what is added in mean square, as a share of the median |h|. */
+void es_learner_amplitudes(es_learner *l, double *out);
+
+/* What was made of an experience at the first step that took it, with weighting: weight = trust(source) * agreement, clipped at 1.
+ * surprise: base nats a token of the preferred reply; over 4 it is taken for gibberish. agreement: cosine in the metric of what the
+ * experience asks for with the prior's direction that the experiences concern most (a sign per direction when it is one-sided, else that
+ * of the majority), or without a prior with the sum of the others; trust: Beta mean of how often its source agreed. */
+typedef struct es_decision { double weight, agreement, surprise, trust; char reason[120]; } es_decision;
+const es_decision *es_learner_decision(const es_learner *l, int experience); /* NULL for held-out ones */
+
+/* Fixed inputs as a thing of their own, for every adapter of a model and a band of layers. */
+typedef struct es_inputs es_inputs;
+/* White on these texts (NULL: the program's own few, which are enough for small ranks only), for the band of es_adapter_default. */
+int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, uint64_t seed, int threads,
+                   const volatile bool *cancel, es_error *err);
+void es_inputs_free(es_inputs *x);
+int es_inputs_rank(const es_inputs *x);
+/* a's rank at most theirs, its band within theirs, nothing learned yet: A is theirs from now on. */
+int es_adapter_set_inputs(es_adapter *a, const es_inputs *x, es_error *err);
+/* One safetensors file, f16; a shape or a model that does not fit is refused. */
+int es_inputs_save(const es_inputs *x, const char *path, es_error *err);
+int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err);
+
 int es_learner_count(const es_learner *l);
 size_t es_learner_bytes(const es_learner *l);
 
@@ -310,6 +343,9 @@ int es_learner_gate(es_learner *l, es_gate_report *out, const volatile bool *can
  * row is what no single experience accounts for (products of two changes, guards that project, a new input set). Columns add up to the
  * change of the coefficients. */
 void es_learner_influence(const es_learner *l, float *out);
+/* A copy of the adapter without these experiences' part of every step that was taken: exact bookkeeping for what their gradients moved, so
+ * the others' parts stay as they are (their gradients were taken with these present; a replay without them would differ by that). */
+int es_learner_without(const es_learner *l, const int *experience, int n, es_adapter **out, es_error *err);
 /* Per coefficient signal to noise of the experiences' gradients: mean / (sd / sqrt n); NAN for fewer than 2. [K] */
 void es_learner_snr(const es_learner *l, float *out);
 

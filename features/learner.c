@@ -271,69 +271,43 @@ static void adam_delta(es_learner *l)
     }
 }
 
-/* out = (D D^T + lambda I)^-1 in, both [n_learned] and possibly one; without a basis the metric is that of d itself. */
-static void apply_metric(es_learner *l, const float *in, float *out)
-{
-    es_adapter *a = l->a;
-    size_t rank = (size_t)a->o.rank;
-    if (a->o.form == ES_FORM_BIAS) {
-        for (int i = 0; i < a->K; i++)
-            l->u[i] = in[i];
-        es_linear_solve(l->cholesky, a->K, l->u);
-        for (int i = 0; i < a->K; i++)
-            out[i] = (float)l->u[i];
-        return;
-    }
-    if (!a->K && in != out)
-        memcpy(out, in, a->n_learned * sizeof *out);
-    for (int i = 0; a->K && i < a->n_entry; i++) {
-        l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->K, 1, l->inverse, a->K, in + a->entry[i].b, a->o.rank, 0, l->swap, a->o.rank);
-        memcpy(out + a->entry[i].b, l->swap, (size_t)a->K * rank * sizeof *out);
-    }
-}
-
-/* What a change adds to the residual in mean square: |D dc|; or root sum |D^T dM|^2, the inputs of M being white. With g the gradient and
- * P g the change that is root <g, P g> but for lambda, so it needs no second product. */
-static double metric_length(es_learner *l, const float *gradient, const float *change)
-{
-    double sum = 0;
-    for (size_t i = 0; i < l->a->n_learned; i++)
-        sum += (double)gradient[i] * change[i];
-    return sqrt(sum > 0 ? sum : 0);
-}
-
-/* delta = -s (D D^T + lambda I)^-1 g: its length is the learning rate times the median |h| when the gradient is as long as the longest so
- * far, and shorter in proportion after that. */
+/* delta = -s P g: its length is the learning rate times the median |h| when the gradient is as long as the longest so far, and shorter in
+ * proportion after that. */
 static void metric_delta(es_learner *l)
 {
     es_adapter *a = l->a;
     size_t n = a->n_learned;
-    apply_metric(l, l->total, l->delta);
-    double length = a->o.form == ES_FORM_BIAS ? relative_norm(l, l->delta) * l->median : metric_length(l, l->total, l->delta);
+    double length;
+    es_learner_precondition(l, l->total, l->delta, &length);
+    if (a->o.form == ES_FORM_BIAS)
+        length = relative_norm(l, l->delta) * l->median;
     if (length > l->longest)
         l->longest = length;
     float scale = l->longest > 0 ? (float)(l->o.learning_rate * l->median / l->longest) : 0;
     for (size_t i = 0; i < n; i++)
         l->delta[i] *= -scale;
+    es_prior_clamp(l, l->old, l->delta);
     for (int e = 0; e < l->n_chosen; e++) { /* the same of each experience's gradient */
         float *g = l->item[l->chosen[e]]->grad;
-        apply_metric(l, g, g);
+        es_learner_precondition(l, g, g, NULL);
         for (size_t i = 0; i < n; i++)
             g[i] *= -scale;
     }
 }
 
-/* Share out the accepted step of length t. */
-static void keep_books(es_learner *l, double t)
+/* Share out the accepted step: (old + length * delta), of which what is not A was then multiplied by shrink. */
+static void keep_books(es_learner *l, double length, double shrink)
 {
     es_adapter *a = l->a;
-    size_t n = a->n_learned, K = (size_t)a->K;
-    if (!K)
-        return;
+    size_t n = a->n_learned, K = (size_t)a->K, shrunk = a->n_entry ? a->entry[0].a : n;
+    double t = length * shrink;
+    shrunk = shrunk < n ? shrunk : n;
     for (size_t i = 0; i < K; i++)
         l->coefficient_sum[i] = 0;
     for (int e = 0; e < l->n; e++) {
         es_item *it = l->item[e];
+        for (size_t i = 0; it->moved && shrink < 1 && i < shrunk; i++)
+            it->moved[i] *= (float)shrink;
         if (!it->grad || (!es_learner_is_adam(l) && !is_chosen(l, e)))
             continue;
         const float *part = it->grad;
@@ -342,6 +316,8 @@ static void keep_books(es_learner *l, double t)
                 l->delta[i] = l->rate[i] * it->grad[i];
             part = l->delta;
         }
+        for (size_t i = 0; i < n; i++)
+            it->moved[i] += (float)(i < shrunk ? t : length) * part[i];
         for (size_t i = 0; i < K; i++)
             l->u[i] = 0;
         coefficient_change(a, l->old, part, t, l->u);
@@ -373,8 +349,8 @@ static void restore(es_learner *l)
 
 /* Brings the KL on the anchors to at most kappa. A step that leads far out is shortened; one that ends a little outside is kept and the whole
  * adapter shrunk until it fits, so that at the border it can still turn towards what is new. KL grows like the square of both. *t: the
- * factor on the step in all; 0 when it had to be refused. */
-static int accept(es_learner *l, double *t, double *kl, const char **guard, const volatile bool *cancel, es_error *err)
+ * factor on the step in all, *shrunk of it that on everything; 0 when it had to be refused. */
+static int accept(es_learner *l, double *t, double *shrunk, double *kl, const char **guard, const volatile bool *cancel, es_error *err)
 {
     double length = 1, shrink = 1, kappa = l->o.kappa;
     for (int try = 0; try <= TRIES && length > 0.01; try++) {
@@ -386,6 +362,7 @@ static int accept(es_learner *l, double *t, double *kl, const char **guard, cons
             return rc;
         if (isfinite(*kl) && (kappa == 0 || *kl <= kappa)) {
             *t = length * shrink;
+            *shrunk = shrink;
             return ES_OK;
         }
         double to = isfinite(*kl) ? sqrt(kappa / *kl) : 0;
@@ -440,11 +417,36 @@ int es_learner_gradient(es_learner *l, double *loss, float *gradient, es_error *
     return rc;
 }
 
+/* Experiences that came in since the last step are decided about together, also those that are not in this step's batch. */
+static int weigh(es_learner *l, const volatile bool *cancel, es_error *err)
+{
+    int *which = es_calloc((size_t)l->n + 1, sizeof *which), n = 0, others = 0, tokens = 0, rc = which ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory to weigh experiences");
+    double weights = 0, loss;
+    for (int i = 0; !rc && l->o.weighting && i < l->n; i++) {
+        es_item *it = l->item[i];
+        if (it->held || it->decided || !(it->weight > 0))
+            continue;
+        if (!is_chosen(l, i)) {
+            which[others++] = i;
+            weights += it->weight;
+        }
+    }
+    if (!rc && others)
+        rc = pass(l, which, others, true, weights, &loss, &tokens, cancel, err);
+    n = others;
+    for (int i = 0; !rc && l->o.weighting && i < l->n_chosen; i++)
+        if (!l->item[l->chosen[i]]->decided)
+            which[n++] = l->chosen[i];
+    rc = rc ? rc : es_learner_weigh(l, which, n, l->delta, err);
+    free(which);
+    return rc;
+}
+
 int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *cancel, es_error *err)
 {
     es_adapter *a = l->a;
     size_t n = a->n_learned;
-    double started = es_seconds(), weights = 0, t = 0;
+    double started = es_seconds(), weights = 0, t = 0, shrink = 1;
     *out = (es_step_report){.step = a->steps + 1, .backtracked = 1};
     choose_items(l);
     if (!l->n_chosen)
@@ -452,6 +454,18 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
     for (int i = 0; i < l->n_chosen; i++)
         weights += l->item[l->chosen[i]]->weight;
     int rc = pass(l, l->chosen, l->n_chosen, true, weights, &out->loss, &out->tokens, cancel, err);
+    if (!rc && (l->o.weighting || l->o.shrink))
+        rc = weigh(l, cancel, err);
+    if (!rc && l->o.weighting) { /* the loss, too, is of what is kept */
+        double kept = 0, slope[2];
+        out->loss = 0;
+        for (int i = 0; i < l->n_chosen; i++) {
+            es_item *it = l->item[l->chosen[i]];
+            out->loss += it->weight * it->decision.weight * es_experience_loss(es_item_reply(it, 0), es_item_reply(it, 1), l->o.beta, &slope[0], &slope[1]);
+            kept += it->weight * it->decision.weight;
+        }
+        out->loss = kept > 0 ? out->loss / kept : 0;
+    }
     if (rc)
         return rc;
 
@@ -493,7 +507,7 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         adam_delta(l);
     else
         metric_delta(l);
-    rc = accept(l, &t, &out->kl, &out->guard, cancel, err);
+    rc = accept(l, &t, &shrink, &out->kl, &out->guard, cancel, err);
     if (rc) {
         restore(l);
         return rc;
@@ -510,7 +524,7 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         float b2 = (float)l->o.decay;
         for (size_t i = 0; es_learner_is_adam(l) && i < n; i++)
             l->second[i] = b2 * l->second[i] + (1 - b2) * l->total[i] * l->total[i];
-        keep_books(l, t);
+        keep_books(l, t / shrink, shrink);
         for (int e = 0; es_learner_is_adam(l) && e < l->n; e++)
             if (l->item[e]->momentum)
                 memcpy(l->item[e]->momentum, l->item[e]->grad, n * sizeof *l->item[e]->grad);

@@ -14,10 +14,24 @@ typedef struct es_item { /* an experience */
     double weight;
     bool held;
     float *grad, *momentum; /* [n_learned] of this step's gradient; Adam's, of this experience alone. One block; NULL when held */
+    float *moved;           /* [n_learned] its part of where the parameters stand: what es_learner_without takes away */
     float *wish;            /* [K] what a plain gradient step of this experience alone would do to the coefficients */
     bool has_wish;
     double *influence;      /* [K] */
+    char *source;           /* NULL: nobody said */
+    es_decision decision;   /* made at the first step that took it: later ones see what was learned from it */
+    bool decided;
 } es_item;
+
+typedef struct es_prior { /* directions learned beforehand, as step preconditioner (learner_prior.c) */
+    int n;
+    double weight;
+    bool one_sided;
+    char (*name)[64];
+    float *unit, *dual;     /* [n][n_learned]: of length 1 in the metric G; G unit */
+    double *gram, *u, *v;   /* [n, n] Cholesky of <unit_i, dual_j>; [n] scratch */
+    float *keep;            /* [n] shrinkage of each; NULL: none */
+} es_prior;
 
 struct es_learner {
     es_model *m;
@@ -56,6 +70,8 @@ struct es_learner {
     float *norms;               /* |h| at the dictionary's layer, of reply tokens */
     int n_norms;
     double median;
+    es_prior prior;
+    float *keep;                /* [K or d] shrinkage of each feature's (or dimension's) part of this step */
     es_arena arena;
 };
 
@@ -72,5 +88,20 @@ static inline es_sequence *es_item_reply(es_item *e, int i) /* NULL: absent */
 void es_item_free(es_item *e);
 /* Mean KL(base || adapted) over the anchors' tokens; 0 without the guard. */
 int es_learner_anchors_kl(es_learner *l, double *kl, const volatile bool *cancel, es_error *err);
+
+/* out = P in, P = S G^-1 + w U S' (U^T G U)^-1 U^T: G = D D^T + lambda I on every column of M, U the prior's directions, S and S' the
+ * shrinkage. in, out: [n_learned], possibly one where length is NULL; else *length is out's in the metric, were nothing shrunk. */
+void es_learner_precondition(es_learner *l, const float *in, float *out, double *length);
+/* <G^-1 g, g>, the squared length of a gradient in the metric. scratch: [n_learned]. */
+double es_learner_metric_square(es_learner *l, const float *g, float *scratch);
+/* Where parameters (or a change of them) stand along the prior's directions: out[prior.n], lengths in the metric. */
+void es_prior_read(es_learner *l, const float *param, double *out);
+/* Takes back what a step from `from` would do against one-sided directions. */
+void es_prior_clamp(es_learner *l, const float *from, float *delta);
+void es_prior_free(es_prior *p);
+
+/* Decides about the n items in which[], whose gradients are in grad; then multiplies this step's gradients by what was decided of theirs,
+ * and sets what is shrunk. scratch: [n_learned]. learner_weigh.c */
+int es_learner_weigh(es_learner *l, const int *which, int n, float *scratch, es_error *err);
 
 #endif

@@ -15,6 +15,7 @@ void es_item_free(es_item *e)
     free(e->grad);
     free(e->wish);
     free(e->influence);
+    free(e->source);
     free(e);
 }
 
@@ -107,8 +108,9 @@ static int new_item(es_learner *l, double weight, bool held, es_item **out, es_e
     e->held = held;
     e->weight = weight;
     if (!held)
-        e->grad = es_calloc(n, (es_learner_is_adam(l) ? 2 : 1) * sizeof *e->grad);
-    e->momentum = e->grad && es_learner_is_adam(l) ? e->grad + n : NULL;
+        e->grad = es_calloc(n, (es_learner_is_adam(l) ? 3 : 2) * sizeof *e->grad);
+    e->moved = e->grad ? e->grad + n : NULL;
+    e->momentum = e->grad && es_learner_is_adam(l) ? e->grad + 2 * n : NULL;
     e->wish = es_calloc(K + 1, sizeof *e->wish);
     e->influence = es_calloc(K + 1, sizeof *e->influence);
     if ((!held && !e->grad) || !e->wish || !e->influence) {
@@ -136,6 +138,8 @@ int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *c
     for (int i = 0; !rc && i < 2; i++)
         if (reply[i])
             rc = es_sequence_make(&e->seq[i], l->m, x->message, x->n_message, reply[i], l->o.max_prompt, l->o.max_reply, err);
+    if (!rc && x->source && !(e->source = strdup(x->source)))
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
     rc = rc ? rc : measure_base(l, e, sum, &tokens, &norms, cancel, err);
     if (rc) {
         free(sum);
@@ -181,6 +185,23 @@ static int sequence_copy(es_sequence *to, const es_sequence *from, int d, es_err
         memcpy(to->resid, from->resid, n * (size_t)d * sizeof *to->resid);
     }
     return ES_OK;
+}
+
+int es_learner_without(const es_learner *l, const int *experience, int n, es_adapter **out, es_error *err)
+{
+    *out = NULL;
+    for (int i = 0; i < n; i++)
+        if (experience[i] < 0 || experience[i] >= l->n)
+            return es_fail(err, ES_ERR_USAGE, "there is no experience %d to leave out", experience[i]);
+    int rc = es_adapter_copy(out, l->a, err);
+    for (int i = 0; !rc && i < n; i++) {
+        const float *moved = l->item[experience[i]]->moved; /* NULL: held out, and nothing moved by it */
+        for (size_t j = 0; moved && j < l->a->n_learned; j++)
+            (*out)->param[j] -= moved[j];
+    }
+    if (!rc)
+        es_adapter_refresh(*out);
+    return rc;
 }
 
 int es_learner_share(es_learner *l, const es_learner *from, es_error *err)

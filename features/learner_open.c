@@ -50,6 +50,7 @@ static void carve(es_learner *l, int cap)
     l->u = es_arena_take(r, K, sizeof *l->u);
     l->inverse = es_learner_is_adam(l) || bias ? NULL : es_arena_take(r, K * K, sizeof *l->inverse);
     l->swap = es_learner_is_adam(l) || bias ? NULL : es_arena_take(r, K * rank, sizeof *l->swap);
+    l->keep = bias || !l->o.shrink ? NULL : es_arena_take(r, a->o.constrained ? K : d, sizeof *l->keep);
     l->mean_sum = es_arena_take(r, a->n_mean, sizeof *l->mean_sum);
     l->site_input = es_arena_take(r, (size_t)cap * (size_t)largest_input(a), sizeof *l->site_input);
     l->logits = es_arena_take(r, (size_t)es_model_get_info(l->m)->n_vocab, sizeof *l->logits);
@@ -214,6 +215,7 @@ void es_learner_free(es_learner *l)
     if (l->anchors.arena.base)
         es_pack_close(&l->anchors);
     es_trainer_free(l->trainer);
+    es_prior_free(&l->prior);
     es_arena_close(&l->arena);
     free(l);
 }
@@ -236,7 +238,7 @@ size_t es_learner_bytes(const es_learner *l)
         n += es_sequence_bytes(&l->item[i]->seq[0], a->d) + es_sequence_bytes(&l->item[i]->seq[1], a->d) + sizeof *l->item[i];
         n += (size_t)a->K * (sizeof(float) + sizeof(double));
         if (l->item[i]->grad)
-            n += (es_learner_is_adam(l) ? 2 : 1) * a->n_learned * sizeof(float);
+            n += (es_learner_is_adam(l) ? 3 : 2) * a->n_learned * sizeof(float);
     }
     return n;
 }

@@ -14,12 +14,12 @@ static const struct {
     [ES_METHOD_CONTEXT] = {"context", "the experiences, or the stated preference, in the prompt", &es_method_context_ops, 0, 0},
     [ES_METHOD_TITANS] = {"titans", "a memory module written by surprise", &es_method_titans_ops, 0.3, 0},
     [ES_METHOD_SELF] = {"self", "optimisation on the model's own trajectories", &es_method_self_ops, 1e-4, 32},
-    [ES_METHOD_LORA] = {"lora", "low-rank updates on every linear map", &es_method_lora_ops, 1e-4, 32},
-    [ES_METHOD_FULL] = {"full", "all weights", &es_method_full_ops, 1e-5, 0},
+    [ES_METHOD_LORA] = {"lora", "low-rank updates on every linear map", &es_method_lora_ops, 5e-4, 32},
+    [ES_METHOD_FULL] = {"full", "all weights", &es_method_full_ops, 2e-5, 0},
     [ES_METHOD_DISTIL] = {"distil", "on-policy distillation into low-rank updates", &es_method_distil_ops, 1e-4, 32},
-    [ES_METHOD_FEATURES] = {"features", "low-rank updates within chosen features", &es_method_features_ops, 0.002, 8},
-    [ES_METHOD_RANDOM] = {"random", "the same within as many random features", &es_method_features_ops, 0.002, 8},
-    [ES_METHOD_FREE] = {"free", "the same matrices without the constraint", &es_method_features_ops, 0.002, 8},
+    [ES_METHOD_FEATURES] = {"features", "low-rank updates within chosen features", &es_method_features_ops, 0.008, 64},
+    [ES_METHOD_RANDOM] = {"random", "the same within as many random features", &es_method_features_ops, 0.008, 64},
+    [ES_METHOD_FREE] = {"free", "the same matrices without the constraint", &es_method_features_ops, 0.008, 64},
     [ES_METHOD_BIAS] = {"bias", "a constant vector within chosen features", &es_method_features_ops, 0.02, 0},
 };
 
@@ -49,7 +49,8 @@ int es_method_by_name(const char *name)
 
 es_method_options es_method_default(es_method_kind k)
 {
-    return (es_method_options){.basis_size = 256, .rate = KIND[k].rate, .rank = KIND[k].rank, .beta = 5, .max_prompt = 128, .max_reply = 96, .max_new = 48, .distil_loss = ES_DISTIL_TOP, .seed = 1};
+    bool white = k == ES_METHOD_FEATURES || k == ES_METHOD_RANDOM || k == ES_METHOD_FREE; /* docs/research.md: a tenth of Adam's KL at equal margin */
+    return (es_method_options){.basis_size = 256, .white = white, .rate = KIND[k].rate, .rank = KIND[k].rank, .beta = 5, .max_prompt = 128, .max_reply = 96, .max_new = 48, .distil_loss = ES_DISTIL_TOP, .seed = 1};
 }
 
 static const es_method_ops *ops(const es_method *m)
@@ -111,6 +112,19 @@ int es_method_copy(es_method *m, es_variant *out, es_error *err)
     return !ops(m) ? ES_OK : ops(m)->copy ? ops(m)->copy(m->self, out, err) : ops(m)->view(m->self, out, err);
 }
 
+bool es_method_keeps_parts(es_method_kind k)
+{
+    return (unsigned)k < ES_N_METHODS && KIND[k].ops && KIND[k].ops->without;
+}
+
+int es_method_without(es_method *m, const int *experience, int n, es_variant *out, es_error *err)
+{
+    *out = (es_variant){.model = m->base, .lowest_layer = es_model_get_info(m->base)->n_layer - 1};
+    if (!ops(m) || !ops(m)->without)
+        return es_fail(err, ES_ERR_USAGE, "%s keeps no part of each experience: learn again without them", es_method_name(m->kind));
+    return ops(m)->without(m->self, experience, n, out, err);
+}
+
 void es_variant_clear(es_variant *v)
 {
     if (v->release)
@@ -158,6 +172,11 @@ uint64_t es_method_parameters(const es_method *m)
 const char *es_method_note(const es_method *m)
 {
     return ops(m) && ops(m)->note ? ops(m)->note(m->self) : "";
+}
+
+const es_decision *es_method_decision(const es_method *m, int experience)
+{
+    return ops(m) && ops(m)->decision ? ops(m)->decision(m->self, experience) : NULL;
 }
 
 size_t es_method_bytes(const es_method *m)

@@ -53,10 +53,15 @@ typedef struct es_method_options {
     double beta;               /* of the pair loss; 0: 5 */
     double anchor;             /* weight of the mean KL on anchor texts added to the loss, for the methods that learn by gradient; 0: none */
     const char *const *anchor_text; int n_anchor; /* neutral texts; NULL: built-in ones */
-    bool white;                /* features, random, free: fixed input projections, whitened on white_text (es_learner_whiten), and the metric step; rate is then
+    bool white;                /* features, random, free: fixed, white input projections (es_inputs), and the metric step; rate is then
                                   the length of its first step as a share of the median |h| */
-    const es_neutral_text *white_text; int n_white; /* NULL: the built-in anchors and everyday answers, which are enough for small ranks only */
-    bool weighting;            /* experiences are weighted by trust, surprise and agreement, where the method can */
+    const es_inputs *inputs;   /* with white: those; NULL: made of the program's own few texts at the first step, which are enough for small ranks only */
+    const es_direction *direction; int n_direction; /* with white: learned beforehand (es_direction_learn), of the same kind, basis and rank */
+    double prior;              /* their weight (es_learner_prior); 0: 30 */
+    bool one_sided;            /* never below zero on any of them */
+    bool weighting;            /* features, random, free: experiences count by what is thought of them (es_learner_decision). Others learn from
+                                  experiences whose weights are given: es_experiences_weigh */
+    bool shrink;               /* with white: what the experiences disagree about does not move (es_learner_options) */
     int max_prompt, max_reply; /* tokens kept; 0: the learner's defaults */
     int max_new;               /* self, distil: tokens of a sampled trajectory; 0: 48 */
     int context_tokens;        /* context, distil: of worked turns, at most; 0: a third of the model's context, at most 1,024 */
@@ -74,6 +79,15 @@ typedef struct es_method_options {
 } es_method_options;
 es_method_options es_method_default(es_method_kind k);
 
+/* An adapter with white inputs that has taken one step on all the experiences: the direction they ask for, to first order. k: features,
+ * random or free. */
+int es_direction_learn(es_adapter **out, es_method_kind k, es_model *base, const es_method_options *o, const es_experiences *e, const volatile bool *cancel,
+                       es_error *err);
+
+/* Weighs experiences as features would under o (its directions, its basis), for methods that have no gradient of each: their weights are
+ * multiplied by the decisions', which out[e->n] (may be NULL) gets. One pass over them. */
+int es_experiences_weigh(es_experiences *e, es_model *base, const es_method_options *o, es_decision *out, const volatile bool *cancel, es_error *err);
+
 typedef struct es_method es_method;
 
 /* Borrows the model and everything in o until it is freed. */
@@ -86,8 +100,13 @@ int es_method_add(es_method *m, const es_experience *e, const volatile bool *can
 int es_method_step(es_method *m, es_step_report *out, const volatile bool *cancel, es_error *err);
 int es_method_view(es_method *m, es_variant *out, es_error *err);
 int es_method_copy(es_method *m, es_variant *out, es_error *err); /* on its own: for the thread that speaks; es_variant_clear frees it */
+/* What would answer without these experiences (in es_method_add's order), from the stored parts of each; es_variant_clear frees it.
+ * ES_ERR_USAGE where a method keeps no parts: learn again without them. */
+int es_method_without(es_method *m, const int *experience, int n, es_variant *out, es_error *err);
+bool es_method_keeps_parts(es_method_kind k);
 uint64_t es_method_parameters(const es_method *m); /* numbers learned */
 size_t es_method_bytes(const es_method *m);        /* memory it holds now */
+const es_decision *es_method_decision(const es_method *m, int experience); /* what it made of one, in es_method_add's order; NULL where it does not weigh */
 const char *es_method_note(const es_method *m);    /* what it last decided and why (the gate's verdict), one line, borrowed until the next call; "" */
 
 #endif

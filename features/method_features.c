@@ -1,8 +1,6 @@
 /* The constrained adapter and its ablations (random basis, no constraint, bias) as a method. The learner is opened at the first step:
  * a basis that nobody gave is chosen then, by the gradient of the experiences that there are. */
-#include "everyday.h"
 #include "method_internal.h"
-#include "pack.h"
 
 #include <stdlib.h>
 
@@ -59,21 +57,13 @@ static int choose_basis(features_method *m, es_error *err)
     return rc;
 }
 
-static int whiten_builtin(features_method *m, const volatile bool *cancel, es_error *err)
+static int set_inputs(features_method *m, const volatile bool *cancel, es_error *err)
 {
-    enum { DOCUMENTS = 64 };
-    int n;
-    const char *const *document = es_anchor_texts(&n);
-    es_neutral_text text[DOCUMENTS + ES_EVERYDAY_ANSWERED];
-    es_message ask[ES_EVERYDAY_ANSWERED];
-    n = n < DOCUMENTS ? n : DOCUMENTS;
-    for (int i = 0; i < n; i++)
-        text[i] = (es_neutral_text){.text = document[i]};
-    for (int i = 0; i < ES_EVERYDAY_ANSWERED; i++) {
-        ask[i] = (es_message){"user", es_everyday_item[i].question};
-        text[n + i] = (es_neutral_text){es_everyday_item[i].answer, &ask[i], 1};
-    }
-    return es_learner_whiten(m->learner, text, n + ES_EVERYDAY_ANSWERED, cancel, err);
+    es_inputs *made = NULL;
+    int rc = m->o.inputs ? ES_OK : es_inputs_make(&made, m->base, m->o.s, es_adapter_get_options(m->adapter)->rank, NULL, 0, m->o.seed, m->o.threads, cancel, err);
+    rc = rc ? rc : es_adapter_set_inputs(m->adapter, made ? made : m->o.inputs, err);
+    es_inputs_free(made);
+    return rc;
 }
 
 static int start(features_method *m, const volatile bool *cancel, es_error *err)
@@ -95,6 +85,8 @@ static int start(features_method *m, const volatile bool *cancel, es_error *err)
     lo.max_reply = m->o.max_reply > 0 ? m->o.max_reply : lo.max_reply;
     lo.threads = m->o.threads;
     lo.seed = m->o.seed;
+    lo.weighting = m->o.weighting;
+    lo.shrink = m->o.shrink && ao.fixed_inputs;
     const es_basis *basis = m->kind == ES_METHOD_RANDOM ? NULL : m->o.basis;
     int rc = ES_OK;
     if (ao.constrained && !basis) {
@@ -103,8 +95,10 @@ static int start(features_method *m, const volatile bool *cancel, es_error *err)
     }
     rc = rc ? rc : es_adapter_new(&m->adapter, m->base, m->o.s, ao.constrained ? basis : NULL, &ao, err);
     rc = rc ? rc : es_learner_open(&m->learner, m->base, m->o.s, m->adapter, &lo, err);
-    if (!rc && ao.fixed_inputs)
-        rc = m->o.white_text ? es_learner_whiten(m->learner, m->o.white_text, m->o.n_white, cancel, err) : whiten_builtin(m, cancel, err);
+    if (!rc && ao.fixed_inputs && m->o.n_direction)
+        rc = es_learner_prior(m->learner, m->o.direction, m->o.n_direction, m->o.prior > 0 ? m->o.prior : 30, m->o.one_sided, err);
+    else if (!rc && ao.fixed_inputs)
+        rc = set_inputs(m, cancel, err);
     if (rc) { /* the next step begins again */
         es_learner_free(m->learner);
         es_adapter_free(m->adapter);
@@ -142,20 +136,32 @@ static void release_adapter(void *owned)
     es_adapter_free(owned);
 }
 
+/* Takes a over. */
+static int own(es_adapter *a, es_variant *out, es_error *err)
+{
+    out->owned = a;
+    out->release = release_adapter;
+    out->lowest_layer = es_adapter_lowest_layer(a);
+    int rc = es_adapter_patch(a, 1, &out->patch, err);
+    if (rc)
+        es_variant_clear(out);
+    return rc;
+}
+
 static int features_copy(void *self, es_variant *out, es_error *err)
 {
     features_method *m = self;
     es_adapter *a = NULL;
     int rc = m->adapter ? es_adapter_copy(&a, m->adapter, err) : ES_OK;
-    if (rc || !a)
-        return rc;
-    out->owned = a;
-    out->release = release_adapter;
-    out->lowest_layer = es_adapter_lowest_layer(a);
-    rc = es_adapter_patch(a, 1, &out->patch, err);
-    if (rc)
-        es_variant_clear(out);
-    return rc;
+    return rc || !a ? rc : own(a, out, err);
+}
+
+static int features_without(void *self, const int *experience, int n, es_variant *out, es_error *err)
+{
+    features_method *m = self;
+    es_adapter *a = NULL;
+    int rc = m->learner ? es_learner_without(m->learner, experience, n, &a, err) : ES_OK;
+    return rc || !a ? rc : own(a, out, err);
 }
 
 static uint64_t features_parameters(const void *self)
@@ -170,7 +176,61 @@ static size_t features_bytes(const void *self)
     return m->learner ? es_learner_bytes(m->learner) : 0;
 }
 
+static const es_decision *features_decision(const void *self, int experience)
+{
+    const features_method *m = self;
+    return m->o.weighting && m->learner ? es_learner_decision(m->learner, experience) : NULL;
+}
+
+int es_direction_learn(es_adapter **out, es_method_kind k, es_model *base, const es_method_options *o, const es_experiences *e, const volatile bool *cancel,
+                       es_error *err)
+{
+    es_method_options plain = *o;
+    void *self = NULL;
+    es_step_report report;
+    *out = NULL;
+    plain.white = true;
+    plain.weighting = plain.shrink = false;
+    plain.n_direction = plain.batch = 0;
+    if (k != ES_METHOD_FEATURES && k != ES_METHOD_RANDOM && k != ES_METHOD_FREE)
+        return es_fail(err, ES_ERR_USAGE, "%s learns no directions", es_method_name(k));
+    int rc = features_open(&self, k, base, &plain, err);
+    for (int i = 0; !rc && i < e->n; i++)
+        rc = features_add(self, &e->item[i], cancel, err);
+    rc = rc ? rc : features_step(self, &report, cancel, err);
+    if (!rc) {
+        features_method *m = self;
+        *out = m->adapter;
+        m->adapter = NULL;
+    }
+    if (self)
+        features_free(self);
+    return rc;
+}
+
+int es_experiences_weigh(es_experiences *e, es_model *base, const es_method_options *o, es_decision *out, const volatile bool *cancel, es_error *err)
+{
+    es_method_options weigh = *o;
+    void *self = NULL;
+    es_step_report report;
+    weigh.white = weigh.weighting = true;
+    weigh.batch = 0;
+    int rc = features_open(&self, ES_METHOD_FEATURES, base, &weigh, err);
+    for (int i = 0; !rc && i < e->n; i++)
+        rc = features_add(self, &e->item[i], cancel, err);
+    rc = rc ? rc : features_step(self, &report, cancel, err);
+    for (int i = 0; !rc && i < e->n; i++) {
+        const es_decision *d = es_learner_decision(((features_method *)self)->learner, i);
+        e->item[i].weight *= d->weight;
+        if (out)
+            out[i] = *d;
+    }
+    if (self)
+        features_free(self);
+    return rc;
+}
+
 const es_method_ops es_method_features_ops = {
-    .open = features_open, .free = features_free, .add = features_add, .step = features_step, .view = features_view, .copy = features_copy,
-    .parameters = features_parameters, .bytes = features_bytes,
+    .open = features_open, .free = features_free, .add = features_add, .step = features_step, .view = features_view, .copy = features_copy, .without = features_without,
+    .parameters = features_parameters, .bytes = features_bytes, .decision = features_decision,
 };

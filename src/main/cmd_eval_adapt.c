@@ -181,17 +181,44 @@ static int read_shares(const char *text, double *out, int most)
 
 static const struct grid {
     const char *name;
-    struct { const char *tasks, *methods, *sizes, *garbage, *kinds; } part[3]; /* one after another, into one work file */
+    struct { const char *tasks, *methods, *sizes, *garbage, *kinds; } part[5]; /* one after another, into one work file */
     const char *at, *sweep;  /* where the command line says nothing */
-    int batch, raw_tokens, chat_tokens, max_prompt, behaviour_orders;
+    int batch, raw_tokens, chat_tokens, max_prompt, max_reply, behaviour_orders;
 } GRIDS[] = {
-    {"published", /* what docs/results.md shows; sized to hours, not days */
-     {{ALL_TASKS, "none,context,titans,self,lora1=lora,lora,full,distil,features,curated=features", "8,32", "0", "swap"},
-      {"politeness,directness,snakecase", "lora,full,curated=features", "8,32", "0,0.375", "swap,shuffle,off-topic"}},
-     "3,6", "politeness,snakecase", 4, 1000, 600, 48, 1},
-    {"whole", {{ALL_TASKS, ALL_METHODS ",free,bias,random", "1,2,4,8,16,32", "0,0.2,0.4", "swap,shuffle,off-topic"}}, "2,4,8", NULL, 0, 1500, 1000, 64, 3},
+    {"published", /* what docs/results.md shows; what matters most comes first */
+     {{ALL_TASKS, "none,features,curated=features,lora1=lora,lora8=lora,lora,full", "8,32", "0", "swap"},
+      {"politeness,directness,snakecase", "features,curated=features,lora,full,lora-weighed=lora,full-weighed=full", "8,32", "0,0.375", "swap,shuffle,off-topic"},
+      {ALL_TASKS, "features,curated=features,curated-free=free,lora8=lora,lora,full", "1,2,4", "0", "swap"},
+      {ALL_TASKS, "chosen16=features,random16=random,free,curated-free=free", "8,32", "0", "swap"},
+      {ALL_TASKS, "context,titans,self,distil", "8,32", "0", "swap"}},
+     "4,8", "politeness,snakecase", 4, 1000, 600, 40, 40, 1},
+    {"whole", {{ALL_TASKS, ALL_METHODS ",free,bias,random", "1,2,4,8,16,32", "0,0.2,0.4", "swap,shuffle,off-topic"}}, "2,4,8", NULL, 0, 1500, 1000, 64, 64, 3},
     {0},
 };
+enum { GRID_PARTS = sizeof GRIDS->part / sizeof *GRIDS->part, GRID_RESERVE = 64 }; /* reserve: so that all parts draw from the same pairs */
+
+/* What a label stands for in the grids, beyond its method; --set goes further. */
+static void usual_options(es_eval_spec *s)
+{
+    size_t n = strlen(s->label);
+    bool curated = !strncmp(s->label, "curated", 7), weighed = n > 8 && !strcmp(s->label + n - 8, "-weighed");
+    if (curated || weighed) {
+        s->basis_pairs = s->basis_pairs ? s->basis_pairs : GRID_RESERVE;
+        s->prior = s->o.white = s->o.weighting = true;
+        s->o.one_sided = curated;
+    }
+    if (!strcmp(s->label, "chosen16") || !strcmp(s->label, "random16"))
+        s->o.basis_size = 16;
+    if (!strcmp(s->label, "chosen16"))
+        s->basis_pairs = s->basis_pairs ? s->basis_pairs : GRID_RESERVE;
+    if (!strcmp(s->label, "lora8"))
+        s->o.rank = 8;
+    if (!strcmp(s->label, "lora1")) {
+        s->o.rank = 1;
+        for (int i = 0; i < s->n_rate; i++) /* fewer numbers, longer steps */
+            s->rate[i] *= 2;
+    }
+}
 
 /* ---- the command ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -205,7 +232,7 @@ typedef struct asked { /* what the command line says, as texts */
 
 static bool needs_dictionary(const es_eval_spec *s)
 {
-    return s->kind == ES_METHOD_FEATURES || s->kind == ES_METHOD_RANDOM || s->kind == ES_METHOD_BIAS || s->kind == ES_METHOD_FREE;
+    return s->prior || s->kind == ES_METHOD_FEATURES || s->kind == ES_METHOD_RANDOM || s->kind == ES_METHOD_BIAS || s->kind == ES_METHOD_FREE;
 }
 
 int eval_specs_open(const char *methods, int basis_pairs, bool signs, es_eval_spec *spec, int most, int *n, es_error *err)
@@ -221,15 +248,8 @@ int eval_specs_open(const char *methods, int basis_pairs, bool signs, es_eval_sp
             spec[i].basis_pairs = basis_pairs;
             spec[i].signs = signs;
         }
-        if (!rc && !strcmp(spec[i].label, "curated")) { /* as the grids have it; --set goes further */
-            spec[i].basis_pairs = spec[i].basis_pairs ? spec[i].basis_pairs : 64;
-            spec[i].signs = true;
-            spec[i].o.weighting = true;
-        }
-        if (!rc && !strcmp(spec[i].label, "lora1"))
-            spec[i].o.rank = 1;
-        if (!rc && !strcmp(spec[i].label, "lora8"))
-            spec[i].o.rank = 8;
+        if (!rc)
+            usual_options(&spec[i]);
     }
     free(part[0]);
     *n = rc ? 0 : count;
@@ -402,7 +422,7 @@ int eval_adapt(int argc, char **argv)
     es_task_split split = {40, 16, 1};
     const char *grid_name = NULL;
     int choice_items = 24;
-    bool table_only = false, tokens_given = false, chat_given = false, prompt_given = false, orders_given = false;
+    bool table_only = false, tokens_given = false, chat_given = false, prompt_given = false, reply_given = false, orders_given = false;
     const opt table[] = {
         {"task", "T,T", OPT_TEXT, &a.tasks, 0, 0, "tasks: brevity politeness directness formality typehints snakecase guards, or JSONL files of pairs", NULL},
         {"methods", "M,M", OPT_TEXT, &a.methods, 0, 0, "none context titans self lora full distil features free bias random; LABEL=METHOD for one under other options", NULL},
@@ -430,7 +450,7 @@ int eval_adapt(int argc, char **argv)
         {"behaviour", "N", OPT_INT, &o.behaviour_replies, 0, 1000, "replies generated at the end of a run (default 10; 0: none)", NULL},
         {"behaviour-orders", "N", OPT_INT, &o.behaviour_orders, 0, 100, "in so many orders (default 3)", &orders_given},
         {"behaviour-tokens", "N", OPT_INT, &o.behaviour_tokens, 1, 2000, "of a reply (default 48)", NULL},
-        {"max-reply", "N", OPT_INT, &o.max_reply, 1, 65536, "tokens of a measured reply (default 64)", NULL},
+        {"max-reply", "N", OPT_INT, &o.max_reply, 1, 65536, "tokens of a measured reply (default 64)", &reply_given},
         {"max-prompt", "N", OPT_INT, &o.max_prompt, 1, 65536, "tokens of a prompt that are kept (default 64)", &prompt_given},
         {"held-out", "N", OPT_INT, &split.held_out, 1, 100000, "pairs held out of a file that names no sets (default 40)", NULL},
         {"dev", "N", OPT_INT, &split.dev, 1, 100000, "and kept to choose on (default 16)", NULL},
@@ -464,9 +484,11 @@ int eval_adapt(int argc, char **argv)
         o.raw_tokens = tokens_given ? o.raw_tokens : grid->raw_tokens;
         o.chat_tokens = chat_given ? o.chat_tokens : grid->chat_tokens;
         o.max_prompt = prompt_given ? o.max_prompt : grid->max_prompt;
+        o.max_reply = reply_given ? o.max_reply : grid->max_reply;
         o.behaviour_orders = orders_given ? o.behaviour_orders : grid->behaviour_orders;
         a.sweep = a.sweep ? a.sweep : grid->sweep;
         a.batch = grid->batch;
+        o.reserve = GRID_RESERVE;
         o.n_at = 0;
         for (const char *s = grid->at; *s; s += strcspn(s, ","), s += *s == ',')
             o.at[o.n_at++] = atoi(s);
@@ -505,7 +527,7 @@ int eval_adapt(int argc, char **argv)
         o.choice_size = o.size[i] > o.choice_size ? o.size[i] : o.choice_size;
     if (!rc && !grid)
         rc = pass(m, &f, &a, &o, &split, a.tasks, a.methods, a.garbage ? a.garbage : "0", a.kinds ? a.kinds : "swap", true, &err);
-    for (int i = 0; !rc && grid && i < 3 && grid->part[i].tasks; i++) {
+    for (int i = 0; !rc && grid && i < GRID_PARTS && grid->part[i].tasks; i++) {
         opt_ints sizes = a.sizes;
         if (!sizes.n) {
             es_eval_options *p = &o;

@@ -16,7 +16,7 @@ with open("neutral.jsonl", "w") as f:
 PY
 small=(--held-out 4 --dev 2 --neutral neutral.jsonl --neutral-tokens 20 --chat-tokens 6 --experiences 2,4 --orders 2 --at 1,2 --choices 2 --behaviour 2 --behaviour-tokens 4
   --max-prompt 32 --max-reply 16 --quiet)
-run=(eval adapt --task task.jsonl --methods none,features,loose=free,context "${small[@]}" "${d[@]}" --set loose.rank=2 --set all.batch=2 --set features.basis_size=8 --set features.rate=0.01 --garbage 0,0.5
+run=(eval adapt --task task.jsonl --methods none,features,loose=free,context "${small[@]}" "${d[@]}" --set loose.rank=2 --set features.rank=4 --set all.batch=2 --set features.basis_size=8 --set features.rate=0.01 --garbage 0,0.5
   --garbage-kind shuffle --compare features,loose)
 want 0 "${run[@]}" --work w.jsonl --plot p.svg --json
 is 'len(v["rows"]) == 4 * 2 * 2 * 2 and {r["task"] for r in v["rows"]} == {"task"}' out || fail "rows"

@@ -1,0 +1,218 @@
+/* inputs: fixed input projections as a thing of their own: made white once for a model and a band of layers, kept beside the dictionary, given
+ * to every adapter that wants them. */
+#include "adapter.h"
+#include "everyday.h"
+#include "pack.h"
+#include "safetensors.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const FORMAT = "espalier-inputs";
+
+struct es_inputs {
+    char model_hash[65];
+    int rank, n;
+    struct entry { int layer; es_site site; int n_in; size_t at; } *entry; /* [n] */
+    float *a;                                                              /* at entry.at: [rank, n_in] */
+};
+
+void es_inputs_free(es_inputs *x)
+{
+    if (!x)
+        return;
+    free(x->entry);
+    free(x->a);
+    free(x);
+}
+
+int es_inputs_rank(const es_inputs *x)
+{
+    return x->rank;
+}
+
+static int new_inputs(es_inputs **out, const es_model *m, int first, int last, int rank, es_error *err)
+{
+    static const es_site SITE[] = {ES_SITE_O, ES_SITE_DOWN};
+    size_t floats = 0;
+    es_inputs *x = *out = es_calloc(1, sizeof *x);
+    if (x)
+        x->entry = es_calloc(2 * (size_t)(last - first + 1), sizeof *x->entry);
+    for (int layer = first; x && x->entry && layer <= last; layer++)
+        for (int s = 0; s < 2; s++) {
+            int n_in = es_site_n_in(m, SITE[s]);
+            x->entry[x->n++] = (struct entry){layer, SITE[s], n_in, floats};
+            floats += (size_t)rank * (size_t)n_in;
+        }
+    if (x) {
+        x->rank = rank;
+        x->a = es_calloc(floats + 1, sizeof *x->a);
+    }
+    if (!x || !x->entry || !x->a) {
+        es_inputs_free(x);
+        *out = NULL;
+        return es_fail(err, ES_ERR_MEMORY, "no memory for inputs of rank %d", rank);
+    }
+    return ES_OK;
+}
+
+static const es_adapter_entry *entry_of(const es_adapter *a, int layer, es_site site)
+{
+    for (int i = 0; i < a->n_entry; i++)
+        if (a->entry[i].layer == layer && a->entry[i].site == site)
+            return &a->entry[i];
+    return NULL;
+}
+
+static int copy_out(es_inputs **out, const es_model *m, const es_adapter *a, es_error *err)
+{
+    int rc = new_inputs(out, m, a->o.first_layer, a->o.last_layer, a->o.rank, err);
+    for (int i = 0; !rc && i < (*out)->n; i++) {
+        const struct entry *e = &(*out)->entry[i];
+        const es_adapter_entry *from = entry_of(a, e->layer, e->site);
+        memcpy((*out)->a + e->at, a->param + from->a, (size_t)a->o.rank * (size_t)e->n_in * sizeof(float));
+    }
+    if (!rc)
+        memcpy((*out)->model_hash, a->model_hash, sizeof (*out)->model_hash);
+    return rc;
+}
+
+/* The program's own neutral text, for those who bring none. */
+static int whiten_builtin(es_learner *l, const volatile bool *cancel, es_error *err)
+{
+    enum { DOCUMENTS = 64 };
+    int n;
+    const char *const *document = es_anchor_texts(&n);
+    es_neutral_text text[DOCUMENTS + ES_EVERYDAY_ANSWERED];
+    es_message ask[ES_EVERYDAY_ANSWERED];
+    n = n < DOCUMENTS ? n : DOCUMENTS;
+    for (int i = 0; i < n; i++)
+        text[i] = (es_neutral_text){.text = document[i]};
+    for (int i = 0; i < ES_EVERYDAY_ANSWERED; i++) {
+        ask[i] = (es_message){"user", es_everyday_item[i].question};
+        text[n + i] = (es_neutral_text){es_everyday_item[i].answer, &ask[i], 1};
+    }
+    return es_learner_whiten(l, text, n + ES_EVERYDAY_ANSWERED, cancel, err);
+}
+
+int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, uint64_t seed, int threads,
+                   const volatile bool *cancel, es_error *err)
+{
+    es_adapter_options ao = es_adapter_default(s, m);
+    es_learner_options lo = es_learner_default(ES_FORM_LORA);
+    es_adapter *a = NULL;
+    es_learner *l = NULL;
+    *out = NULL;
+    ao.rank = rank;
+    ao.constrained = false;
+    ao.fixed_inputs = true;
+    ao.seed = seed;
+    lo.optimiser = ES_OPTIMISER_METRIC;
+    lo.kappa = lo.rho = 0;
+    lo.threads = threads;
+    int rc = es_adapter_new(&a, m, NULL, NULL, &ao, err);
+    rc = rc ? rc : es_learner_open(&l, m, NULL, a, &lo, err);
+    rc = rc ? rc : text ? es_learner_whiten(l, text, n, cancel, err) : whiten_builtin(l, cancel, err);
+    rc = rc ? rc : copy_out(out, m, a, err);
+    es_learner_free(l);
+    es_adapter_free(a);
+    return rc;
+}
+
+int es_adapter_set_inputs(es_adapter *a, const es_inputs *x, es_error *err)
+{
+    if (!a->o.fixed_inputs || a->steps)
+        return es_fail(err, ES_ERR_USAGE, "inputs are for an adapter with fixed inputs that has not learned yet");
+    if (strcmp(a->model_hash, x->model_hash))
+        return es_fail(err, ES_ERR_MISMATCH, "the inputs were made for the model %.12s, this one is %.12s", x->model_hash, a->model_hash);
+    if (a->o.rank > x->rank)
+        return es_fail(err, ES_ERR_MISMATCH, "the inputs are of rank %d, %d are wanted", x->rank, a->o.rank);
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < a->n_entry; i++) {
+            const es_adapter_entry *to = &a->entry[i];
+            const struct entry *from = NULL;
+            for (int j = 0; j < x->n; j++)
+                if (x->entry[j].layer == to->layer && x->entry[j].site == to->site && x->entry[j].n_in == to->n_in)
+                    from = &x->entry[j];
+            if (!from)
+                return es_fail(err, ES_ERR_MISMATCH, "the inputs have nothing for %s of layer %d", es_site_name(to->site), to->layer);
+            if (pass) /* the first rows of a whitened projection are one themselves */
+                memcpy(a->param + to->a, x->a + from->at, (size_t)a->o.rank * (size_t)to->n_in * sizeof *a->param);
+        }
+    es_adapter_refresh(a);
+    return ES_OK;
+}
+
+/* ---- files ------------------------------------------------------------------------------------------------------------------- */
+
+static void entry_name(const struct entry *e, char *out, size_t size)
+{
+    snprintf(out, size, "layers.%d.%s.a", e->layer, es_site_name(e->site));
+}
+
+int es_inputs_save(const es_inputs *x, const char *path, es_error *err)
+{
+    es_tensor_spec *t = es_calloc((size_t)x->n + 1, sizeof *t);
+    char(*name)[64] = es_calloc((size_t)x->n + 1, sizeof *name);
+    json_t *meta = json_pack("{s:s,s:s,s:s}", "format", FORMAT, "version", "1", "model_hash", x->model_hash);
+    int rc = t && name && meta ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory to write inputs");
+    for (int i = 0; !rc && i < x->n; i++) {
+        entry_name(&x->entry[i], name[i], sizeof name[i]);
+        t[i] = (es_tensor_spec){.name = name[i], .type = ES_TENSOR_F16, .n_dims = 2, .data = x->a + x->entry[i].at};
+        t[i].dim[0] = (size_t)x->rank;
+        t[i].dim[1] = (size_t)x->entry[i].n_in;
+    }
+    rc = rc ? rc : es_safetensors_write_file(path, t, (size_t)x->n, meta, err);
+    json_decref(meta);
+    free(name);
+    free(t);
+    return rc;
+}
+
+int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err)
+{
+    es_safetensors *f = NULL;
+    char hash[65], name[64];
+    int first = -1, last = -1, rank = 0;
+    *out = NULL;
+    int rc = es_safetensors_open(&f, path, err);
+    rc = rc ? rc : es_model_hash(m, hash, err);
+    const char *format = rc ? NULL : es_safetensors_metadata(f, "format"), *made_for = rc ? NULL : es_safetensors_metadata(f, "model_hash");
+    if (!rc && (!format || strcmp(format, FORMAT)))
+        rc = es_fail(err, ES_ERR_FORMAT, "%s holds no inputs: its metadata lacks \"format\": \"%s\"", path, FORMAT);
+    if (!rc && (!made_for || strcmp(made_for, hash)))
+        rc = es_fail(err, ES_ERR_MISMATCH, "%s was made for the model %.64s, this one is %s", path, made_for ? made_for : "?", hash);
+    for (int i = 0; !rc && i < es_model_get_info(m)->n_layer; i++) {
+        struct entry e = {.layer = i, .site = ES_SITE_O};
+        entry_name(&e, name, sizeof name);
+        const es_tensor *t = es_safetensors_find(f, name);
+        if (!t)
+            continue;
+        if (t->n_dims != 2 || t->dim[0] < 1 || t->dim[0] > 1024 || (last >= 0 && last != i - 1))
+            rc = es_fail(err, ES_ERR_FORMAT, "%s: %s is no projection, or a layer below it is missing", path, name);
+        first = first < 0 ? i : first;
+        last = i;
+        rank = rc ? 0 : (int)t->dim[0];
+    }
+    if (!rc && first < 0)
+        rc = es_fail(err, ES_ERR_FORMAT, "%s holds no projections", path);
+    rc = rc ? rc : new_inputs(out, m, first, last, rank, err);
+    for (int i = 0; !rc && i < (*out)->n; i++) {
+        const struct entry *e = &(*out)->entry[i];
+        size_t dim[2] = {(size_t)rank, (size_t)e->n_in};
+        entry_name(e, name, sizeof name);
+        rc = es_safetensors_f32(f, name, 2, dim, (*out)->a + e->at, err);
+        for (size_t j = 0; !rc && j < dim[0] * dim[1]; j++)
+            if (!isfinite((*out)->a[e->at + j]))
+                rc = es_fail(err, ES_ERR_FORMAT, "%s: %s holds a number that is not finite", path, name);
+    }
+    if (rc) {
+        es_inputs_free(*out);
+        *out = NULL;
+    } else
+        memcpy((*out)->model_hash, hash, sizeof hash);
+    es_safetensors_free(f);
+    return rc;
+}

@@ -1,0 +1,236 @@
+/* learner: the metric of a step, and the prior: directions learned beforehand, along which a step is readier to go.
+ *
+ * In coordinates where the metric is the identity a gradient step of experiences with noise of variance s^2 in every direction, when the
+ * answer is thought to lie along u with variance w s^2 more than along anything else, is (I + w u u^T) g: the mean of the posterior to first
+ * order. Directions may overlap: the sum over them is a projection, w U (U^T U)^-1 U^T, as for overlapping features. */
+#include "learner_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static double dot(const float *a, const float *b, size_t n)
+{
+    double sum = 0;
+    for (size_t at = 0; at < n;) { /* in short sums: floats inside, doubles outside */
+        float part[8] = {0};
+        size_t end = at + 512 < n ? at + 512 : n;
+        for (; at + 8 <= end; at += 8)
+            for (int q = 0; q < 8; q++)
+                part[q] += a[at + (size_t)q] * b[at + (size_t)q];
+        for (; at < end; at++)
+            part[0] += a[at] * b[at];
+        sum += (double)part[0] + part[1] + part[2] + part[3] + part[4] + part[5] + part[6] + part[7];
+    }
+    return sum;
+}
+
+/* G^-1 in; without a basis the metric is that of d itself. */
+static void inverse_metric(es_learner *l, const float *in, float *out)
+{
+    es_adapter *a = l->a;
+    size_t rank = (size_t)a->o.rank;
+    if (a->o.form == ES_FORM_BIAS) {
+        for (int i = 0; i < a->K; i++)
+            l->u[i] = in[i];
+        es_linear_solve(l->cholesky, a->K, l->u);
+        for (int i = 0; i < a->K; i++)
+            out[i] = (float)l->u[i];
+        return;
+    }
+    if (!a->K && in != out)
+        memcpy(out, in, a->n_learned * sizeof *out);
+    for (int i = 0; a->K && i < a->n_entry; i++) {
+        l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->K, 1, l->inverse, a->K, in + a->entry[i].b, a->o.rank, 0, l->swap, a->o.rank);
+        memcpy(out + a->entry[i].b, l->swap, (size_t)a->K * rank * sizeof *out);
+    }
+}
+
+/* G in, G = D D^T + lambda I: through d, which is narrower. */
+static int metric(es_learner *l, const float *in, float *out, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t n = a->n_learned;
+    memcpy(out, in, n * sizeof *out);
+    if (!a->K)
+        return ES_OK;
+    float *through = es_calloc((size_t)a->d * (size_t)a->o.rank, sizeof *through), lambda = (float)(l->o.metric_lambda > 1e-6 ? l->o.metric_lambda : 1e-6);
+    if (!through)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a direction");
+    for (int i = 0; i < a->n_entry; i++) {
+        const float *m = in + a->entry[i].b;
+        l->k->gemm(a->pool, true, false, a->d, a->o.rank, a->K, 1, a->D, a->d, m, a->o.rank, 0, through, a->o.rank);
+        l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->d, 1, a->D, a->d, through, a->o.rank, lambda, out + a->entry[i].b, a->o.rank);
+    }
+    free(through);
+    return ES_OK;
+}
+
+static void shrink_rows(es_learner *l, float *x)
+{
+    const es_adapter *a = l->a;
+    size_t rank = (size_t)a->o.rank, rows = (size_t)(a->o.constrained ? a->K : a->d);
+    for (int i = 0; i < a->n_entry; i++)
+        for (size_t c = 0; c < rows; c++)
+            for (size_t r = 0; r < rank; r++)
+                x[a->entry[i].b + c * rank + r] *= l->keep[c];
+}
+
+void es_learner_precondition(es_learner *l, const float *in, float *out, double *length)
+{
+    es_prior *p = &l->prior;
+    size_t n = l->a->n_learned;
+    double pull = 0;
+    for (int i = 0; i < p->n; i++)
+        p->u[i] = p->v[i] = dot(p->unit + (size_t)i * n, in, n);
+    if (p->n)
+        es_linear_solve(p->gram, p->n, p->u);
+    for (int i = 0; i < p->n; i++)
+        pull += p->u[i] * p->v[i];
+    inverse_metric(l, in, out);
+    double square = length ? dot(in, out, n) : 0;
+    if (l->keep)
+        shrink_rows(l, out);
+    for (int i = 0; i < p->n; i++) {
+        const float *unit = p->unit + (size_t)i * n, by = (float)(p->weight * p->u[i] * (double)(p->keep ? p->keep[i] : 1));
+        for (size_t j = 0; j < n; j++)
+            out[j] += by * unit[j];
+    }
+    if (length) /* |G^-1 g + w U (..)^-1 U^T g|^2 = g G^-1 g + (2 w + w^2) (U^T g) (..)^-1 (U^T g) */
+        *length = sqrt(fmax(square + (2 * p->weight + p->weight * p->weight) * pull, 0));
+}
+
+double es_learner_metric_square(es_learner *l, const float *g, float *scratch)
+{
+    inverse_metric(l, g, scratch);
+    return dot(g, scratch, l->a->n_learned);
+}
+
+/* ---- the prior ------------------------------------------------------------------------------------------------------------- */
+
+void es_prior_free(es_prior *p)
+{
+    free(p->name);
+    free(p->unit);
+    free(p->dual);
+    free(p->gram);
+    free(p->keep);
+    *p = (es_prior){0};
+}
+
+static bool same_shape(const es_adapter *a, const es_adapter *b)
+{
+    if (a->o.form != b->o.form || !a->o.fixed_inputs || !b->o.fixed_inputs || a->o.rank != b->o.rank || a->o.constrained != b->o.constrained ||
+        a->n_entry != b->n_entry || a->o.first_layer != b->o.first_layer || a->K != b->K || a->d != b->d || a->n_param != b->n_param)
+        return false;
+    return !a->K || !memcmp(a->D, b->D, (size_t)a->K * (size_t)a->d * sizeof *a->D);
+}
+
+static int take_direction(es_learner *l, int i, const es_direction *from, es_error *err)
+{
+    es_prior *p = &l->prior;
+    const es_adapter *b = from->adapter;
+    size_t n = l->a->n_learned, n_a = l->a->n_param - n;
+    float *unit = p->unit + (size_t)i * n, *dual = p->dual + (size_t)i * n;
+    snprintf(p->name[i], sizeof p->name[i], "%s", from->name);
+    if (!same_shape(l->a, b))
+        return es_fail(err, ES_ERR_MISMATCH, "direction %s was learned within another basis, band or rank, or without fixed inputs", from->name);
+    if (i && memcmp(b->param + n, l->a->param + n, n_a * sizeof *b->param))
+        return es_fail(err, ES_ERR_MISMATCH, "directions %s and %s have other fixed inputs: learn them from the same ones", p->name[0], from->name);
+    if (!i)
+        memcpy(l->a->param + n, b->param + n, n_a * sizeof *b->param);
+    int rc = metric(l, b->param, dual, err);
+    double square = rc ? 0 : dot(b->param, dual, n);
+    if (!rc && !(square > 0 && isfinite(square)))
+        rc = es_fail(err, ES_ERR_USAGE, "direction %s has learned nothing", from->name);
+    for (size_t j = 0; !rc && j < n; j++) {
+        unit[j] = (float)(b->param[j] / sqrt(square));
+        dual[j] = (float)(dual[j] / sqrt(square));
+    }
+    return rc;
+}
+
+int es_learner_prior(es_learner *l, const es_direction *direction, int n, double weight, bool one_sided, es_error *err)
+{
+    es_adapter *a = l->a;
+    es_prior *p = &l->prior;
+    size_t len = a->n_learned;
+    if (es_learner_is_adam(l) || a->o.form != ES_FORM_LORA || !a->o.fixed_inputs || l->n || a->steps || p->n)
+        return es_fail(err, ES_ERR_USAGE, "learner: directions are for the metric step of form lora with fixed inputs, before anything was learned");
+    if (n < 1 || n > 1024 || !(weight > 0) || !isfinite(weight))
+        return es_fail(err, ES_ERR_USAGE, "learner: %d directions of weight %g cannot be", n, weight);
+    float *inputs = es_calloc(a->n_param - len, sizeof *inputs);
+    *p = (es_prior){.n = n, .weight = weight, .one_sided = one_sided};
+    p->name = es_calloc((size_t)n, sizeof *p->name);
+    p->unit = es_calloc((size_t)n, len * sizeof *p->unit);
+    p->dual = es_calloc((size_t)n, len * sizeof *p->dual);
+    p->gram = es_calloc((size_t)n * (size_t)n + 2 * (size_t)n, sizeof *p->gram);
+    p->keep = l->o.shrink ? es_calloc((size_t)n, sizeof *p->keep) : NULL;
+    int rc = inputs && p->name && p->unit && p->dual && p->gram && (p->keep || !l->o.shrink) ? ES_OK
+                                                                                             : es_fail(err, ES_ERR_MEMORY, "no memory for %d directions", n);
+    if (!rc) {
+        p->u = p->gram + (size_t)n * (size_t)n;
+        p->v = p->u + n;
+        memcpy(inputs, a->param + len, (a->n_param - len) * sizeof *inputs);
+    }
+    for (int i = 0; !rc && i < n; i++)
+        rc = take_direction(l, i, &direction[i], err);
+    for (int i = 0; !rc && i < n; i++)
+        for (int j = 0; j < n; j++)
+            p->gram[i * n + j] = dot(p->unit + (size_t)i * len, p->dual + (size_t)j * len, len);
+    if (!rc && !es_linear_cholesky(p->gram, n, 1e-3))
+        rc = es_fail(err, ES_ERR_LIMIT, "learner: the directions' products are not numbers");
+    if (rc) {
+        if (inputs)
+            memcpy(a->param + len, inputs, (a->n_param - len) * sizeof *inputs);
+        es_prior_free(p);
+    } else
+        es_adapter_refresh(a);
+    free(inputs);
+    return rc;
+}
+
+int es_learner_directions(const es_learner *l)
+{
+    return l->prior.n;
+}
+
+const char *es_learner_direction(const es_learner *l, int i)
+{
+    return l->prior.name[i];
+}
+
+void es_prior_read(es_learner *l, const float *param, double *out)
+{
+    const es_prior *p = &l->prior;
+    for (int i = 0; i < p->n; i++)
+        out[i] = dot(p->dual + (size_t)i * l->a->n_learned, param, l->a->n_learned);
+    if (p->n)
+        es_linear_solve(p->gram, p->n, out);
+}
+
+void es_learner_amplitudes(es_learner *l, double *out)
+{
+    es_prior_read(l, l->a->param, out);
+    for (int i = 0; i < l->prior.n; i++)
+        out[i] = l->median > 0 ? out[i] / l->median : 0;
+}
+
+void es_prior_clamp(es_learner *l, const float *from, float *delta)
+{
+    es_prior *p = &l->prior;
+    size_t n = l->a->n_learned;
+    if (!p->n || !p->one_sided)
+        return;
+    es_prior_read(l, from, p->u);
+    es_prior_read(l, delta, p->v);
+    for (int i = 0; i < p->n; i++) {
+        double to = p->u[i] + p->v[i], floor = p->u[i] < 0 ? p->u[i] : 0;
+        if (to >= floor)
+            continue;
+        const float *unit = p->unit + (size_t)i * n, by = (float)(floor - to);
+        for (size_t j = 0; j < n; j++)
+            delta[j] += by * unit[j];
+    }
+}
