@@ -179,7 +179,7 @@ int es_learner_prior(es_learner *l, const es_direction *direction, int n, double
     for (int i = 0; !rc && i < n; i++)
         for (int j = 0; j < n; j++)
             p->gram[i * n + j] = dot(p->unit + (size_t)i * len, p->dual + (size_t)j * len, len);
-    if (!rc && !es_linear_cholesky(p->gram, n, 1e-3))
+    if (!rc && !es_linear_cholesky(p->gram, n, 1e-5))
         rc = es_fail(err, ES_ERR_LIMIT, "learner: the directions' products are not numbers");
     if (rc) {
         if (inputs)

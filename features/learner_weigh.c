@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double GIBBERISH = 4; /* nats a token */
+static const double GIBBERISH = 4; /* nats a token, and half as much again as is usual among the experiences */
 
 static int by_size(const void *a, const void *b)
 {
@@ -78,11 +78,25 @@ static double trust_of(const es_learner *l, const int *which, int N, const char 
     return agreed / (agreed + disagreed);
 }
 
-static void decide(es_item *it, double agreement, double usual, double trust, double best_trust, const char *with)
+static double surprise_of(const es_item *it)
+{
+    return it->seq[0].n ? -it->seq[0].base : 0;
+}
+
+/* Above this a preferred reply is taken for gibberish. */
+static double gibberish(const es_learner *l, const int *which, int N, double *scratch)
+{
+    for (int e = 0; e < N; e++)
+        scratch[e] = surprise_of(l->item[which[e]]);
+    qsort(scratch, (size_t)N, sizeof *scratch, by_size);
+    return fmax(GIBBERISH, 1.5 * scratch[N / 2]);
+}
+
+static void decide(es_item *it, double bound, double agreement, double usual, double trust, double best_trust, const char *with)
 {
     es_decision *d = &it->decision;
-    *d = (es_decision){.weight = 1, .agreement = agreement, .surprise = it->seq[0].n ? -it->seq[0].base : 0, .trust = trust};
-    if (d->surprise > GIBBERISH) {
+    *d = (es_decision){.weight = 1, .agreement = agreement, .surprise = surprise_of(it), .trust = trust};
+    if (d->surprise > bound) {
         d->weight = 0;
         snprintf(d->reason, sizeof d->reason, "left out: the preferred reply is gibberish to the model (%.1f nats a token)", d->surprise);
         return;
@@ -111,6 +125,7 @@ static int decide_all(es_learner *l, const int *which, int N, float *scratch, es
     char with[80] = "the others";
     if (!length)
         return es_fail(err, ES_ERR_MEMORY, "no memory to weigh experiences");
+    double bound = gibberish(l, which, N, good);
     for (int e = 0; metric && e < N; e++)
         length[e] = sqrt(fmax(es_learner_metric_square(l, l->item[which[e]]->grad, scratch), 0));
     if (metric && l->prior.n) {
@@ -119,7 +134,7 @@ static int decide_all(es_learner *l, const int *which, int N, float *scratch, es
     } else if (metric && N >= 4)
         rc = agree_with_others(l, which, N, length, agreement, err);
     for (int e = 0; !rc && e < N; e++)
-        if (agreement[e] > 0 && -l->item[which[e]]->seq[0].base <= GIBBERISH)
+        if (agreement[e] > 0 && surprise_of(l->item[which[e]]) <= bound)
             good[n_good++] = agreement[e];
     if (n_good && (l->prior.n || N >= 4)) { /* half of the median of those that agree is enough to count in full */
         qsort(good, (size_t)n_good, sizeof *good, by_size);
@@ -129,7 +144,7 @@ static int decide_all(es_learner *l, const int *which, int N, float *scratch, es
         best_trust = fmax(best_trust, trust_of(l, which, N, l->item[which[e]]->source, agreement));
     for (int e = 0; !rc && e < N; e++) {
         es_item *it = l->item[which[e]];
-        decide(it, agreement[e], usual, trust_of(l, which, N, it->source, agreement), best_trust, with);
+        decide(it, bound, agreement[e], usual, trust_of(l, which, N, it->source, agreement), best_trust, with);
         it->decided = true;
     }
     free(length);

@@ -1,6 +1,7 @@
 /* learner: gradients against finite differences through the real loss, guards, gate, books that add up, and the peace of the
  * adapter when something fails. */
 #include "fixture.h"
+#include "learner_internal.h"
 #include "linear.h"
 
 static es_model *model;
@@ -487,12 +488,186 @@ static void white_inputs(void **state)
     }
 }
 
+/* A direction learned on one set of experiences as a prior for another: the preconditioner against its formula, one-sided directions, what is
+ * thought of swapped experiences, and what is left when experiences are taken away. */
+static void prior(void **state)
+{
+    (void)state;
+    es_error err;
+    es_experiences e = fix_experiences(), swapped = {0};
+    es_basis b = fix_basis(20, 100);
+    es_adapter_options ao = es_adapter_default(dictionary, model);
+    ao.rank = 3;
+    ao.fixed_inputs = true;
+    es_learner_options o = options(ES_FORM_LORA);
+    o.optimiser = ES_OPTIMISER_METRIC;
+    o.learning_rate = 0.02;
+    es_adapter *first = NULL, *a = NULL, *left = NULL;
+    es_learner *l = NULL;
+    es_step_report r;
+    es_experiences three = {.item = e.item, .n = 3};
+    assert_ok(es_adapter_new(&first, model, dictionary, &b, &ao, &err), &err);
+    es_direction direction = {"terse", first};
+    assert_ok(es_adapter_new(&a, model, dictionary, &b, &ao, &err), &err);
+    assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
+    assert_error(es_learner_prior(l, &direction, 1, 5, false, &err), &err, "learned nothing");
+    es_learner_free(l);
+    l = learner(first, &o, &three);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    es_learner_free(l);
+
+    /* other inputs before, the direction's after; the preconditioner: P g = G^-1 g + 5 u <u, g>, with G^-1 from the learner without a prior */
+    ao.seed = 9;
+    es_adapter_free(a);
+    assert_ok(es_adapter_new(&a, model, dictionary, &b, &ao, &err), &err);
+    size_t n = a->n_learned, n_a = a->n_param - n;
+    assert_int_not_equal(memcmp(a->param + n, first->param + n, n_a * sizeof *a->param), 0);
+    assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
+    float *g = calloc(n, sizeof *g), *plain = calloc(n, sizeof *g), *with = calloc(n, sizeof *g), *image = calloc(n, sizeof *g);
+    es_rng rng;
+    es_rng_seed(&rng, 5);
+    for (size_t i = 0; i < n; i++)
+        g[i] = es_rng_normal(&rng);
+    double before, after;
+    es_learner_precondition(l, g, plain, &before);
+    assert_ok(es_learner_prior(l, &direction, 1, 5, false, &err), &err);
+    assert_memory_equal(a->param + n, first->param + n, n_a * sizeof *a->param);
+    assert_error(es_learner_prior(l, &direction, 1, 5, false, &err), &err, "before anything was learned");
+    es_learner_precondition(l, g, with, &after);
+    /* |M|^2_G = sum over matrices of |D^T M|^2 + lambda |M|^2, by hand */
+    double square = 0, along = 0, worst = 0;
+    for (int i = 0; i < a->n_entry; i++)
+        for (int c = 0; c < 3; c++) {
+            for (int j = 0; j < a->d; j++) {
+                double sum = 0;
+                for (int k = 0; k < 20; k++)
+                    sum += (double)a->D[k * a->d + j] * first->param[a->entry[i].b + (size_t)(3 * k + c)];
+                square += sum * sum;
+            }
+            for (int k = 0; k < 20; k++)
+                square += o.metric_lambda * pow(first->param[a->entry[i].b + (size_t)(3 * k + c)], 2);
+        }
+    for (size_t i = 0; i < n; i++)
+        along += first->param[i] / sqrt(square) * g[i];
+    for (size_t i = 0; i < n; i++)
+        worst = fmax(worst, fabs(plain[i] + 5 * along * first->param[i] / sqrt(square) - with[i]));
+    assert_true(worst < 1e-3 * fabs(along));
+    assert_true(fabs(after * after - (before * before + (10 + 25) * along * along)) < 0.02 * after * after);
+
+    /* the same experiences move the adapter along the direction, and nearly nowhere else */
+    for (int i = 0; i < 3; i++)
+        assert_ok(es_learner_add(l, &three.item[i], NULL, &err), &err);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    double amplitude;
+    es_learner_amplitudes(l, &amplitude);
+    assert_int_equal(es_learner_directions(l), 1);
+    assert_string_equal(es_learner_direction(l, 0), "terse");
+    assert_true(amplitude > 0.9 * o.learning_rate && amplitude < 1.1 * o.learning_rate);
+
+    /* without all of them nothing is left; without one the parts of the others are as they were */
+    static const int all[] = {0, 1, 2};
+    assert_ok(es_learner_without(l, all, 3, &left, &err), &err);
+    double most = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        most = fmax(most, fabs(left->param[i]));
+        size = fmax(size, fabs(a->param[i]));
+    }
+    assert_true(size > 0 && most < 1e-5 * size);
+    es_adapter_free(left);
+    assert_ok(es_learner_without(l, all + 1, 1, &left, &err), &err);
+    assert_int_not_equal(memcmp(left->param, a->param, n * sizeof *a->param), 0);
+    es_adapter_free(left);
+    int none = 3;
+    assert_error(es_learner_without(l, &none, 1, &left, &err), &err, "no experience 3");
+    es_learner_free(l);
+
+    /* swapped ones point away from the direction: left out when it is one-sided, and were they not, they could not push it below zero */
+    for (int i = 0; i < 3; i++)
+        fix_experience(&swapped, e.item[i].message[0].content, e.item[i].rejected, e.item[i].preferred);
+    for (int weighting = 0; weighting < 2; weighting++) {
+        es_adapter_free(a);
+        assert_ok(es_adapter_new(&a, model, dictionary, &b, &ao, &err), &err);
+        o.weighting = weighting;
+        o.batch = weighting ? 2 : 0;
+        assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
+        assert_ok(es_learner_prior(l, &direction, 1, 5, true, &err), &err);
+        for (int i = 0; i < 3; i++)
+            assert_ok(es_learner_add(l, &swapped.item[i], NULL, &err), &err);
+        for (int i = 0; weighting && i < 3; i++)
+            assert_ok(es_learner_add(l, &three.item[i], NULL, &err), &err);
+        assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+        es_learner_amplitudes(l, &amplitude);
+        assert_true(amplitude > -1e-5);
+        for (int i = 0; weighting && i < 6; i++) { /* also those that were not in the batch */
+            const es_decision *d = es_learner_decision(l, i);
+            assert_true(i < 3 ? d->weight == 0 && d->agreement < 0 : d->weight > 0 && d->agreement > 0);
+            assert_non_null(strstr(d->reason, "terse"));
+        }
+        es_learner_free(l);
+    }
+    free(g);
+    free(plain);
+    free(with);
+    free(image);
+    es_adapter_free(a);
+    es_adapter_free(first);
+    es_basis_free(&b);
+    es_experiences_free(&e);
+    es_experiences_free(&swapped);
+}
+
+/* Inputs as a file: what was made comes back to f16, serves smaller ranks, and refuses what it does not fit. */
+static void inputs(void **state)
+{
+    (void)state;
+    es_error err;
+    es_inputs *made = NULL, *read = NULL;
+    es_adapter *a = NULL, *small = NULL;
+    es_basis b = fix_basis(20, 100);
+    es_adapter_options ao = es_adapter_default(dictionary, model);
+    static const es_neutral_text text[] = {{.text = "the cat sat on the mat and looked at the moon"}, {.text = "one two three four five six seven eight nine ten"}};
+    const char *path = test_path("inputs.safetensors");
+    ao.fixed_inputs = true;
+    ao.rank = 4;
+    assert_ok(es_inputs_make(&made, model, dictionary, 4, text, 2, 3, 1, NULL, &err), &err);
+    assert_ok(es_inputs_save(made, path, &err), &err);
+    assert_ok(es_inputs_load(&read, model, path, &err), &err);
+    assert_int_equal(es_inputs_rank(read), 4);
+    assert_ok(es_adapter_new(&a, model, dictionary, &b, &ao, &err), &err);
+    assert_ok(es_adapter_set_inputs(a, made, &err), &err);
+    ao.rank = 2;
+    assert_ok(es_adapter_new(&small, model, dictionary, &b, &ao, &err), &err);
+    assert_ok(es_adapter_set_inputs(small, read, &err), &err);
+    for (int i = 0; i < a->n_entry; i++)
+        for (int j = 0; j < 2 * a->entry[i].n_in; j++) {
+            float x = a->param[a->entry[i].a + (size_t)j], y = small->param[small->entry[i].a + (size_t)j];
+            assert_true(x != 0 && fabsf(x - y) < 2e-3f * fabsf(x) + 1e-6f);
+        }
+    es_adapter_free(small);
+    ao.rank = 5;
+    assert_ok(es_adapter_new(&small, model, dictionary, &b, &ao, &err), &err);
+    assert_error(es_adapter_set_inputs(small, read, &err), &err, "of rank 4, 5 are wanted");
+    es_adapter_free(small);
+    ao.rank = 2;
+    ao.first_layer = 0;
+    assert_ok(es_adapter_new(&small, model, dictionary, &b, &ao, &err), &err);
+    assert_error(es_adapter_set_inputs(small, read, &err), &err, "layer 0");
+    es_adapter_free(small);
+    es_adapter_free(a);
+    es_inputs_free(read);
+    assert_ok(es_file_write(path, "nonsense, and more of it", 24, &err), &err);
+    assert_int_not_equal(es_inputs_load(&read, model, path, &err), ES_OK);
+    assert_null(read);
+    es_inputs_free(made);
+    es_basis_free(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradient_of_bias), cmocka_unit_test(gradient_of_lora), cmocka_unit_test(gradient_of_free_lora),
         cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
-        cmocka_unit_test(white_inputs),
+        cmocka_unit_test(white_inputs),     cmocka_unit_test(prior),            cmocka_unit_test(inputs),
         cmocka_unit_test(guards),           cmocka_unit_test(gate),             cmocka_unit_test(faults),
     };
     model = open_tiny(NULL);
