@@ -313,6 +313,9 @@ void es_inputs_free(es_inputs *x);
 int es_inputs_rank(const es_inputs *x);
 /* a's rank at most theirs, its band within theirs, nothing learned yet: A is theirs from now on. */
 int es_adapter_set_inputs(es_adapter *a, const es_inputs *x, es_error *err);
+/* From now on a step is kept from what to first order raises the loss of the neutral texts that the inputs were made with (documents and replies
+ * each; A-GEM, Chaudhry et al. 2019, with the gradients taken once at the base model). Metric step of form lora. */
+int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err);
 /* One safetensors file, f16; a shape or a model that does not fit is refused. */
 int es_inputs_save(const es_inputs *x, const char *path, es_error *err);
 int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err);

@@ -1,8 +1,7 @@
 /* inputs: fixed input projections as a thing of their own: made white once for a model and a band of layers, kept beside the dictionary, given
  * to every adapter that wants them. */
-#include "adapter.h"
 #include "everyday.h"
-#include "pack.h"
+#include "learner_internal.h"
 #include "safetensors.h"
 
 #include <math.h>
@@ -17,6 +16,8 @@ struct es_inputs {
     int rank, n;
     struct entry { int layer; es_site site; int n_in; size_t at; } *entry; /* [n] */
     float *a;                                                              /* at entry.at: [rank, n_in] */
+    int d;
+    float *neutral[2]; /* [n][d, rank] the gradient of neutral documents' and replies' mean loss by B, at B = 0 */
 };
 
 void es_inputs_free(es_inputs *x)
@@ -25,6 +26,8 @@ void es_inputs_free(es_inputs *x)
         return;
     free(x->entry);
     free(x->a);
+    free(x->neutral[0]);
+    free(x->neutral[1]);
     free(x);
 }
 
@@ -48,9 +51,12 @@ static int new_inputs(es_inputs **out, const es_model *m, int first, int last, i
         }
     if (x) {
         x->rank = rank;
+        x->d = es_model_get_info(m)->d_model;
         x->a = es_calloc(floats + 1, sizeof *x->a);
+        for (int kind = 0; kind < 2; kind++)
+            x->neutral[kind] = es_calloc((size_t)x->n * (size_t)x->d * (size_t)rank + 1, sizeof **x->neutral);
     }
-    if (!x || !x->entry || !x->a) {
+    if (!x || !x->entry || !x->a || !x->neutral[0] || !x->neutral[1]) {
         es_inputs_free(x);
         *out = NULL;
         return es_fail(err, ES_ERR_MEMORY, "no memory for inputs of rank %d", rank);
@@ -79,22 +85,21 @@ static int copy_out(es_inputs **out, const es_model *m, const es_adapter *a, es_
     return rc;
 }
 
-/* The program's own neutral text, for those who bring none. */
-static int whiten_builtin(es_learner *l, const volatile bool *cancel, es_error *err)
+enum { BUILTIN_DOCUMENTS = 64, BUILTIN = BUILTIN_DOCUMENTS + ES_EVERYDAY_ANSWERED };
+
+/* The program's own neutral text, for those who bring none: how many. text, ask: [BUILTIN]. */
+static int builtin(es_neutral_text *text, es_message *ask)
 {
-    enum { DOCUMENTS = 64 };
     int n;
     const char *const *document = es_anchor_texts(&n);
-    es_neutral_text text[DOCUMENTS + ES_EVERYDAY_ANSWERED];
-    es_message ask[ES_EVERYDAY_ANSWERED];
-    n = n < DOCUMENTS ? n : DOCUMENTS;
+    n = n < BUILTIN_DOCUMENTS ? n : BUILTIN_DOCUMENTS;
     for (int i = 0; i < n; i++)
         text[i] = (es_neutral_text){.text = document[i]};
     for (int i = 0; i < ES_EVERYDAY_ANSWERED; i++) {
         ask[i] = (es_message){"user", es_everyday_item[i].question};
         text[n + i] = (es_neutral_text){es_everyday_item[i].answer, &ask[i], 1};
     }
-    return es_learner_whiten(l, text, n + ES_EVERYDAY_ANSWERED, cancel, err);
+    return n + ES_EVERYDAY_ANSWERED;
 }
 
 int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, uint64_t seed, int threads,
@@ -104,7 +109,13 @@ int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int ran
     es_learner_options lo = es_learner_default(ES_FORM_LORA);
     es_adapter *a = NULL;
     es_learner *l = NULL;
+    es_neutral_text own[BUILTIN];
+    es_message ask[BUILTIN];
     *out = NULL;
+    if (!text) {
+        n = builtin(own, ask);
+        text = own;
+    }
     ao.rank = rank;
     ao.constrained = false;
     ao.fixed_inputs = true;
@@ -114,11 +125,25 @@ int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int ran
     lo.threads = threads;
     int rc = es_adapter_new(&a, m, NULL, NULL, &ao, err);
     rc = rc ? rc : es_learner_open(&l, m, NULL, a, &lo, err);
-    rc = rc ? rc : text ? es_learner_whiten(l, text, n, cancel, err) : whiten_builtin(l, cancel, err);
+    rc = rc ? rc : es_learner_whiten(l, text, n, cancel, err);
     rc = rc ? rc : copy_out(out, m, a, err);
+    for (int kind = 0; !rc && kind < 2; kind++) /* the unconstrained adapter's B lie one after another, as ours do */
+        rc = es_learner_neutral_gradient(l, text, n, kind, (*out)->neutral[kind], cancel, err);
+    if (rc) {
+        es_inputs_free(*out);
+        *out = NULL;
+    }
     es_learner_free(l);
     es_adapter_free(a);
     return rc;
+}
+
+static int find(const es_inputs *x, const es_adapter_entry *e)
+{
+    for (int j = 0; j < x->n; j++)
+        if (x->entry[j].layer == e->layer && x->entry[j].site == e->site && x->entry[j].n_in == e->n_in)
+            return j;
+    return -1;
 }
 
 int es_adapter_set_inputs(es_adapter *a, const es_inputs *x, es_error *err)
@@ -132,17 +157,50 @@ int es_adapter_set_inputs(es_adapter *a, const es_inputs *x, es_error *err)
     for (int pass = 0; pass < 2; pass++)
         for (int i = 0; i < a->n_entry; i++) {
             const es_adapter_entry *to = &a->entry[i];
-            const struct entry *from = NULL;
-            for (int j = 0; j < x->n; j++)
-                if (x->entry[j].layer == to->layer && x->entry[j].site == to->site && x->entry[j].n_in == to->n_in)
-                    from = &x->entry[j];
-            if (!from)
+            int from = find(x, to);
+            if (from < 0)
                 return es_fail(err, ES_ERR_MISMATCH, "the inputs have nothing for %s of layer %d", es_site_name(to->site), to->layer);
             if (pass) /* the first rows of a whitened projection are one themselves */
-                memcpy(a->param + to->a, x->a + from->at, (size_t)a->o.rank * (size_t)to->n_in * sizeof *a->param);
+                memcpy(a->param + to->a, x->a + x->entry[from].at, (size_t)a->o.rank * (size_t)to->n_in * sizeof *a->param);
         }
     es_adapter_refresh(a);
     return ES_OK;
+}
+
+int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t n = a->n_learned, rank = (size_t)a->o.rank, d = (size_t)a->d;
+    if (es_learner_is_adam(l) || a->o.form != ES_FORM_LORA || l->shield[0])
+        return es_fail(err, ES_ERR_USAGE, "learner: neutral text is spared in the metric step of form lora");
+    int rc = ES_OK;
+    float *db = es_calloc(d * rank, sizeof *db);
+    for (int kind = 0; !rc && kind < 2; kind++) {
+        l->shield[kind] = es_calloc(n, sizeof **l->shield);
+        l->shield_step[kind] = es_calloc(n, sizeof **l->shield);
+        if (!db || !l->shield[kind] || !l->shield_step[kind])
+            rc = es_fail(err, ES_ERR_MEMORY, "no memory for neutral gradients");
+        for (int i = 0; !rc && i < a->n_entry; i++) {
+            const es_adapter_entry *e = &a->entry[i];
+            int from = find(x, e);
+            if (from < 0 || a->o.rank > x->rank) {
+                rc = es_fail(err, ES_ERR_MISMATCH, "the inputs have nothing for %s of layer %d at rank %zu", es_site_name(e->site), e->layer, rank);
+                break;
+            }
+            const float *all = x->neutral[kind] + (size_t)from * d * (size_t)x->rank;
+            float *to = l->shield[kind] + e->b;
+            for (size_t j = 0; j < d; j++)
+                memcpy(db + j * rank, all + j * (size_t)x->rank, rank * sizeof *db);
+            if (a->o.constrained) /* B = D^T M */
+                l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->d, 1, a->D, a->d, db, a->o.rank, 0, to, a->o.rank);
+            else
+                memcpy(to, db, d * rank * sizeof *to);
+        }
+    }
+    free(db);
+    if (!rc)
+        es_learner_shield_open(l);
+    return rc;
 }
 
 /* ---- files ------------------------------------------------------------------------------------------------------------------- */

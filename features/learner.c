@@ -283,6 +283,7 @@ static void metric_delta(es_learner *l)
         length = relative_norm(l, l->delta) * l->median;
     if (length > l->longest)
         l->longest = length;
+    es_learner_shield(l, l->delta, true);
     float scale = l->longest > 0 ? (float)(l->o.learning_rate * l->median / l->longest) : 0;
     for (size_t i = 0; i < n; i++)
         l->delta[i] *= -scale;
@@ -290,6 +291,7 @@ static void metric_delta(es_learner *l)
     for (int e = 0; e < l->n_chosen; e++) { /* the same of each experience's gradient */
         float *g = l->item[l->chosen[e]]->grad;
         es_learner_precondition(l, g, g, NULL);
+        es_learner_shield(l, g, false);
         for (size_t i = 0; i < n; i++)
             g[i] *= -scale;
     }

@@ -71,6 +71,9 @@ struct es_learner {
     int n_norms;
     double median;
     es_prior prior;
+    float *shield[2], *shield_step[2]; /* [n_learned] the gradient of neutral documents' and replies' loss; G^-1 that; NULL: none */
+    int shield_on;              /* bits: which of the two this step would raise, and is kept from */
+    double shield_gram[3];      /* <shield_i, shield_step_j>: 00, 01, 11 */
     float *keep;                /* [K or d] shrinkage of each feature's (or dimension's) part of this step */
     es_arena arena;
 };
@@ -103,5 +106,12 @@ void es_prior_free(es_prior *p);
 /* Decides about the n items in which[], whose gradients are in grad; then multiplies this step's gradients by what was decided of theirs,
  * and sets what is shrunk. scratch: [n_learned]. learner_weigh.c */
 int es_learner_weigh(es_learner *l, const int *which, int n, float *scratch, es_error *err);
+
+/* d(mean loss a token)/dB of neutral text of a kind (0 documents, 1 replies), where the adapter stands: out[n_learned], unconstrained with fixed
+ * inputs only. learner_white.c */
+int es_learner_neutral_gradient(es_learner *l, const es_neutral_text *text, int n, int kind, float *out, const volatile bool *cancel, es_error *err);
+/* Takes out of a step (descending: the step is -x) what to first order raises neutral text's loss. learner_prior.c */
+void es_learner_shield_open(es_learner *l); /* shield is set: the rest follows */
+void es_learner_shield(es_learner *l, float *x, bool decide);
 
 #endif

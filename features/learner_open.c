@@ -216,6 +216,10 @@ void es_learner_free(es_learner *l)
         es_pack_close(&l->anchors);
     es_trainer_free(l->trainer);
     es_prior_free(&l->prior);
+    for (int i = 0; i < 2; i++) {
+        free(l->shield[i]);
+        free(l->shield_step[i]);
+    }
     es_arena_close(&l->arena);
     free(l);
 }

@@ -107,6 +107,40 @@ double es_learner_metric_square(es_learner *l, const float *g, float *scratch)
     return dot(g, scratch, l->a->n_learned);
 }
 
+/* ---- neutral text is spared ----------------------------------------------------------------------------------------------- */
+
+void es_learner_shield_open(es_learner *l)
+{
+    size_t n = l->a->n_learned;
+    for (int i = 0; i < 2; i++)
+        inverse_metric(l, l->shield[i], l->shield_step[i]);
+    l->shield_gram[0] = dot(l->shield[0], l->shield_step[0], n);
+    l->shield_gram[1] = dot(l->shield[0], l->shield_step[1], n);
+    l->shield_gram[2] = dot(l->shield[1], l->shield_step[1], n);
+}
+
+void es_learner_shield(es_learner *l, float *x, bool decide)
+{
+    size_t n = l->a->n_learned;
+    if (!l->shield[1])
+        return;
+    /* the loss of kind i changes by -<shield_i, x> */
+    double u = dot(l->shield[0], x, n), v = dot(l->shield[1], x, n), *g = l->shield_gram, c[2] = {0};
+    if (decide)
+        l->shield_on = (u < 0 ? 1 : 0) | (v < 0 ? 2 : 0);
+    if (l->shield_on == 3 && g[0] * g[2] - g[1] * g[1] > 1e-6 * g[0] * g[2]) {
+        double det = g[0] * g[2] - g[1] * g[1];
+        c[0] = (g[2] * u - g[1] * v) / det;
+        c[1] = (g[0] * v - g[1] * u) / det;
+    } else if (l->shield_on & 1 && g[0] > 0)
+        c[0] = u / g[0];
+    else if (l->shield_on & 2 && g[2] > 0)
+        c[1] = v / g[2];
+    for (int i = 0; i < 2; i++)
+        for (size_t j = 0; c[i] != 0 && j < n; j++)
+            x[j] -= (float)c[i] * l->shield_step[i][j];
+}
+
 /* ---- the prior ------------------------------------------------------------------------------------------------------------- */
 
 void es_prior_free(es_prior *p)

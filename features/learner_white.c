@@ -54,50 +54,100 @@ static bool whiten_entry(es_adapter *a, const es_adapter_entry *e, double *momen
     return true;
 }
 
-int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err)
+/* Packs the texts (of one kind: 0 documents, 1 replies; -1 both) and calls each with l->pack full. *counted: their tokens without the sinks. */
+static int each_pack(es_learner *l, const es_neutral_text *text, int n, int kind, int (*each)(es_learner *l, void *user, const volatile bool *cancel, es_error *err),
+                     void *user, double *counted, const volatile bool *cancel, es_error *err)
 {
-    es_adapter *a = l->a;
-    size_t rank = (size_t)a->o.rank, square = rank * rank;
-    int below = es_adapter_lowest_layer(a) - 1, rc = ES_OK;
-    if (!a->o.fixed_inputs || l->n || a->steps)
-        return es_fail(err, ES_ERR_USAGE, "learner: only fixed inputs that nothing was learned with can be whitened");
-    double *moment = es_calloc((size_t)a->n_entry, square * sizeof *moment), counted = 0;
-    float *rows = es_calloc((size_t)l->pack.cap, rank * sizeof *rows);
-    if (!moment || !rows)
-        rc = es_fail(err, ES_ERR_MEMORY, "no memory for the inputs' moments");
+    int below = es_adapter_lowest_layer(l->a) - 1, rc = ES_OK, room = l->pack.cap < 256 ? l->pack.cap : 256;
+    *counted = 0;
     es_pack_clear(&l->pack);
     for (int i = 0; !rc && i <= n; i++) {
         es_sequence s = {0};
         bool last = i == n, fits = false;
+        if (!last && kind >= 0 && (text[i].n_message > 0) != kind)
+            continue;
         if (!last) {
-            int room = l->pack.cap < 256 ? l->pack.cap : 256;
             rc = text[i].n_message ? es_sequence_make(&s, l->m, text[i].message, text[i].n_message, text[i].text, room / 4, room / 2, err)
                                    : es_sequence_text(&s, l->m, text[i].text, room, err);
-            rc = rc ? rc : es_sequence_residual(&s, l->trainer, below, a->d, cancel, err);
+            rc = rc ? rc : es_sequence_residual(&s, l->trainer, below, l->a->d, cancel, err);
             fits = !rc && es_pack_add(&l->pack, &s, 0);
         }
         if (!rc && !fits && l->pack.n)
-            rc = add_moments(l, moment, rows, cancel, err);
+            rc = each(l, user, cancel, err);
         if (!rc && !fits) {
             es_pack_clear(&l->pack);
             if (!last)
                 es_pack_add(&l->pack, &s, 0);
         }
-        counted += !rc && !last && s.n > SINKS ? s.n - SINKS : 0;
+        *counted += !rc && !last && s.n > SINKS ? s.n - SINKS : 0;
         es_sequence_free(&s);
     }
     es_pack_clear(&l->pack);
+    return rc;
+}
+
+typedef struct moments { double *moment; float *rows; } moments;
+
+static int moments_of_pack(es_learner *l, void *user, const volatile bool *cancel, es_error *err)
+{
+    moments *m = user;
+    return add_moments(l, m->moment, m->rows, cancel, err);
+}
+
+int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t rank = (size_t)a->o.rank, square = rank * rank;
+    if (!a->o.fixed_inputs || l->n || a->steps)
+        return es_fail(err, ES_ERR_USAGE, "learner: only fixed inputs that nothing was learned with can be whitened");
+    moments m = {es_calloc((size_t)a->n_entry, square * sizeof *m.moment), es_calloc((size_t)l->pack.cap, rank * sizeof *m.rows)};
+    double counted = 0;
+    int rc = m.moment && m.rows ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for the inputs' moments");
+    rc = rc ? rc : each_pack(l, text, n, -1, moments_of_pack, &m, &counted, cancel, err);
     if (!rc && counted < (double)rank)
         rc = es_fail(err, ES_ERR_USAGE, "learner: %.0f tokens of neutral text are too few to whiten %d inputs", counted, a->o.rank);
     for (int i = 0; !rc && i < a->n_entry; i++) {
         for (size_t j = 0; j < square; j++)
-            moment[(size_t)i * square + j] /= counted;
-        if (!whiten_entry(a, &a->entry[i], moment + (size_t)i * square))
+            m.moment[(size_t)i * square + j] /= counted;
+        if (!whiten_entry(a, &a->entry[i], m.moment + (size_t)i * square))
             rc = es_fail(err, ES_ERR_LIMIT, "learner: the inputs' second moment in layer %d is not a number or is zero", a->entry[i].layer);
     }
-    free(moment);
-    free(rows);
+    free(m.moment);
+    free(m.rows);
     if (!rc)
         es_adapter_refresh(a);
+    return rc;
+}
+
+/* ---- what neutral text would lose ---------------------------------------------------------------------------------------------- */
+
+static int gradient_of_pack(es_learner *l, void *user, const volatile bool *cancel, es_error *err)
+{
+    double *tokens = user;
+    es_adapter *a = l->a;
+    es_patch patch;
+    es_batch b = es_pack_batch(&l->pack);
+    es_grad g = {.b = l->grad_b, .seq_slot = l->pack.slot, .n_slot = 1};
+    int rc = es_adapter_patch(a, 1, &patch, err);
+    rc = rc ? rc : es_trainer_forward(l->trainer, &b, l->pack.resid, &patch, NULL, 0, l->pack.logprob, cancel, err);
+    for (int t = 0; !rc && t < l->pack.n; t++) {
+        l->pack.dlogprob[t] = l->pack.wanted[t] ? -1 : 0;
+        *tokens += l->pack.wanted[t];
+    }
+    return rc ? rc : es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, NULL, NULL, &g, a->o.first_layer, cancel, err);
+}
+
+int es_learner_neutral_gradient(es_learner *l, const es_neutral_text *text, int n, int kind, float *out, const volatile bool *cancel, es_error *err)
+{
+    es_adapter *a = l->a;
+    double tokens = 0, counted;
+    if (a->o.constrained || !a->o.fixed_inputs)
+        return es_fail(err, ES_ERR_USAGE, "learner: the neutral gradient is taken of an unconstrained adapter with fixed inputs");
+    memset(l->slot_b, 0, l->slot_b_size * sizeof *l->slot_b);
+    int rc = each_pack(l, text, n, kind, gradient_of_pack, &tokens, &counted, cancel, err);
+    size_t each = (size_t)a->d * (size_t)a->o.rank;
+    for (int i = 0; !rc && i < a->n_entry; i++)
+        for (size_t j = 0; j < each; j++)
+            out[a->entry[i].b + j] = tokens > 0 ? (float)(l->grad_b[i][j] / tokens) : 0;
     return rc;
 }

@@ -96,9 +96,11 @@ static int start(features_method *m, const volatile bool *cancel, es_error *err)
     rc = rc ? rc : es_adapter_new(&m->adapter, m->base, m->o.s, ao.constrained ? basis : NULL, &ao, err);
     rc = rc ? rc : es_learner_open(&m->learner, m->base, m->o.s, m->adapter, &lo, err);
     if (!rc && ao.fixed_inputs && m->o.n_direction)
-        rc = es_learner_prior(m->learner, m->o.direction, m->o.n_direction, m->o.prior > 0 ? m->o.prior : 30, m->o.one_sided, err);
+        rc = es_learner_prior(m->learner, m->o.direction, m->o.n_direction, m->o.prior > 0 ? m->o.prior : 10, m->o.one_sided, err);
     else if (!rc && ao.fixed_inputs)
         rc = set_inputs(m, cancel, err);
+    if (!rc && ao.fixed_inputs && m->o.inputs && m->o.spare)
+        rc = es_learner_spare(m->learner, m->o.inputs, err);
     if (rc) { /* the next step begins again */
         es_learner_free(m->learner);
         es_adapter_free(m->adapter);
@@ -192,6 +194,7 @@ int es_direction_learn(es_adapter **out, es_method_kind k, es_model *base, const
     plain.white = true;
     plain.weighting = plain.shrink = false;
     plain.n_direction = plain.batch = 0;
+    plain.spare = false;
     if (k != ES_METHOD_FEATURES && k != ES_METHOD_RANDOM && k != ES_METHOD_FREE)
         return es_fail(err, ES_ERR_USAGE, "%s learns no directions", es_method_name(k));
     int rc = features_open(&self, k, base, &plain, err);
