@@ -363,6 +363,28 @@ static void set_int(json_t *o, const char *key, long long v)
     json_object_set_new(o, key, json_string(text)); /* safetensors metadata holds texts only */
 }
 
+/* F16 where that keeps every bit, as inputs from a file have it (inputs.c). */
+static es_tensor_type inputs_type(const es_adapter *a)
+{
+    if (!a->o.fixed_inputs)
+        return ES_TENSOR_F32;
+    for (size_t i = a->n_learned; i < a->n_param; i += 512) {
+        uint16_t half[512];
+        float back[512];
+        size_t n = a->n_param - i < 512 ? a->n_param - i : 512;
+        es_f32_to_f16(a->param + i, half, n);
+        es_f16_to_f32(half, back, n);
+        if (memcmp(back, a->param + i, n * sizeof *back))
+            return ES_TENSOR_F32;
+    }
+    return ES_TENSOR_F16;
+}
+
+size_t es_adapter_shared_bytes(const es_adapter *a)
+{
+    return a->o.fixed_inputs ? (a->n_param - a->n_learned) * (inputs_type(a) == ES_TENSOR_F16 ? 2 : 4) : 0;
+}
+
 int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err)
 {
     size_t n = 0, cap = 3 * (size_t)a->n_entry + 2;
@@ -402,12 +424,15 @@ int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err)
     for (int i = 0; i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
         size_t rank = (size_t)a->o.rank, n_in = (size_t)e->n_in;
-        spec_entry(&t[n], &name[n], e, "a", rank, n_in, a->param + e->a);
-        n++;
         spec_entry(&t[n], &name[n], e, a->o.constrained ? "m" : "b", (size_t)(a->o.constrained ? a->K : a->d), rank, a->param + e->b);
         n++;
         spec_entry(&t[n], &name[n], e, "mean_input", 0, n_in, a->mean_input + e->mean);
         n++;
+    }
+    for (int i = 0; i < a->n_entry; i++, n++) { /* last, and alike in all adapters with the same fixed inputs */
+        const es_adapter_entry *e = &a->entry[i];
+        spec_entry(&t[n], &name[n], e, "a", (size_t)a->o.rank, (size_t)e->n_in, a->param + e->a);
+        t[n].type = inputs_type(a);
     }
     rc = es_safetensors_write(out, t, n, meta, err);
 done:
@@ -508,7 +533,7 @@ int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s,
         /* What would be allocated must lie in the file. */
         size_t inputs = (size_t)es_site_n_in(m, ES_SITE_O) + (size_t)es_site_n_in(m, ES_SITE_DOWN), need = 0;
         bool lora = o.form == ES_FORM_LORA && o.last_layer >= o.first_layer;
-        if (lora && (!es_mul((size_t)(o.last_layer - o.first_layer + 1), (size_t)o.rank, &need) || !es_mul(need, 4 * inputs, &need) || need > n))
+        if (lora && (!es_mul((size_t)(o.last_layer - o.first_layer + 1), (size_t)o.rank, &need) || !es_mul(need, (o.fixed_inputs ? 2 : 4) * inputs, &need) || need > n))
             rc = es_fail(err, ES_ERR_FORMAT, "%s is too short for layers %d to %d at rank %d", what, o.first_layer, o.last_layer, o.rank);
     }
     if (!rc) {

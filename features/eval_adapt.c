@@ -24,10 +24,10 @@ typedef struct evaluation {
     es_set held, dev, off;
     int *pool; int n_pool;     /* the task's pool in the split's order: learned from; behind it the reserve for bases */
     int reserve;
-    float *gradient;           /* [reserve, d] of the task, once a basis was wanted */
+    float **gradient;          /* [n_task] each [reserve, d], once a basis was wanted */
     es_basis basis;
-    es_adapter *direction;     /* of the task's reserve, for specs whose direction_key it is */
-    es_buf direction_key;
+    struct kept_direction { es_buf key; es_adapter *adapter; } *direction; /* of tasks' reserves: as many as tasks and kinds of specs */
+    int n_direction;
     double *choice_base, *choice_now; /* [n_choice * 8] */
     int *choice_tokens;
     json_t *done;              /* key -> line */
@@ -78,11 +78,7 @@ static void close_task(evaluation *v)
     es_set_close(&v->dev, &v->bench);
     es_set_close(&v->off, &v->bench);
     free(v->pool);
-    free(v->gradient);
     v->pool = NULL;
-    v->gradient = NULL;
-    es_adapter_free(v->direction);
-    v->direction = NULL;
     v->task = -1;
 }
 
@@ -126,22 +122,23 @@ static int open_basis(evaluation *v, const es_eval_spec *spec, es_error *err)
     int d = es_model_get_info(v->m)->d_model, rc = ES_OK;
     es_basis_free(&v->basis);
     v->basis = (es_basis){0};
-    if (!v->gradient) {
+    float **gradient = &v->gradient[v->task];
+    if (!*gradient) {
         es_experiences e = {0};
-        v->gradient = es_calloc((size_t)v->reserve, (size_t)d * sizeof *v->gradient);
-        if (!v->gradient)
+        *gradient = es_calloc((size_t)v->reserve, (size_t)d * sizeof **gradient);
+        if (!*gradient)
             return es_fail(err, ES_ERR_MEMORY, "no memory for gradients");
         rc = reserve(v, v->reserve, &e, err);
         es_progress inner = {.cancel = v->cancel};
-        rc = rc ? rc : es_attribute(v->m, v->s, &e, v->o->threads, v->gradient, &inner, err);
+        rc = rc ? rc : es_attribute(v->m, v->s, &e, v->o->threads, *gradient, &inner, err);
         es_experiences_free(&e);
         if (rc) {
-            free(v->gradient);
-            v->gradient = NULL;
+            free(*gradient);
+            *gradient = NULL;
             return rc;
         }
     }
-    return es_basis_suggest(&v->basis, v->m, v->s, v->a, v->gradient, spec->basis_pairs, spec->o.basis_size, spec->signs, NULL, err);
+    return es_basis_suggest(&v->basis, v->m, v->s, v->a, *gradient, spec->basis_pairs, spec->o.basis_size, spec->signs, NULL, err);
 }
 
 static bool learns_directions(es_method_kind k)
@@ -155,21 +152,30 @@ static int open_direction(evaluation *v, const es_eval_spec *spec, es_method_opt
     es_buf key = {0};
     es_experiences e = {0};
     es_method_kind kind = learns_directions(spec->kind) ? spec->kind : ES_METHOD_FEATURES;
-    es_buf_printf(&key, "%d %d %d %d %d", kind, spec->basis_pairs, o->rank, o->basis_size, spec->signs);
+    es_buf_printf(&key, "%d: %d %d %d %d %d", v->task, kind, spec->basis_pairs, o->rank, o->basis_size, spec->signs);
+    es_adapter *a = NULL;
+    for (int i = 0; i < v->n_direction && !key.failed; i++)
+        if (!strcmp(v->direction[i].key.data, key.data))
+            a = v->direction[i].adapter;
     int rc = key.failed ? es_fail(err, ES_ERR_MEMORY, "no memory for a key") : ES_OK;
-    if (!rc && (!v->direction || !v->direction_key.data || strcmp(key.data, v->direction_key.data))) {
+    if (!rc && !a) {
         es_method_options first = *o;
+        struct kept_direction *more = realloc(v->direction, ((size_t)v->n_direction + 1) * sizeof *more);
+        if (more)
+            v->direction = more;
+        else
+            rc = es_fail(err, ES_ERR_MEMORY, "no memory for a direction");
         first.seed = spec->o.seed;
-        es_adapter_free(v->direction);
-        v->direction = NULL;
-        rc = reserve(v, spec->basis_pairs, &e, err);
-        rc = rc ? rc : es_direction_learn(&v->direction, kind, v->m, &first, &e, v->cancel, err);
+        rc = rc ? rc : reserve(v, spec->basis_pairs, &e, err);
+        rc = rc ? rc : es_direction_learn(&a, kind, v->m, &first, &e, v->cancel, err);
         es_experiences_free(&e);
-        es_buf_free(&v->direction_key);
-        v->direction_key = key;
-    } else
-        es_buf_free(&key);
-    *out = (es_direction){v->o->task[v->task]->name, v->direction};
+        if (!rc) {
+            v->direction[v->n_direction++] = (struct kept_direction){key, a};
+            key = (es_buf){0};
+        }
+    }
+    es_buf_free(&key);
+    *out = (es_direction){v->o->task[v->task]->name, a};
     o->direction = out;
     o->n_direction = 1;
     return rc;
@@ -725,7 +731,8 @@ int es_eval_adapt(es_model *m, const es_dictionary *s, const es_atlas *a, const 
     double *rate = es_calloc((size_t)o->n_spec + 1, sizeof *rate);
     int *stop = es_calloc((size_t)(o->n_spec + 1) * ES_EVAL_SIZES, sizeof *stop);
     v.done = json_object();
-    int rc = rate && stop && v.done ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for an evaluation");
+    v.gradient = es_calloc((size_t)o->n_task + 1, sizeof *v.gradient);
+    int rc = rate && stop && v.done && v.gradient ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for an evaluation");
     rc = rc ? rc : check(&v, err);
     rc = rc ? rc : es_model_hash(m, hash, err);
     if (!rc)
@@ -746,7 +753,14 @@ int es_eval_adapt(es_model *m, const es_dictionary *s, const es_atlas *a, const 
         es_bench_close(&v.bench);
     }
     es_basis_free(&v.basis);
-    es_buf_free(&v.direction_key);
+    for (int i = 0; i < v.n_direction; i++) {
+        es_buf_free(&v.direction[i].key);
+        es_adapter_free(v.direction[i].adapter);
+    }
+    free(v.direction);
+    for (int t = 0; v.gradient && t < o->n_task; t++)
+        free(v.gradient[t]);
+    free(v.gradient);
     es_inputs_free(v.inputs);
     free(v.choice_base);
     free(v.choice_now);

@@ -51,33 +51,13 @@ int es_work_keep(json_t *done, const char *path, const char *key, json_t *line, 
     return ok ? ES_OK : es_fail(err, ES_ERR_IO, "%s: cannot append a finished run", path);
 }
 
-/* Every third text of a kind is for dev. kind: zeros before the first text. */
-static bool is_dev(const es_eval_text *t, int kind[2])
-{
-    return kind[t->n_message > 0]++ % 3 == 2;
-}
-
-int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_eval_text *text, int n, int threads, const volatile bool *cancel,
-                      es_error *err)
-{
-    es_neutral_text *dev = es_calloc((size_t)n + 1, sizeof *dev);
-    int n_dev = 0, kind[2] = {0};
-    *out = NULL;
-    for (int i = 0; dev && i < n; i++)
-        if (is_dev(&text[i], kind))
-            dev[n_dev++] = text[i];
-    int rc = dev ? es_inputs_make(out, m, s, rank, dev, n_dev, 1, threads, cancel, err) : es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
-    free(dev);
-    return rc;
-}
-
 int es_set_neutral(es_set *s, es_bench *b, const es_eval_text *text, int n_text, bool chat, bool dev, int tokens, es_error *err)
 {
     es_source *from = es_calloc((size_t)n_text + 1, sizeof *from);
     int n = 0, have = 0, kind[2] = {0}, cut = chat ? b->max_reply : DOCUMENT, rc = from ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
     for (int i = 0; !rc && i < n_text && have < tokens; i++) {
         const es_eval_text *t = &text[i];
-        if (is_dev(t, kind) != dev || (t->n_message > 0) != chat)
+        if (es_neutral_is_dev(t, kind) != dev || (t->n_message > 0) != chat)
             continue;
         es_ids ids = {0};
         rc = es_tokenize(b->m, t->text, strlen(t->text), false, &ids, err);

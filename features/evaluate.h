@@ -73,10 +73,6 @@ void es_eval_spec_text(const es_eval_spec *s, es_buf *out); /* all of them as "n
 
 typedef es_neutral_text es_eval_text; /* neutral: a raw document, or an assistant's turn */
 
-/* Inputs that are white on the third of these texts that is for dev, so that harm is measured on others. */
-int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_eval_text *text, int n, int threads, const volatile bool *cancel,
-                      es_error *err);
-
 typedef struct es_choice { /* likelihoods of continuations of one beginning */
     char set[16];               /* "piqa", "arc", "lambada", "blimp" */
     const char *begin, *option[8]; /* begin may be "" */

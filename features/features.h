@@ -223,6 +223,7 @@ const float *es_adapter_coefficients(const es_adapter *a);
 /* One safetensors file; metadata holds form, hashes, basis, coefficients, steps. Loading is refused with both hashes when the model or
  * dictionary differs (s may be NULL for an unconstrained one). */
 int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err);
+size_t es_adapter_shared_bytes(const es_adapter *a); /* how many of them, at the end, are its fixed inputs */
 int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s, const void *bytes, size_t n, const char *what, es_error *err);
 int es_adapter_load(es_adapter **out, es_model *m, const es_dictionary *s, const char *path, es_error *err);
 int es_adapter_save(const es_adapter *a, const char *path, es_error *err);
@@ -269,6 +270,9 @@ typedef struct es_learner_options {
     const char *const *anchor; int n_anchor; /* neutral texts; NULL: built-in ones */
 } es_learner_options;
 es_learner_options es_learner_default(es_form form);
+/* For form lora with fixed inputs: the metric step, experiences weighed. */
+es_learner_options es_learner_white(void);
+enum { ES_WHITE_RANK = 64 };
 
 /* Losses of an experience, m = mean log-probability of a reply's tokens (its end-of-turn included), d from the base model:
  * both replies: -log sigma(beta [d m(+) - d m(-)]) (DPO, Rafailov et al. 2023, on means); preferred only: -m(+); rejected only:
@@ -319,6 +323,22 @@ int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err);
 /* One safetensors file, f16; a shape or a model that does not fit is refused. */
 int es_inputs_save(const es_inputs *x, const char *path, es_error *err);
 int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err);
+
+typedef struct es_neutral_texts { /* JSONL: {"text"}, or {"messages":[...],"reply"}; a line with "about" is passed over */
+    json_t *keep; /* holds the texts */
+    es_neutral_text *item;
+    int n, cap;
+} es_neutral_texts;
+int es_neutral_load(es_neutral_texts *t, const char *path, es_error *err); /* free also after an error */
+void es_neutral_texts_free(es_neutral_texts *t);
+/* Every third text of a kind is for choosing and for inputs, so that harm is measured on others. kind: zeros before the first text. */
+bool es_neutral_is_dev(const es_neutral_text *t, int kind[2]);
+/* Inputs that are white on that third of these texts. */
+int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, int threads, const volatile bool *cancel,
+                      es_error *err);
+/* The same of the file `neutral`, kept in `folder` under the model's name: made the first time (half a minute), read after that. */
+int es_inputs_kept(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const char *neutral, const char *folder, int threads,
+                   const volatile bool *cancel, es_error *err);
 
 int es_learner_count(const es_learner *l);
 size_t es_learner_bytes(const es_learner *l);

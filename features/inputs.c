@@ -183,7 +183,12 @@ int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err)
         for (int i = 0; !rc && i < a->n_entry; i++) {
             const es_adapter_entry *e = &a->entry[i];
             int from = find(x, e);
-            if (from < 0 || a->o.rank > x->rank) {
+            bool same = from >= 0 && a->o.rank <= x->rank && !memcmp(a->param + e->a, x->a + x->entry[from].at, rank * (size_t)e->n_in * sizeof *x->a);
+            if (from >= 0 && a->o.rank <= x->rank && !same) {
+                rc = es_fail(err, ES_ERR_MISMATCH, "these neutral gradients were taken with other inputs than the adapter's");
+                break;
+            }
+            if (!same) {
                 rc = es_fail(err, ES_ERR_MISMATCH, "the inputs have nothing for %s of layer %d at rank %zu", es_site_name(e->site), e->layer, rank);
                 break;
             }
@@ -198,6 +203,11 @@ int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err)
         }
     }
     free(db);
+    for (int kind = 0; rc && kind < 2; kind++) {
+        free(l->shield[kind]);
+        free(l->shield_step[kind]);
+        l->shield[kind] = l->shield_step[kind] = NULL;
+    }
     if (!rc)
         es_learner_shield_open(l);
     return rc;
@@ -205,24 +215,30 @@ int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err)
 
 /* ---- files ------------------------------------------------------------------------------------------------------------------- */
 
-static void entry_name(const struct entry *e, char *out, size_t size)
+static const char *const WHAT[] = {"neutral_documents", "neutral_replies", "a"}; /* the gradients by B [d, rank] first, A [rank, n_in] */
+
+static void entry_name(const struct entry *e, int what, char *out, size_t size)
 {
-    snprintf(out, size, "layers.%d.%s.a", e->layer, es_site_name(e->site));
+    snprintf(out, size, "layers.%d.%s.%s", e->layer, es_site_name(e->site), WHAT[what]);
 }
 
 int es_inputs_save(const es_inputs *x, const char *path, es_error *err)
 {
-    es_tensor_spec *t = es_calloc((size_t)x->n + 1, sizeof *t);
-    char(*name)[64] = es_calloc((size_t)x->n + 1, sizeof *name);
+    es_tensor_spec *t = es_calloc(3 * (size_t)x->n + 1, sizeof *t);
+    char(*name)[64] = es_calloc(3 * (size_t)x->n + 1, sizeof *name);
+    size_t n = 0, each = (size_t)x->d * (size_t)x->rank;
     json_t *meta = json_pack("{s:s,s:s,s:s}", "format", FORMAT, "version", "1", "model_hash", x->model_hash);
     int rc = t && name && meta ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory to write inputs");
-    for (int i = 0; !rc && i < x->n; i++) {
-        entry_name(&x->entry[i], name[i], sizeof name[i]);
-        t[i] = (es_tensor_spec){.name = name[i], .type = ES_TENSOR_F16, .n_dims = 2, .data = x->a + x->entry[i].at};
-        t[i].dim[0] = (size_t)x->rank;
-        t[i].dim[1] = (size_t)x->entry[i].n_in;
-    }
-    rc = rc ? rc : es_safetensors_write_file(path, t, (size_t)x->n, meta, err);
+    for (int what = 0; !rc && what < 3; what++)
+        for (int i = 0; i < x->n; i++, n++) {
+            bool a = what == 2;
+            entry_name(&x->entry[i], what, name[n], sizeof name[n]);
+            t[n] = (es_tensor_spec){.name = name[n], .type = a ? ES_TENSOR_F16 : ES_TENSOR_BF16, .n_dims = 2,
+                                    .data = a ? x->a + x->entry[i].at : x->neutral[what] + (size_t)i * each};
+            t[n].dim[0] = (size_t)(a ? x->rank : x->d);
+            t[n].dim[1] = (size_t)(a ? x->entry[i].n_in : x->rank);
+        }
+    rc = rc ? rc : es_safetensors_write_file(path, t, n, meta, err);
     json_decref(meta);
     free(name);
     free(t);
@@ -244,7 +260,7 @@ int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err
         rc = es_fail(err, ES_ERR_MISMATCH, "%s was made for the model %.64s, this one is %s", path, made_for ? made_for : "?", hash);
     for (int i = 0; !rc && i < es_model_get_info(m)->n_layer; i++) {
         struct entry e = {.layer = i, .site = ES_SITE_O};
-        entry_name(&e, name, sizeof name);
+        entry_name(&e, 2, name, sizeof name);
         const es_tensor *t = es_safetensors_find(f, name);
         if (!t)
             continue;
@@ -257,13 +273,15 @@ int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err
     if (!rc && first < 0)
         rc = es_fail(err, ES_ERR_FORMAT, "%s holds no projections", path);
     rc = rc ? rc : new_inputs(out, m, first, last, rank, err);
-    for (int i = 0; !rc && i < (*out)->n; i++) {
-        const struct entry *e = &(*out)->entry[i];
-        size_t dim[2] = {(size_t)rank, (size_t)e->n_in};
-        entry_name(e, name, sizeof name);
-        rc = es_safetensors_f32(f, name, 2, dim, (*out)->a + e->at, err);
+    for (int i = 0; !rc && i < 3 * (*out)->n; i++) {
+        const struct entry *e = &(*out)->entry[i / 3];
+        bool a = i % 3 == 2;
+        size_t dim[2] = {(size_t)(a ? rank : (*out)->d), (size_t)(a ? e->n_in : rank)};
+        float *to = a ? (*out)->a + e->at : (*out)->neutral[i % 3] + (size_t)(i / 3) * dim[0] * dim[1];
+        entry_name(e, i % 3, name, sizeof name);
+        rc = es_safetensors_f32(f, name, 2, dim, to, err);
         for (size_t j = 0; !rc && j < dim[0] * dim[1]; j++)
-            if (!isfinite((*out)->a[e->at + j]))
+            if (!isfinite(to[j]))
                 rc = es_fail(err, ES_ERR_FORMAT, "%s: %s holds a number that is not finite", path, name);
     }
     if (rc) {

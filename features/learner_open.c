@@ -22,6 +22,15 @@ es_learner_options es_learner_default(es_form form)
 
 /* ---- opening ------------------------------------------------------------------------------------------------------------ */
 
+es_learner_options es_learner_white(void)
+{
+    es_learner_options o = es_learner_default(ES_FORM_LORA);
+    o.optimiser = ES_OPTIMISER_METRIC;
+    o.learning_rate = 0.016;
+    o.weighting = true;
+    return o;
+}
+
 static int largest_input(const es_adapter *a)
 {
     int n = 0;

@@ -58,6 +58,7 @@ int es_workspace_basis_list(es_workspace *w, const char *dictionary /* NULL: all
 
 int es_workspace_experience_add(es_workspace *w, const es_experience *e, int64_t session, int64_t *id, es_error *err);
 int es_workspace_experience_set(es_workspace *w, int64_t id, bool included, double weight, const char *reason, es_error *err);
+int es_workspace_experience_reason(es_workspace *w, int64_t id, const char *reason, es_error *err); /* what was made of it; one that is gone is no error */
 int es_workspace_experience_remove(es_workspace *w, int64_t id, es_error *err);
 typedef struct es_experience_line { int64_t id; es_experience e; bool included; char reason[160]; } es_experience_line;
 int es_workspace_experience_list(es_workspace *w, es_experience_line **out, int *n, es_error *err);
@@ -71,7 +72,8 @@ typedef struct es_snapshot_line {
     double gain, kl;
     float *coefficient;      /* [n], owned */
 } es_snapshot_line;
-int es_workspace_snapshot_add(es_workspace *w, const es_snapshot_line *s, const void *bytes, size_t n, const int64_t *experience,
+/* The last n_shared of the bytes are kept once for all snapshots that end with the same. */
+int es_workspace_snapshot_add(es_workspace *w, const es_snapshot_line *s, const void *bytes, size_t n, size_t n_shared, const int64_t *experience,
                               const float *influence /* [(n_experience+1) * s->n] */, int n_experience, int64_t *id, es_error *err);
 int es_workspace_snapshot_bytes(es_workspace *w, int64_t id, es_buf *out, es_error *err);
 int es_workspace_snapshot_list(es_workspace *w, es_snapshot_line **out, int *n, es_error *err); /* oldest first */
@@ -89,6 +91,8 @@ typedef struct es_studio_options {
     const char *workspace;          /* file */
     const char *labels;             /* starter labels JSONL or NULL */
     const char *starter_basis;      /* JSON of a basis offered as "starter", or NULL */
+    const char *neutral;            /* JSONL of text that should stay as it is (es_neutral_load): what inputs are white on; NULL: Adam with learned inputs */
+    const char *inputs;             /* folder where they are kept (es_inputs_kept) */
     const char *system;             /* system prompt or NULL */
     const char *author;
     es_sampling sampling;

@@ -150,6 +150,8 @@ struct es_studio {
     float *suggested_score;
     int n_suggested;
 
+    es_inputs *white;       /* [work] white inputs; NULL: Adam with learned ones */
+
     /* learning [lock] */
     es_learning_state learning;
     char learning_text[200];

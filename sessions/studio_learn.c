@@ -163,7 +163,7 @@ static int start_adapter(es_studio *s, const es_basis *b, bool restart, es_adapt
         es_buf_free(&bytes);
         if (rc)
             return rc;
-        if (same_features(es_adapter_basis(a), b)) {
+        if (same_features(es_adapter_basis(a), b) && es_adapter_get_options(a)->fixed_inputs == (s->white != NULL)) {
             *out = a;
             *parent = current;
             return 0;
@@ -171,7 +171,27 @@ static int start_adapter(es_studio *s, const es_basis *b, bool restart, es_adapt
         es_adapter_free(a);
     }
     es_adapter_options o = es_adapter_default(s->dictionary, s->model);
-    return es_adapter_new(out, s->model, s->dictionary, b, &o, err);
+    o.fixed_inputs = s->white != NULL;
+    o.rank = s->white ? es_inputs_rank(s->white) : o.rank;
+    int rc = es_adapter_new(out, s->model, s->dictionary, b, &o, err);
+    rc = rc || !s->white ? rc : es_adapter_set_inputs(*out, s->white, err);
+    if (rc) {
+        es_adapter_free(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
+/* What was made of each experience, where the person sees it. */
+static void tell_decisions(es_studio *s, const es_learner *l, const lessons *in)
+{
+    for (int i = 0; i < in->e.n; i++) {
+        const es_decision *d = es_learner_decision(l, i);
+        es_workspace_experience_reason(s->workspace, in->e.item[i].id, !d ? "held out: the release gate judges by it" : d->reason, NULL);
+    }
+    pthread_mutex_lock(&s->lock);
+    s->stale = true;
+    pthread_mutex_unlock(&s->lock);
 }
 
 static void mark(es_studio *s, int64_t experience)
@@ -289,7 +309,7 @@ static int publish(es_studio *s, es_adapter *a, const es_learner *l, const lesso
         memcpy(line.coefficient, es_adapter_coefficients(a), (size_t)b->n * sizeof *line.coefficient);
         for (int i = 0; i < in->e.n; i++)
             who[i] = in->e.item[i].id;
-        rc = es_workspace_snapshot_add(s->workspace, &line, bytes.data, bytes.len, who, influence, in->e.n, &id, err);
+        rc = es_workspace_snapshot_add(s->workspace, &line, bytes.data, bytes.len, es_adapter_shared_bytes(a), who, influence, in->e.n, &id, err);
     }
     if (!rc) {
         rc = es_studio_publish(s, copy, id, err);
@@ -309,12 +329,13 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
     es_adapter *a = NULL;
     es_learner *l = NULL;
     int64_t parent = 0;
-    es_form form = es_adapter_default(s->dictionary, s->model).form;
-    es_learner_options o = es_learner_default(form);
+    es_learner_options o = s->white ? es_learner_white() : es_learner_default(es_adapter_default(s->dictionary, s->model).form);
     o.threads = s->o.threads;
     int rc = start_adapter(s, b, restart, &a, &parent, err);
     if (!rc)
         rc = es_learner_open(&l, s->model, s->dictionary, a, &o, err);
+    if (!rc && s->white && es_learner_spare(l, s->white, NULL) == ES_ERR_MEMORY) /* an adapter with other inputs is not spared, and learns */
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory to learn");
     for (int i = 0; !rc && i < in->e.n; i++) {
         learning(s, ES_LEARN_PREPARING, "reading experience %d of %d", i + 1, in->e.n);
         rc = es_learner_add(l, &in->e.item[i], &s->cancel_work, err);
@@ -348,6 +369,8 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
             break; /* the guards leave nothing to gain */
     }
     es_gate_report g = {0};
+    if (!rc && o.weighting)
+        tell_decisions(s, l, in);
     if (!rc) {
         learning(s, ES_LEARN_CHECKING, "checking before release");
         rc = es_learner_gate(l, &g, &s->cancel_work, err);
@@ -359,7 +382,7 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
         int64_t now = s->snapshot;
         pthread_mutex_unlock(&s->lock);
         if (g.passed)
-            learning(s, ES_LEARN_IDLE, "#%lld %.150s", (long long)now, g.reason);
+            learning(s, ES_LEARN_IDLE, "#%lld %s%.150s", (long long)now, restart ? "learned again from what is left; " : "", g.reason);
         else
             learning(s, ES_LEARN_IDLE, "%.170s", g.reason);
     }
@@ -510,6 +533,19 @@ static void prepare_labels(es_studio *s)
     es_atlas_free(a);
 }
 
+/* Half a minute the first time a model is seen; without them Adam learns. */
+static void prepare_inputs(es_studio *s)
+{
+    es_error err;
+    if (!s->o.neutral || !s->o.inputs)
+        return;
+    int job = es_studio_job_begin(s, "inputs", "measuring neutral text, once for this model", "texts");
+    int rc = es_inputs_kept(&s->white, s->model, s->dictionary, ES_WHITE_RANK, s->o.neutral, s->o.inputs, s->o.threads, &s->cancel_work, &err);
+    es_studio_job_end(s, job, rc && rc != ES_ERR_CANCELLED, rc == ES_ERR_CANCELLED, NULL);
+    if (rc && rc != ES_ERR_CANCELLED)
+        es_studio_say_status(s, "%.230s", err.text);
+}
+
 /* ---- the thread ------------------------------------------------------------------------------------------------------------------- */
 
 void *es_studio_work_main(void *studio)
@@ -522,6 +558,7 @@ void *es_studio_work_main(void *studio)
     if (s->ready && s->dictionary && !s->quit) {
         pthread_mutex_unlock(&s->lock);
         prepare_labels(s);
+        prepare_inputs(s);
         pthread_mutex_lock(&s->lock);
     }
     while (!s->failed && !s->quit) {

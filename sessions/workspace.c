@@ -60,6 +60,10 @@ static const char *const migrations[] = {
     " gain REAL, kl REAL, coefficient BLOB NOT NULL);"
     "CREATE TABLE snapshot_data(snapshot INTEGER PRIMARY KEY REFERENCES snapshot(id) ON DELETE CASCADE, bytes BLOB NOT NULL,"
     " experience BLOB NOT NULL, influence BLOB NOT NULL);",
+
+    /* Fixed inputs end the bytes of many snapshots: they are kept once. */
+    "CREATE TABLE shared(id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, bytes BLOB NOT NULL);"
+    "ALTER TABLE snapshot_data ADD COLUMN shared INTEGER REFERENCES shared(id);",
 };
 enum { VERSION = sizeof migrations / sizeof *migrations };
 

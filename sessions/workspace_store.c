@@ -216,6 +216,14 @@ int es_workspace_experience_set(es_workspace *w, int64_t id, bool included, doub
     return rc;
 }
 
+int es_workspace_experience_reason(es_workspace *w, int64_t id, const char *reason, es_error *err)
+{
+    ws_enter(w);
+    int rc = ws_run(w, err, "UPDATE experience SET reason = ? WHERE id = ? AND removed IS NULL", "si", reason, id);
+    ws_leave(w);
+    return rc;
+}
+
 static int experience_removed(es_workspace *w, int64_t id, bool removed, es_error *err)
 {
     char now[32];
@@ -383,11 +391,23 @@ int ws_judgement_undo(es_workspace *w, ws_undone *out, es_error *err)
 
 /* ---- snapshots ------------------------------------------------------------------------------------------------------------------------------ */
 
-int es_workspace_snapshot_add(es_workspace *w, const es_snapshot_line *s, const void *bytes, size_t n, const int64_t *experience, const float *influence,
-                              int n_experience, int64_t *id, es_error *err)
+/* The id of these bytes among the shared ones. */
+static int share(es_workspace *w, const void *bytes, size_t n, int64_t *id, es_error *err)
+{
+    char hash[65];
+    es_sha256_bytes(hash, bytes, n);
+    int rc = ws_run(w, err, "INSERT OR IGNORE INTO shared(hash, bytes) VALUES(?,?)", "sb", hash, bytes, n);
+    return rc ? rc : ws_int(w, id, err, "SELECT id FROM shared WHERE hash = ?", "s", hash);
+}
+
+int es_workspace_snapshot_add(es_workspace *w, const es_snapshot_line *s, const void *bytes, size_t n, size_t n_shared, const int64_t *experience,
+                              const float *influence, int n_experience, int64_t *id, es_error *err)
 {
     char now[32];
+    int64_t shared = 0;
     ws_now(now);
+    if (n_shared > n)
+        return es_fail(err, ES_ERR_USAGE, "a snapshot of %zu bytes, %zu of them shared", n, n_shared);
     if (s->n < 0 || n_experience < 0)
         return es_fail(err, ES_ERR_USAGE, "a snapshot of %d coefficients and %d experiences", s->n, n_experience);
     size_t cells = influence ? ((size_t)n_experience + 1) * (size_t)s->n : 0;
@@ -401,8 +421,11 @@ int es_workspace_snapshot_add(es_workspace *w, const es_snapshot_line *s, const 
                     "ississiiiddb", s->parent, s->time[0] ? s->time : now, s->basis, (int64_t)s->basis_version, s->form, s->note, (int64_t)s->steps,
                     (int64_t)s->experiences, (int64_t)s->passed, s->gain, s->kl, (const void *)s->coefficient, sizeof(float) * (size_t)s->n);
         own = sqlite3_last_insert_rowid(w->db);
+        if (!rc && n_shared)
+            rc = share(w, (const char *)bytes + n - n_shared, n_shared, &shared, err);
         if (!rc)
-            rc = ws_run(w, err, "INSERT INTO snapshot_data(snapshot, bytes, experience, influence) VALUES(?,?,?,?)", "ibbb", own, bytes, n, (const void *)experience,
+            rc = ws_run(w, err, "INSERT INTO snapshot_data(snapshot, shared, bytes, experience, influence) VALUES(?,nullif(?,0),?,?,?)", "iibbb", own, shared,
+                        bytes, n - n_shared, (const void *)experience,
                         sizeof(int64_t) * (size_t)n_experience, (const void *)influence, sizeof(float) * cells);
         rc = ws_end(w, rc, err);
     }
@@ -415,11 +438,13 @@ int es_workspace_snapshot_add(es_workspace *w, const es_snapshot_line *s, const 
 int es_workspace_snapshot_bytes(es_workspace *w, int64_t id, es_buf *out, es_error *err)
 {
     ws_enter(w);
-    sqlite3_stmt *q = ws_query(w, err, "SELECT bytes FROM snapshot_data WHERE snapshot = ?", "i", id);
+    sqlite3_stmt *q = ws_query(w, err, "SELECT d.bytes, s.bytes FROM snapshot_data d LEFT JOIN shared s ON s.id = d.shared WHERE snapshot = ?", "i", id);
     int rc = q ? ws_step(w, q, err) : w->failed;
     if (rc > 0) {
-        const void *p = sqlite3_column_blob(q, 0);
-        es_buf_add(out, p ? p : "", p ? (size_t)sqlite3_column_bytes(q, 0) : 0);
+        for (int part = 0; part < 2; part++) {
+            const void *p = sqlite3_column_blob(q, part);
+            es_buf_add(out, p ? p : "", p ? (size_t)sqlite3_column_bytes(q, part) : 0);
+        }
         rc = out->failed ? es_fail(err, ES_ERR_MEMORY, "not enough memory for snapshot %lld", (long long)id) : ES_OK;
     } else if (rc == 0) {
         rc = es_fail(err, ES_ERR_MISSING, "there is no snapshot %lld", (long long)id);

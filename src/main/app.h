@@ -58,6 +58,7 @@ bool app_data(char *out, size_t size);
 void app_model_path(char *out, size_t size, bool *is_default);
 #define APP_MODEL_NAME "SmolLM2-135M-Instruct.Q4_1.gguf"
 #define APP_MODEL_SHA256 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+#define APP_NEUTRAL ESPALIER_SHARE "/tasks/neutral.jsonl" /* text that should stay as it is */
 #define APP_ATLAS_NAME "atlas.esa" /* in a dictionary's folder, beside labels.jsonl */
 /* The dictionary in use: --dictionary, the configuration, else one beside the program or in home that names the model's hash.
  * ES_ERR_MISSING when there is none. */
@@ -75,6 +76,8 @@ typedef struct app_features { /* a dictionary with what belongs to it */
 } app_features;
 int app_features_open(app_features *f, es_model *m, es_error *err);
 void app_features_close(app_features *f);
+/* White inputs for this model, kept in home (es_inputs_kept). */
+int app_inputs(es_inputs **out, const app_features *f, es_model *m, int rank, es_error *err);
 int app_workspace(es_workspace **out, es_error *err);
 /* The workspace with this dictionary's label space ready (starter labels taken in on first use). */
 int app_workspace_for(es_workspace **out, const app_features *f, es_model *m, es_error *err);

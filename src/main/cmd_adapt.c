@@ -16,6 +16,9 @@ typedef struct adapting {
     es_experiences e;
     es_adapter *adapter;
     es_learner *learner;
+    es_inputs *inputs;
+    es_direction *direction; /* [n_direction]: adapters of ours, file names */
+    int n_direction;
     char **labels;
     es_error err;
 } adapting;
@@ -89,12 +92,66 @@ static int save_history(const adapting *a, const char *path, const es_gate_repor
     return rc;
 }
 
+/* The directions of --prior, within the basis that the first of them has unless one was named. */
+static int open_directions(adapting *a, const opt_texts *prior, es_adapter_options *o, es_error *err)
+{
+    int rc = ES_OK;
+    a->direction = es_calloc((size_t)prior->n + 1, sizeof *a->direction);
+    if (!a->direction)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    for (int i = 0; rc == ES_OK && i < prior->n; i++) {
+        es_adapter *d = NULL;
+        rc = es_adapter_load(&d, a->m, a->f.dictionary, prior->value[i], err);
+        const char *slash = strrchr(prior->value[i], '/');
+        a->direction[i] = (es_direction){slash ? slash + 1 : prior->value[i], d};
+        a->n_direction += rc == ES_OK;
+    }
+    if (rc == ES_OK && prior->n) {
+        const es_adapter_options *first = es_adapter_get_options(a->direction[0].adapter);
+        o->rank = first->rank;
+        o->first_layer = first->first_layer;
+        o->last_layer = first->last_layer;
+    }
+    return rc;
+}
+
+/* What was thought of each experience that does not count in full, and how far the adapter went along each direction. */
+static int print_decisions(const adapting *a)
+{
+    for (int i = 0; i < es_learner_count(a->learner); i++) {
+        const es_decision *d = es_learner_decision(a->learner, i);
+        if (!d || !*d->reason)
+            continue;
+        if (the_app.json) {
+            int code = app_print_json(json_pack("{s:{s:i,s:f,s:f,s:f,s:f,s:s}}", "experience", "number", i + 1, "weight", d->weight, "agreement", d->agreement,
+                                                "surprise", d->surprise, "trust", d->trust, "reason", d->reason));
+            if (code != EXIT_DONE)
+                return code;
+        } else if (d->weight < 1)
+            printf("experience %d %s\n", i + 1, d->reason);
+    }
+    int n = es_learner_directions(a->learner);
+    double *amplitude = es_calloc((size_t)n + 1, sizeof *amplitude);
+    if (amplitude)
+        es_learner_amplitudes(a->learner, amplitude);
+    for (int i = 0; amplitude && i < n; i++) {
+        if (the_app.json)
+            app_print_json(json_pack("{s:s,s:f}", "direction", es_learner_direction(a->learner, i), "amplitude", amplitude[i]));
+        else
+            printf("direction %-24s %+.4f of |h|\n", es_learner_direction(a->learner, i), amplitude[i]);
+    }
+    free(amplitude);
+    return app_flush();
+}
+
 int cmd_adapt(int argc, char **argv)
 {
     const char *basis = NULL, *experiences = NULL, *out = NULL, *form = "lora";
     int steps = 0, rank = 0, batch = -1;
     opt_ints layers = {0};
-    bool unconstrained = false, force = false, seeded = false;
+    bool unconstrained = false, force = false, seeded = false, plain = false, one_sided = false, weighting = true, direction = false;
+    opt_texts prior = {0};
+    double prior_weight = 10;
     double rate = -1, beta = -1, kappa = -1, hold_out = -1;
     uint64_t seed = 1;
     const opt table[] = {
@@ -111,6 +168,12 @@ int cmd_adapt(int argc, char **argv)
         {"beta", "B", OPT_REAL, &beta, 0, 1000, "steepness of the pair loss", NULL},
         {"kappa", "K", OPT_REAL, &kappa, 0, 100, "guard: highest mean KL from the base model on neutral text", NULL},
         {"hold-out", "SHARE", OPT_REAL, &hold_out, 0, 0.9, "share of the experiences kept for the gate", NULL},
+        {"adam", NULL, OPT_FLAG, &plain, 0, 0, "lora: Adam with learned inputs, instead of the metric step with white ones (docs/adapting.md)", NULL},
+        {"prior", "FILE", OPT_TEXTS, &prior, 0, 0, "a direction learned beforehand (--direction), in whose way steps go more readily; may be given again", NULL},
+        {"prior-weight", "W", OPT_REAL, &prior_weight, 0, 1e9, "how much more (default 10)", NULL},
+        {"one-sided", NULL, OPT_FLAG, &one_sided, 0, 0, "never against any of them", NULL},
+        {"direction", NULL, OPT_FLAG, &direction, 0, 0, "write the direction that all experiences together ask for, to be a --prior for others: one step, no gate", NULL},
+        {"no-weighting", NULL, OPT_NOFLAG, &weighting, 0, 0, "every experience counts in full, whatever is thought of it", NULL},
         {"seed", "S", OPT_COUNT, &seed, 0, 1.8e19, "of the start and the order", &seeded},
         {"force", NULL, OPT_FLAG, &force, 0, 0, "write the adapter even when the release gate refuses it", NULL},
         {0},
@@ -122,6 +185,8 @@ int cmd_adapt(int argc, char **argv)
         "refuses is not written (exit 1). Experiences are JSONL: {\"messages\":[{\"role\",\"content\"}...],\"preferred\",\"rejected\",\"source\",\n"
         "\"time\"}; either reply may be absent. With --json a JSON object a line.",
         "  espalier adapt --basis brief --experiences pairs.jsonl --out brief.safetensors\n"
+        "  espalier adapt --basis brief --experiences many.jsonl --direction --out terse.safetensors\n"
+        "  espalier adapt --basis brief --experiences few.jsonl --prior terse.safetensors --out mine.safetensors\n"
         "  espalier adapt --basis starter --experiences pairs.jsonl --form bias --steps 20 --out a.safetensors --json", 0, 0};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
@@ -132,6 +197,10 @@ int cmd_adapt(int argc, char **argv)
     bool bias = !strcmp(form, "bias");
     if (!bias && strcmp(form, "lora"))
         return opts_usage_error("adapt", "--form is bias or lora, not '%s'", form);
+    if ((bias || plain) && (prior.n || direction))
+        return opts_usage_error("adapt", "--prior and --direction are for the form lora with white inputs");
+    if (prior.n && !(prior_weight > 0))
+        return opts_usage_error("adapt", "--prior-weight must be above 0");
     if (bias && unconstrained)
         return opts_usage_error("adapt", "--unconstrained is for the form lora");
 
@@ -147,8 +216,19 @@ int cmd_adapt(int argc, char **argv)
         rc = es_experiences_load(&a.e, experiences, &a.err);
     if (rc == ES_OK && a.e.n == 0)
         rc = es_fail(&a.err, ES_ERR_FORMAT, "%s: holds no experiences", experiences);
+    bool white = !bias && !plain;
+    es_adapter_options ao = {0};
     if (rc == ES_OK) {
-        es_adapter_options ao = es_adapter_default(a.f.dictionary, a.m);
+        ao = es_adapter_default(a.f.dictionary, a.m);
+        ao.fixed_inputs = white;
+        ao.rank = white ? ES_WHITE_RANK : ao.rank;
+        rc = open_directions(&a, &prior, &ao, &a.err);
+    }
+    if (rc == ES_OK && white) {
+        int want = rank > ao.rank ? rank : ao.rank;
+        rc = app_inputs(&a.inputs, &a.f, a.m, want > ES_WHITE_RANK ? want : ES_WHITE_RANK, &a.err);
+    }
+    if (rc == ES_OK) {
         ao.form = bias ? ES_FORM_BIAS : ES_FORM_LORA;
         ao.constrained = !unconstrained;
         if (rank)
@@ -161,7 +241,16 @@ int cmd_adapt(int argc, char **argv)
             ao.seed = seed;
         rc = es_adapter_new(&a.adapter, a.m, a.f.dictionary, unconstrained ? NULL : &a.basis, &ao, &a.err);
     }
-    es_learner_options lo = es_learner_default(bias ? ES_FORM_BIAS : ES_FORM_LORA);
+    if (rc == ES_OK && white && !prior.n)
+        rc = es_adapter_set_inputs(a.adapter, a.inputs, &a.err);
+    es_learner_options lo = white ? es_learner_white() : es_learner_default(bias ? ES_FORM_BIAS : ES_FORM_LORA);
+    lo.weighting = lo.weighting && weighting;
+    if (direction) { /* all of them, as they are, one step from the base model */
+        lo.weighting = false;
+        lo.kappa = lo.rho = lo.hold_out = lo.enough = 0;
+        lo.batch = 0;
+        steps = 1;
+    }
     lo.threads = the_app.threads;
     if (rate >= 0)
         lo.learning_rate = rate;
@@ -181,6 +270,10 @@ int cmd_adapt(int argc, char **argv)
         a.labels = unconstrained ? NULL : app_labels(&a.f, a.m);
         rc = es_learner_open(&a.learner, a.m, a.f.dictionary, a.adapter, &lo, &a.err);
     }
+    if (rc == ES_OK && prior.n)
+        rc = es_learner_prior(a.learner, a.direction, a.n_direction, prior_weight, one_sided, &a.err);
+    if (rc == ES_OK && white && !direction)
+        rc = es_learner_spare(a.learner, a.inputs, &a.err);
     es_progress progress = app_progress();
     for (int i = 0; i < a.e.n && rc == ES_OK; i++) {
         rc = es_learner_add(a.learner, &a.e.item[i], &app_cancel, &a.err);
@@ -198,7 +291,12 @@ int cmd_adapt(int argc, char **argv)
         json_array_append_new(history, json_pack("{s:f,s:f}", "loss", r.loss, "kl", r.kl));
         if (print_step(&a, &r) != EXIT_DONE)
             rc = es_fail(&a.err, ES_ERR_IO, "cannot write to standard output");
+        if (r.guard && !strcmp(r.guard, "learned"))
+            break;
     }
+    if (rc == ES_OK && print_decisions(&a) != EXIT_DONE)
+        rc = es_fail(&a.err, ES_ERR_IO, "cannot write to standard output");
+    force |= direction;
     if (rc == ES_OK)
         rc = es_learner_gate(a.learner, &gate, &app_cancel, &a.err);
     if (rc == ES_OK && (gate.passed || force)) {
@@ -226,6 +324,10 @@ int cmd_adapt(int argc, char **argv)
     app_labels_free(a.labels, a.f.n);
     es_learner_free(a.learner);
     es_adapter_free(a.adapter);
+    for (int i = 0; i < a.n_direction; i++)
+        es_adapter_free((es_adapter *)a.direction[i].adapter);
+    free(a.direction);
+    es_inputs_free(a.inputs);
     es_experiences_free(&a.e);
     es_basis_free(&a.basis);
     app_features_close(&a.f);

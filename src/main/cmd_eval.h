@@ -18,12 +18,4 @@ int eval_specs_open(const char *methods, int basis_pairs, bool signs, es_eval_sp
 /* "LABEL.OPTION=VALUE", or "all.OPTION=VALUE"; strict: the label must be there. */
 int eval_specs_set(const opt_texts *set, es_eval_spec *spec, int n, bool strict, es_error *err);
 
-typedef struct eval_neutral_texts {
-    json_t *keep; /* holds the texts */
-    es_eval_text *item;
-    int n, cap;
-} eval_neutral_texts;
-int eval_neutral_open(eval_neutral_texts *t, const char *path, es_error *err); /* path NULL: what comes with the program */
-void eval_neutral_close(eval_neutral_texts *t);
-
 #endif

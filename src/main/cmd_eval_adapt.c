@@ -42,66 +42,6 @@ int eval_task_open(es_task *out, const char *name, const es_task_split *split, e
     return rc ? rc : es_task_load(out, path, label, split, err);
 }
 
-static int neutral_line(void *user, size_t line, json_t *value, es_error *err)
-{
-    eval_neutral_texts *t = user;
-    const char *text = json_string_value(json_object_get(value, "text")), *reply = json_string_value(json_object_get(value, "reply"));
-    json_t *messages = json_object_get(value, "messages");
-    (void)line;
-    if (json_object_get(value, "about"))
-        return ES_OK;
-    if (!text == !reply || (reply && !json_is_array(messages)))
-        return es_fail(err, ES_ERR_FORMAT, "neutral text is {\"text\"} or {\"messages\",\"reply\"}");
-    if (t->n == t->cap) {
-        int cap = t->cap ? 2 * t->cap : 64;
-        es_eval_text *item = realloc(t->item, (size_t)cap * sizeof *item);
-        if (!item)
-            return es_fail(err, ES_ERR_MEMORY, "not enough memory for neutral text");
-        t->item = item;
-        t->cap = cap;
-    }
-    es_eval_text *to = &t->item[t->n];
-    *to = (es_eval_text){0};
-    json_array_append(t->keep, value);
-    if (text) {
-        to->text = text;
-        t->n++;
-        return ES_OK;
-    }
-    size_t n = json_array_size(messages);
-    es_message *m = es_calloc(n + 1, sizeof *m);
-    for (size_t i = 0; m && i < n; i++) {
-        json_t *x = json_array_get(messages, i);
-        m[i] = (es_message){json_string_value(json_object_get(x, "role")), json_string_value(json_object_get(x, "content"))};
-        if (!m[i].role || !m[i].content) {
-            free(m);
-            return es_fail(err, ES_ERR_FORMAT, "message %zu lacks its role or its content", i + 1);
-        }
-    }
-    if (!m || !n) {
-        free(m);
-        return es_fail(err, ES_ERR_FORMAT, "a conversation without messages");
-    }
-    *to = (es_eval_text){reply, m, (int)n};
-    t->n++;
-    return ES_OK;
-}
-
-int eval_neutral_open(eval_neutral_texts *t, const char *path, es_error *err)
-{
-    *t = (eval_neutral_texts){.keep = json_array()};
-    return es_jsonl_each(path ? path : ESPALIER_SHARE "/tasks/neutral.jsonl", neutral_line, t, err);
-}
-
-void eval_neutral_close(eval_neutral_texts *t)
-{
-    for (int i = 0; i < t->n; i++)
-        free((es_message *)t->item[i].message);
-    free(t->item);
-    json_decref(t->keep);
-    *t = (eval_neutral_texts){0};
-}
-
 typedef struct choices {
     json_t *keep;
     es_choice *item;
@@ -508,9 +448,9 @@ int eval_adapt(int argc, char **argv)
 
     es_model *m = NULL;
     app_features f = {0};
-    eval_neutral_texts texts = {0};
+    es_neutral_texts texts = {0};
     choices items = {.keep = json_array(), .each = choice_items};
-    rc = eval_neutral_open(&texts, a.neutral, &err);
+    rc = es_neutral_load(&texts, a.neutral ? a.neutral : APP_NEUTRAL, &err);
     if (!rc && choice_items > 0)
         rc = es_jsonl_each(a.choices ? a.choices : ESPALIER_SHARE "/tasks/choices.jsonl", choice_line, &items, &err);
     rc = rc ? rc : app_model(&m, &err);
@@ -542,7 +482,7 @@ int eval_adapt(int argc, char **argv)
     int code = rc ? app_fail(&err) : report(&a, o.seed, &err);
     free(items.item);
     json_decref(items.keep);
-    eval_neutral_close(&texts);
+    es_neutral_texts_free(&texts);
     app_features_close(&f);
     es_model_free(m);
     return code;

@@ -289,7 +289,7 @@ int eval_sequence(int argc, char **argv)
     es_model *m = NULL;
     app_features f = {0};
     tasks ts = {0};
-    eval_neutral_texts texts = {0};
+    es_neutral_texts texts = {0};
     es_eval_spec spec[MAX_SPECS];
     json_t *rows = NULL;
     es_buf text = {0};
@@ -297,7 +297,7 @@ int eval_sequence(int argc, char **argv)
         rc = tasks_open(&ts, names, o.seed, &err);
         rc = rc ? rc : eval_specs_open(methods, basis_pairs, signs, spec, MAX_SPECS, &o.n_spec, &err);
         rc = rc ? rc : eval_specs_set(&set, spec, o.n_spec, true, &err);
-        rc = rc ? rc : eval_neutral_open(&texts, neutral, &err);
+        rc = rc ? rc : es_neutral_load(&texts, neutral ? neutral : APP_NEUTRAL, &err);
         rc = rc ? rc : app_model(&m, &err);
         rc = rc ? rc : app_features_open(&f, m, &err);
         if (rc == ES_ERR_MISSING && m && ts.n)
@@ -333,7 +333,7 @@ int eval_sequence(int argc, char **argv)
     }
     es_buf_free(&text);
     json_decref(rows);
-    eval_neutral_close(&texts);
+    es_neutral_texts_free(&texts);
     tasks_close(&ts);
     app_features_close(&f);
     es_model_free(m);

@@ -311,3 +311,10 @@ const char *app_author(void)
     struct passwd *p = getpwuid(geteuid());
     return p && *p->pw_name ? p->pw_name : "me";
 }
+
+int app_inputs(es_inputs **out, const app_features *f, es_model *m, int rank, es_error *err)
+{
+    char folder[1200];
+    app_path(folder, sizeof folder, "inputs");
+    return es_inputs_kept(out, m, f->dictionary, rank, APP_NEUTRAL, folder, the_app.threads, &app_cancel, err);
+}

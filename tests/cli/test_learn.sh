@@ -57,9 +57,11 @@ refused 1 "not in the basis" basis remove brief "$extra" "${d[@]}"
 # Adapt, each form: influence adds up to the coefficients, the margin rises
 want 0 eval margin --experiences pairs.jsonl "${d[@]}" --json --quiet
 base=$(value 'v["margin"]' out)
-for form in bias lora; do
-  want 0 adapt --basis brief --experiences pairs.jsonl --form $form --steps 3 --out $form.safetensors --force "${d[@]}" --json --quiet
-  [ "$(wc -l <out)" -eq 4 ] || fail "adapt --json prints a line a step and the gate"
+for form in bias lora adam; do
+  case $form in adam) as=(--form lora --adam) ;; *) as=(--form $form) ;; esac
+  want 0 adapt --basis brief --experiences pairs.jsonl "${as[@]}" --steps 3 --out $form.safetensors --force "${d[@]}" --json --quiet
+  steps=$(grep -c '^{"step"' out)
+  [ "$steps" -ge 1 ] && [ "$steps" -le 3 ] || fail "adapt --json prints a line a step"
   while read -r line; do printf '%s' "$line" >one; is 'v' one || fail "a line of adapt --json"; done <out
   is '"passed" in v["gate"]' one || fail "no verdict"
   want 0 drift $form.safetensors "${d[@]}" --json --top 0
@@ -78,6 +80,22 @@ for kind in control-vector npz json; do
 done
 [ "$(head -c 4 exported.control-vector)" = GGUF ] || fail "a control vector is a GGUF file"
 is 'len(v) > 0' exported.json || fail "export --to json"
+# A direction from all pairs, then a few experiences along it: told by name, and swapped ones against it are left out with the reason
+want 0 adapt --basis brief --experiences pairs.jsonl --direction --out terse.safetensors "${d[@]}" --quiet
+python3 - <<'EOF'
+import json
+lines = [json.loads(l) for l in open("pairs.jsonl")]
+with open("mixed.jsonl", "w") as f:
+    for i, v in enumerate(lines[:3]):
+        if i == 1:
+            v["preferred"], v["rejected"] = v["rejected"], v["preferred"]
+        print(json.dumps(v), file=f)
+EOF
+want 0 adapt --basis brief --experiences mixed.jsonl --prior terse.safetensors --one-sided --steps 2 --out mine.safetensors --force "${d[@]}" --json --quiet
+grep -q '"direction": *"terse.safetensors"' out || fail "adapt --prior does not say how far it went along the direction"
+[ "$(grep -c '"experience"' out)" -eq 3 ] || fail "adapt says nothing of its experiences"
+refused 2 "white inputs" adapt --adam --basis brief --experiences pairs.jsonl --prior terse.safetensors --out x.safetensors "${d[@]}"
+refused 1 "another basis, band or rank" adapt --basis brief@1 --experiences pairs.jsonl --prior bias.safetensors --out x.safetensors "${d[@]}"
 want 0 adapt --unconstrained --experiences pairs.jsonl --steps 2 --out plain.safetensors --force "${d[@]}" --quiet
 refused 1 "not constrained" drift plain.safetensors "${d[@]}"
 refused 1 "base model is in use" drift "${d[@]}"
@@ -89,10 +107,10 @@ refused 1 "dictionary" basis show brief.json --model tiny.gguf --dictionary dict
 
 # Killed while it learns or imports: no half adapter, and the workspace is sound
 for delay in 0.02 0.1 0.3; do
-  timeout -s KILL $delay "$ESPALIER_BIN" adapt --basis brief --experiences pairs.jsonl --steps 100000 --out killed.safetensors "${d[@]}" >/dev/null 2>&1 || true
+  timeout -s KILL $delay "$ESPALIER_BIN" adapt --basis brief --experiences pairs.jsonl --rate 1e-9 --steps 100000 --out killed.safetensors "${d[@]}" >/dev/null 2>&1 || true
   [ ! -e killed.safetensors ] || fail "a killed adapt left an adapter"
   timeout -s KILL $delay "$ESPALIER_BIN" label import labels.jsonl "${d[@]}" >/dev/null 2>&1 || true
 done
 want 0 doctor "${d[@]}" --json
-is 'v["ok"]' out || { cat out >&2; fail "doctor finds something ill after kills"; }
+is 'v["ok"]' out || { fail "doctor finds something ill after kills"; }
 want 0 label export --json "${d[@]}"; is 'len(v) == 2' out || fail "labels were lost"

@@ -250,7 +250,7 @@ static void json(void **state)
     for (int k = 0; k < 2 * K; k++)
         influence[k] = (float)k;
     es_snapshot_line line = {.basis = "tone", .form = "bias", .n = K, .coefficient = (float *)es_adapter_coefficients(a)};
-    assert_ok(es_workspace_snapshot_add(w, &line, "x", 1, who, influence, 2, &id, &err), &err);
+    assert_ok(es_workspace_snapshot_add(w, &line, "x", 1, 0, who, influence, 2, &id, &err), &err);
     assert_ok(es_export_adapter(a, model, dictionary, w, ES_EXPORT_JSON, path, &err), &err);
     json_t *v = NULL;
     assert_ok(es_json_file(&v, path, &err), &err);

@@ -356,7 +356,7 @@ static void experiences_and_snapshots(void **state)
 
     float c[3] = {1, -2, 0.5f}, influence[6] = {1, 2, 3, 4, 5, 6};
     es_snapshot_line s = {.basis = "tone", .form = "bias", .note = "first", .basis_version = 1, .steps = 4, .experiences = 1, .n = 3, .passed = true, .gain = 0.25, .kl = 0.01, .coefficient = c};
-    assert_ok(es_workspace_snapshot_add(w, &s, "bytes\0more", 10, &a, influence, 1, &id, &err), &err);
+    assert_ok(es_workspace_snapshot_add(w, &s, "bytes\0more", 10, 0, &a, influence, 1, &id, &err), &err);
     assert_ok(es_workspace_snapshot_use(w, id, &err), &err);
     assert_error(es_workspace_snapshot_use(w, 77, &err), &err, "77");
     es_workspace_close(w);
@@ -528,7 +528,7 @@ static void flipped_bytes(void **state)
     es_snapshot_line s = {.basis = "b", .form = "bias", .n = 2, .coefficient = c};
     int64_t id;
     assert_ok(es_workspace_experience_add(w, &e, 0, NULL, &err), &err);
-    assert_ok(es_workspace_snapshot_add(w, &s, "bytes", 5, NULL, NULL, 0, &id, &err), &err);
+    assert_ok(es_workspace_snapshot_add(w, &s, "bytes", 5, 0, NULL, NULL, 0, &id, &err), &err);
     es_workspace_close(w);
     es_buf good = {0};
     test_read(&good, path);
