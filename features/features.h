@@ -304,8 +304,8 @@ void es_learner_amplitudes(es_learner *l, double *out);
 /* What was made of an experience at the first step that took it, with weighting: weight = trust(source) * agreement, clipped at 1.
  * surprise: base nats a token of the preferred reply; over 4, and over 1.5 times the median of those that came in together, it is taken for gibberish. agreement: cosine in the metric of what the
  * experience asks for with the prior's direction that the experiences concern most (a sign per direction when it is one-sided, else that
- * of the majority), or without a prior with the sum of the others; trust: Beta mean of how often its source agreed. */
-typedef struct es_decision { double weight, agreement, surprise, trust; char reason[120]; } es_decision;
+ * of the majority), or without a prior with the sum of the others, which is told but not used (whole gradients do not find swaps, docs/research.md); trust: Beta mean of how often its source agreed. */
+typedef struct es_decision { double weight, agreement, surprise, trust; char reason[200]; } es_decision;
 const es_decision *es_learner_decision(const es_learner *l, int experience); /* NULL for held-out ones */
 
 /* Fixed inputs as a thing of their own, for every adapter of a model and a band of layers. */

@@ -78,6 +78,8 @@ static double trust_of(const es_learner *l, const int *which, int N, const char 
     return agreed / (agreed + disagreed);
 }
 
+static const char OTHERS[] = "the others";
+
 static double surprise_of(const es_item *it)
 {
     return it->seq[0].n ? -it->seq[0].base : 0;
@@ -102,7 +104,11 @@ static void decide(es_item *it, double bound, double agreement, double usual, do
         return;
     }
     if (!(usual > 0)) {
-        snprintf(d->reason, sizeof d->reason, "counts in full: too few agree for a comparison");
+        snprintf(d->reason, sizeof d->reason, "counts in full: there is nothing to compare it with yet");
+        return;
+    }
+    if (!strcmp(with, OTHERS)) { /* told, not used: among a few experiences a minority need not be wrong */
+        snprintf(d->reason, sizeof d->reason, "counts in full: cosine %+.3f with %s", agreement, with);
         return;
     }
     double share = agreement / usual;
@@ -122,7 +128,8 @@ static int decide_all(es_learner *l, const int *which, int N, float *scratch, es
     int about = 0, rc = ES_OK, n_good = 0;
     double *length = es_calloc(3 * (size_t)N, sizeof *length), *agreement = length + N, *good = agreement + N, usual = 0, best_trust = 0;
     bool metric = !es_learner_is_adam(l);
-    char with[80] = "the others";
+    char with[80];
+    snprintf(with, sizeof with, "%s", OTHERS);
     if (!length)
         return es_fail(err, ES_ERR_MEMORY, "no memory to weigh experiences");
     double bound = gibberish(l, which, N, good);

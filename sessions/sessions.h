@@ -118,8 +118,9 @@ typedef struct es_turn {
     const char *edited;      /* the person's correction, or NULL */
     int rating;              /* -1, 0, +1 */
     bool streaming, stopped; /* stopped: cut by the person or by max_tokens */
-    int64_t snapshot;        /* adapter that spoke; 0: base */
+    int64_t snapshot;        /* adapter that spoke; 0: base; ES_BY_METHOD or less: the method of kind ES_BY_METHOD - snapshot */
 } es_turn;
+enum { ES_BY_METHOD = -100 };
 
 typedef struct es_active { int feature; float activation, mean; } es_active; /* strongest and mean over the last reply */
 
@@ -147,6 +148,7 @@ typedef struct es_view { /* one consistent copy; every pointer lives until es_vi
     const int *suggested; const float *suggested_score; int n_suggested;
     /* adapter and learning */
     es_learning_state learning; char learning_text[200]; bool adapter_on; int64_t snapshot; /* in use; 0: base */
+    char method[16], method_text[160];        /* what answers ("features" for the adapter), and how far it is */
     const float *coefficient;                 /* [n_basis] of the adapter in use (zeros for base) */
     const float *snr;                         /* [n_basis] or NULL */
     int n_step; const float *history;         /* [n_step * n_basis] coefficients after each learning step of this basis, oldest first (at most 512) */
@@ -185,6 +187,12 @@ void es_studio_learn_now(es_studio *s);                    /* a round on what th
 void es_studio_learn_cancel(es_studio *s);
 void es_studio_experience_include(es_studio *s, int64_t id, bool included);
 void es_studio_adapter(es_studio *s, bool on);             /* off: answers come from the base model; nothing is lost */
+/* "features", or another of es_method_name: it learns from the same experiences in the background and then answers; what features has learned
+ * stays. Refused with the names when there is none such. */
+void es_studio_method(es_studio *s, const char *name);
+/* A stated preference: the model's own answers to some questions with it in its context, each paired with its answer without, become experiences
+ * (source "prefer: ..."). Refused with the number where the model with the preference judges the person's own corrections no better than without. */
+void es_studio_prefer(es_studio *s, const char *text);
 void es_studio_rollback(es_studio *s, int64_t snapshot);   /* 0: the base model, to the byte */
 void es_studio_job_cancel(es_studio *s, int id);
 /* Synchronous and short: for drawing a dashboard. The card's arrays are copied; es_card_copy_free. */

@@ -242,8 +242,9 @@ static void studio_free(es_studio *s)
     }
     queue_free(&s->chat_queue);
     queue_free(&s->work_queue);
-    es_adapter_free(s->incoming);
-    es_adapter_free(s->speaking);
+    es_speaker_free(s->incoming);
+    es_context_free(s->own);
+    es_speaker_free(s->speaking);
     es_context_free(s->context);
     es_pool_free(s->pool);
     es_sparse_free(&s->sparse);
@@ -295,6 +296,7 @@ int es_studio_open(es_studio **out, const es_studio_options *o, es_error *err)
     pthread_cond_init(&s->work_wake, NULL);
     s->shade = -1;
     s->adapter_on = true;
+    s->method = ES_METHOD_FEATURES;
     bool failed = false;
     s->o = *o;
     s->o.model = copy(o->model, &failed);
@@ -581,21 +583,87 @@ void es_studio_edit(es_studio *s, int64_t turn, const char *text)
         judge(s, turn, was, text);
 }
 
+static void release_adapter(void *a)
+{
+    es_adapter_free(a);
+}
+
+void es_speaker_free(es_speaker *p)
+{
+    if (p)
+        es_variant_clear(&p->v);
+    free(p);
+}
+
+bool es_speaker_whole(const es_studio *s, const es_speaker *p)
+{
+    return p && (p->v.model != s->model || p->v.n_prefix > 0);
+}
+
+/* p (NULL: the base model) is what the chat thread takes next. */
+static void hand_over(es_studio *s, es_speaker *p)
+{
+    pthread_mutex_lock(&s->lock);
+    es_speaker_free(s->incoming);
+    if (p)
+        p->id = ++s->n_speaker;
+    s->incoming = p;
+    s->incoming_set = true;
+    s->stale = true;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* a is taken over. */
+static int adapter_speaker(es_studio *s, es_adapter *a, int64_t id, es_speaker **out, es_error *err)
+{
+    *out = es_calloc(1, sizeof **out);
+    if (!*out) {
+        es_adapter_free(a);
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an adapter");
+    }
+    **out = (es_speaker){.v = {.model = s->model, .owned = a, .release = release_adapter, .lowest_layer = es_adapter_lowest_layer(a)}, .snapshot = id};
+    int rc = es_adapter_patch(a, 1, &(*out)->v.patch, err);
+    if (rc) {
+        es_speaker_free(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
 int es_studio_publish(es_studio *s, es_adapter *a, int64_t id, es_error *err)
 {
+    es_speaker *p = NULL;
     int rc = es_workspace_snapshot_use(s->workspace, id, err);
     if (rc) {
         es_adapter_free(a);
         return rc;
     }
+    rc = a ? adapter_speaker(s, a, id, &p, err) : 0;
+    if (rc)
+        return rc;
     pthread_mutex_lock(&s->lock);
-    es_adapter_free(s->incoming);
-    s->incoming = a;
-    s->incoming_set = true;
-    s->incoming_snapshot = s->snapshot = id;
+    s->snapshot = id;
+    bool guest = s->method != ES_METHOD_FEATURES; /* it speaks when features is chosen again */
     s->stale = true;
     es_studio_changed(s);
     pthread_mutex_unlock(&s->lock);
+    if (guest)
+        es_speaker_free(p);
+    else
+        hand_over(s, p);
+    return 0;
+}
+
+int es_studio_publish_method(es_studio *s, es_method_kind k, es_variant *v, es_error *err)
+{
+    es_speaker *p = es_calloc(1, sizeof *p);
+    if (!p)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for what has been learned");
+    p->v = *v;
+    p->snapshot = ES_BY_METHOD - (int64_t)k;
+    *v = (es_variant){0};
+    hand_over(s, p);
     return 0;
 }
 
@@ -624,6 +692,17 @@ bool es_studio_knows(es_studio *s, int64_t experience)
         yes |= d->influence_id[i] == experience;
     es_stored_drop(d);
     return yes;
+}
+
+/* There is something that the snapshot in use has not learned from. */
+static bool has_new(es_studio *s)
+{
+    bool more = false;
+    es_stored *d = es_studio_stored(s);
+    for (int i = 0; d && i < d->n_experience; i++)
+        more |= d->experience[i].included && !es_studio_knows(s, d->experience[i].id);
+    es_stored_drop(d);
+    return more;
 }
 
 void es_studio_undo(es_studio *s)
@@ -661,11 +740,7 @@ void es_studio_undo(es_studio *s)
     int rc = knew ? go_back(s, u.snapshot, &err) : 0;
     pthread_mutex_unlock(&s->swap);
     /* What the adapter it went back to has not learned yet is learned again, without this one. */
-    bool more = rc != 0;
-    es_stored *d = es_studio_stored(s);
-    for (int i = 0; d && i < d->n_experience; i++)
-        more |= d->experience[i].included && !es_studio_knows(s, d->experience[i].id);
-    es_stored_drop(d);
+    bool more = rc != 0 || has_new(s);
     if (more)
         es_studio_learn_dirty(s, rc != 0);
     if (!knew)
@@ -880,4 +955,58 @@ void es_studio_rollback(es_studio *s, int64_t snapshot)
         es_studio_say_status(s, "rolled back to snapshot #%lld", (long long)snapshot);
     else
         es_studio_say_status(s, "rolled back to the base model");
+}
+
+/* ---- methods --------------------------------------------------------------------------------------------------------------------------------- */
+
+void es_studio_method(es_studio *s, const char *name)
+{
+    int k = es_method_by_name(name);
+    es_error err;
+    if (k < 0) {
+        es_buf all = {0};
+        for (int i = 0; i < ES_N_METHODS; i++)
+            es_buf_printf(&all, " %s", es_method_name((es_method_kind)i));
+        es_studio_say_status(s, "there is no method %.40s; there are%s", name, all.data ? all.data : "");
+        es_buf_free(&all);
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    bool ready = s->ready, same = s->method == (es_method_kind)k;
+    pthread_mutex_unlock(&s->lock);
+    if (!ready || same) {
+        es_studio_say_status(s, ready ? "%s answers already" : "the model is still being opened", name);
+        return;
+    }
+    pthread_mutex_lock(&s->swap);
+    s->epoch++; /* a round of the other method is not to be published */
+    pthread_mutex_lock(&s->lock);
+    __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED);
+    s->method = (es_method_kind)k;
+    int64_t snapshot = s->snapshot;
+    snprintf(s->method_text, sizeof s->method_text, "%s", k == ES_METHOD_FEATURES || k == ES_METHOD_NONE ? "" : "has not learned yet: the base model answers");
+    s->dirty = k != ES_METHOD_NONE && k != ES_METHOD_FEATURES;
+    es_studio_changed(s);
+    pthread_cond_broadcast(&s->work_wake);
+    pthread_mutex_unlock(&s->lock);
+    int rc = 0;
+    if (k == ES_METHOD_FEATURES)
+        rc = go_back(s, snapshot, &err);
+    else
+        hand_over(s, NULL);
+    pthread_mutex_unlock(&s->swap);
+    if (k == ES_METHOD_FEATURES && has_new(s))
+        es_studio_learn_dirty(s, false);
+    if (rc)
+        es_studio_say_status(s, "%.230s", err.text);
+    else
+        es_studio_say_status(s, "%s: %s", name, es_method_about((es_method_kind)k));
+}
+
+void es_studio_prefer(es_studio *s, const char *text)
+{
+    if (!text || !text[strspn(text, " \t")])
+        es_studio_say_status(s, "what do you prefer? /prefer be more direct");
+    else
+        es_studio_post(s, &s->work_queue, &s->work_wake, ES_CMD_PREFER, 0, 0, text);
 }

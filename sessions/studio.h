@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "method.h"
 #include "sessions.h"
 #include "workspace.h"
 
@@ -13,7 +14,7 @@ enum { ES_HISTORY = 512, ES_ACTIVE = 32, ES_JOBS = 32 };
 
 typedef enum es_command_kind {
     ES_CMD_SAY, ES_CMD_NEW_CHAT, ES_CMD_REGENERATE, ES_CMD_COMPARE, ES_CMD_STEER, ES_CMD_PROBE, /* for the chat thread */
-    ES_CMD_SUGGEST, ES_CMD_MEASURE,                                           /* for the worker */
+    ES_CMD_SUGGEST, ES_CMD_MEASURE, ES_CMD_PREFER,                            /* for the worker */
 } es_command_kind;
 
 typedef struct es_command {
@@ -74,6 +75,15 @@ typedef struct es_whole { char byte[8]; int n; } es_whole;
 void es_whole_add(es_whole *w, const char *bytes, size_t n, es_buf *out);
 void es_whole_end(es_whole *w, es_buf *out);
 
+/* Who speaks: a model, a patch, messages before the conversation. */
+typedef struct es_speaker {
+    es_variant v;      /* owns what it stands on */
+    int64_t snapshot;  /* what a reply is marked with: a snapshot's id, or ES_BY_METHOD - kind */
+    uint64_t id;       /* of this publication: never 0 */
+} es_speaker;
+void es_speaker_free(es_speaker *p);
+bool es_speaker_whole(const es_studio *s, const es_speaker *p); /* has its own model or messages: not to be changed in the middle of a reply */
+
 struct es_studio {
     es_studio_options o; /* strings owned */
     es_workspace *workspace;
@@ -122,20 +132,21 @@ struct es_studio {
     float temperature;
 
     /* what speaks: the worker leaves a whole adapter here, the chat thread takes it between tokens [lock] */
-    es_adapter *incoming;
+    es_speaker *incoming;
     bool incoming_set; /* true with incoming NULL: back to the base model */
-    int64_t incoming_snapshot;
     int64_t snapshot;  /* in use; 0: base */
     bool adapter_on;
+    es_method_kind method; /* what is to answer: features speaks through snapshots, any other through what it learned for this session */
+    char method_text[160]; /* how far that is */
+    uint64_t n_speaker;
 
     /* [chat] */
     es_context *context;
     es_pool *pool;
-    es_adapter *speaking;
-    int64_t speaking_snapshot;
-    es_patch patch; /* of speaking; its arrays are the adapter's */
+    es_speaker *speaking;   /* NULL: the base model */
+    es_context *own;        /* of speaking's own model, when it has one */
     es_watch watch;
-    int64_t cached_snapshot; /* whose rows the KV cache holds above the adapter; -1: of more than one */
+    uint64_t cached;        /* the speaker whose rows the KV cache holds; 0: the base model; UINT64_MAX: of more than one */
     uint64_t again;          /* replies made again: each has a seed of its own */
     es_turn_state *listening; /* where the watch puts the active features of a fed token; NULL: nowhere */
     es_sparse sparse;
@@ -187,6 +198,8 @@ void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const 
 
 /* With swap held: this snapshot (a is taken over; NULL: the base model) is in use from now on, also in the workspace. */
 int es_studio_publish(es_studio *s, es_adapter *a, int64_t id, es_error *err);
+/* With swap held: this variant of a method answers from now on (v is taken over). Nothing is kept of it: it is learned again when it is chosen again. */
+int es_studio_publish_method(es_studio *s, es_method_kind k, es_variant *v, es_error *err);
 es_stored *es_studio_stored(es_studio *s); /* up to date; drop it after use; NULL: no memory */
 bool es_studio_knows(es_studio *s, int64_t experience); /* the snapshot in use learned from it */
 

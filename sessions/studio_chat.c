@@ -78,16 +78,14 @@ static int restore(es_studio *s, es_error *err)
     es_adapter *a = NULL;
     if (es_workspace_snapshot_bytes(s->workspace, current, &bytes, &why) == 0 &&
         es_adapter_from_bytes(&a, s->model, s->dictionary, bytes.data, bytes.len, "the snapshot in use", &why) == 0) {
-        pthread_mutex_lock(&s->lock);
-        s->incoming = a;
-        s->incoming_set = true;
-        s->incoming_snapshot = s->snapshot = current;
-        pthread_mutex_unlock(&s->lock);
+        pthread_mutex_lock(&s->swap);
+        rc = es_studio_publish(s, a, current, err);
+        pthread_mutex_unlock(&s->swap);
     } else {
         es_studio_say_status(s, "speaking with the base model: %.180s", why.text);
     }
     es_buf_free(&bytes);
-    return 0;
+    return rc;
 }
 
 static void restore_history(es_studio *s)
@@ -114,17 +112,17 @@ static void restore_history(es_studio *s)
     es_snapshot_lines_free(line, n);
 }
 
-/* ---- the adapter, swapped whole -------------------------------------------------------------------------------------------- */
+/* ---- who speaks, swapped whole --------------------------------------------------------------------------------------------- */
 
-static int take_incoming(es_studio *s, es_error *err)
+/* boundary: between replies, where also a speaker with a model or messages of its own may come or go. */
+static int take_incoming(es_studio *s, bool boundary, es_error *err)
 {
-    es_adapter *old = NULL;
+    es_speaker *old = NULL;
     bool swapped = false;
     pthread_mutex_lock(&s->lock);
-    if (s->incoming_set) {
+    if (s->incoming_set && (boundary || (!es_speaker_whole(s, s->incoming) && !es_speaker_whole(s, s->speaking)))) {
         old = s->speaking;
         s->speaking = s->incoming;
-        s->speaking_snapshot = s->incoming_snapshot;
         s->incoming = NULL;
         s->incoming_set = false;
         swapped = true;
@@ -132,18 +130,38 @@ static int take_incoming(es_studio *s, es_error *err)
     pthread_mutex_unlock(&s->lock);
     if (!swapped)
         return 0;
-    es_adapter_free(old);
-    memset(&s->patch, 0, sizeof s->patch);
-    return s->speaking ? es_adapter_patch(s->speaking, 1, &s->patch, err) : 0;
+    es_context_free(s->own);
+    s->own = NULL;
+    es_speaker_free(old);
+    if (!s->speaking || s->speaking->v.model == s->model)
+        return 0;
+    es_context_options co = {.n_ctx = s->o.n_ctx, .threads = s->o.threads};
+    int rc = es_context_open(&s->own, s->speaking->v.model, &co, err);
+    if (!rc && s->dictionary)
+        es_context_set_watch(s->own, &s->watch, 1);
+    if (rc) { /* the base model answers */
+        es_speaker_free(s->speaking);
+        s->speaking = NULL;
+    }
+    return rc;
 }
 
-/* What the next tokens are computed with: the adapter that speaks, or an addend for steering (shown against the base model). */
+static es_context *context_for(const es_studio *s, bool adapted)
+{
+    return adapted && s->own ? s->own : s->context;
+}
+
+static uint64_t speaker_id(const es_studio *s, bool adapted)
+{
+    return adapted && s->speaking ? s->speaking->id : 0;
+}
+
+/* What the next tokens are computed with: the patch of who speaks, or an addend for steering (shown against the base model). */
 static es_patch patch_for(const es_studio *s, bool adapted, const es_addend *extra)
 {
-    es_patch p = {0};
     if (extra)
         return (es_patch){.addend = extra, .n_addend = 1};
-    return adapted ? s->patch : p;
+    return adapted && s->speaking ? s->speaking->v.patch : (es_patch){0};
 }
 
 /* ---- active features of the tokens that are fed ----------------------------------------------------------------------------- */
@@ -302,6 +320,7 @@ static void put(es_studio *s, sink *k, es_whole *w, const char *bytes, size_t n)
 static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_sampling *how, bool *cut, es_error *err)
 {
     es_whole w = {0};
+    es_context *c = context_for(s, adapted);
     int rc = 0, n = 0;
     double start = es_seconds();
     int64_t spoke = 0;
@@ -311,7 +330,7 @@ static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_s
             rc = ES_ERR_CANCELLED;
             break;
         }
-        int32_t id = es_sample(s->context, how, &s->rng);
+        int32_t id = es_sample(c, how, &s->rng);
         if (es_token_ends(s->model, id)) {
             *cut = false;
             break;
@@ -320,23 +339,23 @@ static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_s
         const char *b = es_token_bytes(s->model, id, &len);
         put(s, k, &w, b, es_token_is_control(s->model, id) ? 0 : len);
         if (follow) {
-            if ((rc = take_incoming(s, err)))
+            if ((rc = take_incoming(s, false, err)))
                 break;
             es_patch p = patch_for(s, adapted, NULL);
-            es_context_set_patch(s->context, &p);
-            rc = es_context_feed(s->context, &id, 1, NULL, err);
-            es_context_set_patch(s->context, NULL);
-            spoke = adapted ? s->speaking_snapshot : 0;
-            if (spoke != s->cached_snapshot)
-                s->cached_snapshot = -1; /* a swap in the middle: the next turn builds the cache again */
+            es_context_set_patch(c, &p);
+            rc = es_context_feed(c, &id, 1, NULL, err);
+            es_context_set_patch(c, NULL);
+            spoke = adapted && s->speaking ? s->speaking->snapshot : 0;
+            if (speaker_id(s, adapted) != s->cached)
+                s->cached = UINT64_MAX; /* a swap in the middle: the next turn builds the cache again */
         } else {
-            rc = es_context_feed(s->context, &id, 1, NULL, err);
+            rc = es_context_feed(c, &id, 1, NULL, err);
         }
         if (rc)
             break;
         pthread_mutex_lock(&s->lock);
         s->tokens_per_second = (n + 1) / (es_seconds() - start + 1e-9);
-        s->context_used = es_context_length(s->context);
+        s->context_used = es_context_length(c);
         if (k->turn && k->turn->snapshot != spoke)
             k->turn->snapshot = spoke;
         pthread_mutex_unlock(&s->lock);
@@ -352,14 +371,21 @@ static int generate(es_studio *s, sink *k, bool follow, bool adapted, const es_s
     return rc;
 }
 
-static int render(es_studio *s, const es_message *m, size_t n, es_ids *ids, es_error *err)
+/* With the messages of who speaks before the conversation. */
+static int render(es_studio *s, bool adapted, const es_message *m, size_t n, es_ids *ids, es_error *err)
 {
-    return es_chat_render(s->model, m, n, true, ids, err);
+    if (!adapted || !s->speaking || !s->speaking->v.n_prefix)
+        return es_chat_render(s->model, m, n, true, ids, err);
+    es_message *all = NULL;
+    int n_all = 0, rc = es_variant_conversation(&s->speaking->v, m, (int)n, &all, &n_all, err);
+    rc = rc ? rc : es_chat_render(s->model, all, (size_t)n_all, true, ids, err);
+    free(all);
+    return rc;
 }
 
 /* The conversation as messages: what the person corrected is what the model is shown as said. Oldest turns are left out until there is
  * room for a reply. ids is filled. */
-static int prompt_of(es_studio *s, int n_turn, es_ids *ids, int *dropped, es_error *err)
+static int prompt_of(es_studio *s, bool adapted, int n_turn, es_ids *ids, int *dropped, es_error *err)
 {
     int rc = 0;
     *dropped = 0;
@@ -379,7 +405,7 @@ static int prompt_of(es_studio *s, int n_turn, es_ids *ids, int *dropped, es_err
             m[n++] = (es_message){t->role == 'u' ? "user" : "assistant", t->edited ? t->edited : t->text.data ? t->text.data : ""};
         }
         ids->n = 0;
-        rc = render(s, m, n, ids, err);
+        rc = render(s, adapted, m, n, ids, err);
         pthread_mutex_unlock(&s->lock);
         free(m);
         if (rc || (int)ids->n + room <= s->n_ctx)
@@ -393,18 +419,17 @@ static int prompt_of(es_studio *s, int n_turn, es_ids *ids, int *dropped, es_err
  * this turn's boundary. */
 static int load_prompt(es_studio *s, const es_ids *ids, bool adapted, es_error *err)
 {
-    int rc = take_incoming(s, err);
-    int64_t snapshot = adapted ? s->speaking_snapshot : 0;
+    es_context *c = context_for(s, adapted);
+    uint64_t speaker = speaker_id(s, adapted);
+    int rc = speaker != s->cached ? es_context_truncate(c, 0, err) : 0;
     if (rc)
         return rc;
-    if (snapshot != s->cached_snapshot && (rc = es_context_truncate(s->context, 0, err)))
-        return rc;
-    s->cached_snapshot = snapshot;
+    s->cached = speaker;
     es_patch p = patch_for(s, adapted, NULL);
-    es_context_set_patch(s->context, &p);
+    es_context_set_patch(c, &p);
     s->listening = NULL;
-    rc = es_context_sync(s->context, ids->id, (int)ids->n, NULL, &s->stop, err);
-    es_context_set_patch(s->context, NULL);
+    rc = es_context_sync(c, ids->id, (int)ids->n, NULL, &s->stop, err);
+    es_context_set_patch(c, NULL);
     return rc;
 }
 
@@ -455,7 +480,8 @@ static void answer(es_studio *s)
     pthread_mutex_unlock(&s->lock);
     es_rng_seed(&s->rng, how.seed + (uint64_t)n_turn + 1000003u * s->again);
 
-    int rc = prompt_of(s, n_turn, &ids, &dropped, &err);
+    int rc = take_incoming(s, true, &err);
+    rc = rc ? rc : prompt_of(s, adapted, n_turn, &ids, &dropped, &err);
     es_turn_state *t = NULL;
     if (!rc && !(t = add_turn(s, 'a', "", &err)))
         rc = err.code;
@@ -573,12 +599,12 @@ static int side_run(es_studio *s, int which, const char *text, bool adapted, con
         m[n++] = (es_message){"system", s->o.system};
     m[n++] = (es_message){"user", text};
     es_ids ids = {0};
-    int rc = render(s, m, n, &ids, err);
-    if (!rc)
-        rc = take_incoming(s, err);
+    int rc = take_incoming(s, true, err);
+    rc = rc ? rc : render(s, adapted, m, n, &ids, err);
     es_patch p = patch_for(s, adapted, extra);
+    es_context *c = context_for(s, adapted);
     if (!rc)
-        rc = es_context_truncate(s->context, 0, err);
+        rc = es_context_truncate(c, 0, err);
     if (!rc && (int)ids.n + 1 >= s->n_ctx)
         rc = es_fail(err, ES_ERR_LIMIT, "the question has %zu tokens and the context only %d: shorten it", ids.n, s->n_ctx);
     pthread_mutex_lock(&s->lock);
@@ -588,13 +614,13 @@ static int side_run(es_studio *s, int which, const char *text, bool adapted, con
     pthread_mutex_unlock(&s->lock);
     es_rng_seed(&s->rng, how.seed);
     if (!rc) {
-        es_context_set_patch(s->context, &p);
-        rc = es_context_sync(s->context, ids.id, (int)ids.n, NULL, &s->stop, err);
+        es_context_set_patch(c, &p);
+        rc = es_context_sync(c, ids.id, (int)ids.n, NULL, &s->stop, err);
         bool cut = false;
         sink k = {.side = &s->side[which]};
         if (!rc)
             rc = generate(s, &k, false, adapted, &how, &cut, err);
-        es_context_set_patch(s->context, NULL);
+        es_context_set_patch(c, NULL);
     }
     pthread_mutex_lock(&s->lock);
     s->side[which].streaming = false;
@@ -614,7 +640,9 @@ static void side_by_side(es_studio *s, const char *text, bool second_adapted, co
         rc = side_run(s, 1, text, second_adapted, extra, &err);
     es_error ignored;
     es_context_truncate(s->context, 0, &ignored); /* the chat's own turn builds its cache again */
-    s->cached_snapshot = 0;
+    if (s->own)
+        es_context_truncate(s->own, 0, &ignored);
+    s->cached = 0;
     if (rc)
         es_studio_say_status(s, "%.230s", rc == ES_ERR_CANCELLED ? "stopped" : err.text);
     pthread_mutex_lock(&s->lock);
@@ -627,7 +655,9 @@ static void compare(es_studio *s, const char *text)
 {
     char right[160];
     pthread_mutex_lock(&s->lock);
-    if (s->snapshot)
+    if (s->method != ES_METHOD_FEATURES)
+        snprintf(right, sizeof right, "%s", es_method_name(s->method));
+    else if (s->snapshot)
         snprintf(right, sizeof right, "adapted, snapshot %lld", (long long)s->snapshot);
     else
         snprintf(right, sizeof right, "nothing learned yet: base again");
@@ -670,7 +700,7 @@ static void probe(es_studio *s, const char *text)
     int rc = first >= 0 ? es_ids_add(&ids, first) : 0;
     if (rc || (rc = es_tokenize(s->model, text, strlen(text), false, &ids, &err)) || (rc = es_context_truncate(s->context, 0, &err)))
         goto done;
-    s->cached_snapshot = 0;
+    s->cached = s->own ? UINT64_MAX : 0;
     int n = (int)ids.n < s->n_ctx ? (int)ids.n : s->n_ctx;
     int skip = first >= 0 && n > 1 ? 1 : 0;
     s->listening = NULL;
@@ -715,6 +745,8 @@ static void new_chat(es_studio *s)
     s->status[0] = 0;
     es_studio_changed(s);
     pthread_mutex_unlock(&s->lock);
+    if (s->own)
+        es_context_truncate(s->own, 0, &err);
     es_context_truncate(s->context, 0, &err); /* the same question in a new chat is computed the same way, to the byte */
 }
 

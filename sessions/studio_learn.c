@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "prefer.h"
 #include "studio.h"
 
 enum { AUTO_FEATURES = 256 };
@@ -401,6 +402,128 @@ static void to_base(es_studio *s, uint64_t epoch)
     pthread_mutex_unlock(&s->swap);
 }
 
+/* ---- another method than features --------------------------------------------------------------------------------------------- */
+
+static void method_text(es_studio *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void method_text(es_studio *s, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    pthread_mutex_lock(&s->lock);
+    vsnprintf(s->method_text, sizeof s->method_text, fmt, ap);
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    va_end(ap);
+}
+
+/* Learns from all experiences anew, from the base model, and lets the result answer. */
+static int learn_method(es_studio *s, es_method_kind k, const lessons *in, uint64_t epoch, int job, es_error *err)
+{
+    es_method_options o = es_method_default(k);
+    es_method *m = NULL;
+    es_variant v = {0};
+    int steps = 0, most = es_learner_default(ES_FORM_LORA).steps;
+    o.s = s->dictionary;
+    o.inputs = s->white;
+    o.threads = s->o.threads;
+    if (s->dictionary && s->white)
+        o.rank = k == ES_METHOD_RANDOM || k == ES_METHOD_FREE ? es_inputs_rank(s->white) : o.rank;
+    int rc = es_method_open(&m, k, s->model, &o, err);
+    for (int i = 0; !rc && i < in->e.n; i++) {
+        learning(s, ES_LEARN_PREPARING, "%s: reading experience %d of %d", es_method_name(k), i + 1, in->e.n);
+        rc = es_method_add(m, &in->e.item[i], &s->cancel_work, err);
+    }
+    es_step_report r = {0};
+    for (; !rc && steps < most; steps++) {
+        if (!may_go_on(s))
+            rc = es_fail(err, ES_ERR_CANCELLED, "cancelled");
+        rc = rc ? rc : es_method_step(m, &r, &s->cancel_work, err);
+        if (rc)
+            break;
+        learning(s, ES_LEARN_STEPPING, "%s: step %d of %d: loss %.3f", es_method_name(k), steps + 1, most, r.loss);
+        es_studio_job_step(s, job, steps + 1, most, NULL);
+        if ((r.guard && !strcmp(r.guard, "learned")) || (r.loss > 0 && r.loss < 0.05))
+            break; /* as the features' learner stops */
+    }
+    rc = rc ? rc : es_method_copy(m, &v, err);
+    pthread_mutex_lock(&s->swap);
+    if (!rc && (s->epoch != epoch || __atomic_load_n(&s->cancel_work, __ATOMIC_RELAXED)))
+        rc = es_fail(err, ES_ERR_CANCELLED, "cancelled");
+    int tokens = v.context_tokens;
+    rc = rc ? rc : es_studio_publish_method(s, k, &v, err);
+    pthread_mutex_unlock(&s->swap);
+    es_variant_clear(&v);
+    if (!rc && tokens)
+        method_text(s, "%d experience%s, %d tokens of every prompt", in->e.n, in->e.n == 1 ? "" : "s", tokens);
+    else if (!rc)
+        method_text(s, "%d experience%s, %d step%s, %llu numbers", in->e.n, in->e.n == 1 ? "" : "s", steps, steps == 1 ? "" : "s",
+                    (unsigned long long)es_method_parameters(m));
+    es_method_free(m);
+    return rc;
+}
+
+static void round_of_method(es_studio *s, es_method_kind k, uint64_t epoch)
+{
+    lessons in;
+    es_error err;
+    int rc = lessons_read(s, &in, &err);
+    if (!rc && !in.e.n && k != ES_METHOD_DISTIL) {
+        learning(s, ES_LEARN_IDLE, "nothing to learn from yet: rate or edit a reply");
+        lessons_free(&in);
+        return;
+    }
+    char what[80];
+    snprintf(what, sizeof what, "%s learns the experiences", es_method_name(k));
+    int job = es_studio_job_begin(s, es_method_name(k), what, "steps");
+    rc = rc ? rc : learn_method(s, k, &in, epoch, job, &err);
+    if (rc == ES_ERR_CANCELLED)
+        learning(s, ES_LEARN_IDLE, "cancelled");
+    else if (rc) {
+        learning(s, ES_LEARN_FAILED, "%.190s", err.text);
+        method_text(s, "did not learn: the base model answers");
+    } else
+        learning(s, ES_LEARN_IDLE, "%s answers", es_method_name(k));
+    es_studio_job_end(s, job, rc && rc != ES_ERR_CANCELLED, rc == ES_ERR_CANCELLED, NULL);
+    lessons_free(&in);
+}
+
+/* ---- a stated preference ------------------------------------------------------------------------------------------------------ */
+
+static void report_rows(void *user, const char *what, double done, double total, const char *unit);
+
+static void prefer(es_studio *s, const char *text)
+{
+    lessons in;
+    es_error err;
+    es_experiences pairs = {0};
+    es_advantage advantage = {0};
+    struct { es_studio *s; int job; } r = {s, es_studio_job_begin(s, "prefer", text, "pairs")};
+    es_progress p = {.report = report_rows, .user = &r, .cancel = &s->cancel_work};
+    int rc = lessons_read(s, &in, &err), added = 0;
+    es_prefer_options o = {.own = rc ? NULL : &in.e, .n_ctx = s->n_ctx, .threads = s->o.threads};
+    learning(s, ES_LEARN_PREPARING, "asking the model with the preference and without");
+    rc = rc ? rc : es_prefer_pairs(s->model, text, &o, &pairs, &advantage, &p, &err);
+    for (; !rc && added < pairs.n; added++)
+        rc = es_workspace_experience_add(s->workspace, &pairs.item[added], s->session, NULL, &err);
+    es_studio_job_end(s, r.job, rc && rc != ES_ERR_CANCELLED, rc == ES_ERR_CANCELLED, NULL);
+    if (rc && rc != ES_ERR_CANCELLED)
+        es_studio_say_status(s, "%.230s", err.text);
+    else if (!rc && advantage.replies)
+        es_studio_say_status(s, "%d pairs from the preference: the Experiences view has them; %.120s", added, advantage.reason);
+    else if (!rc)
+        es_studio_say_status(s, "%d pairs from the preference: the Experiences view has them; no corrections yet to measure it on", added);
+    pthread_mutex_lock(&s->lock);
+    s->stale |= added > 0;
+    pthread_mutex_unlock(&s->lock);
+    if (added)
+        es_studio_learn_dirty(s, false);
+    learning(s, ES_LEARN_IDLE, "%s", rc ? "" : "the preference is to be learned");
+    es_experiences_free(&pairs);
+    lessons_free(&in);
+}
+
+/* ---- a round ------------------------------------------------------------------------------------------------------------------- */
+
 static void round_of_learning(es_studio *s, bool restart)
 {
     lessons in;
@@ -410,6 +533,15 @@ static void round_of_learning(es_studio *s, bool restart)
     pthread_mutex_lock(&s->swap);
     uint64_t epoch = s->epoch;
     pthread_mutex_unlock(&s->swap);
+    pthread_mutex_lock(&s->lock);
+    es_method_kind k = s->method;
+    pthread_mutex_unlock(&s->lock);
+    if (k == ES_METHOD_NONE)
+        return;
+    if (k != ES_METHOD_FEATURES) {
+        round_of_method(s, k, epoch);
+        return;
+    }
     int rc = lessons_read(s, &in, &err);
     if (!rc && !in.e.n) {
         bool had;
@@ -583,6 +715,8 @@ void *es_studio_work_main(void *studio)
             round_of_learning(s, restart);
         else if (c->kind == ES_CMD_SUGGEST)
             suggest(s, c->a);
+        else if (c->kind == ES_CMD_PREFER)
+            prefer(s, c->text);
         else
             measure_again(s);
         es_studio_command_free(c);

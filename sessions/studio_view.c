@@ -236,6 +236,8 @@ es_view *es_studio_view(es_studio *s)
     memcpy(v->learning_text, s->learning_text, sizeof v->learning_text);
     v->adapter_on = s->adapter_on;
     v->snapshot = s->snapshot;
+    snprintf(v->method, sizeof v->method, "%s", es_method_name(s->method));
+    memcpy(v->method_text, s->method_text, sizeof v->method_text);
     v->job = keep(w, s->job, (size_t)s->n_job, sizeof *s->job);
     v->n_job = v->job ? s->n_job : 0;
     for (int i = 0; i < v->n_job; i++)

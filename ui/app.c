@@ -689,7 +689,11 @@ static void draw_status(es_ui *u)
         es_buf_printf(&s, "%.0f tok/s%s", v->tokens_per_second, gap);
     if (v->n_ctx > 0 && (u->w >= 100 || v->context_used > v->n_ctx / 2)) /* of interest when it runs out */
         es_buf_printf(&s, "ctx %d/%d%s", v->context_used, v->n_ctx, gap);
-    if (v->snapshot)
+    if (*v->method && strcmp(v->method, "features") && strcmp(v->method, "none"))
+        es_buf_printf(&s, "%s: %s", v->method, v->method_text);
+    else if (!strcmp(v->method, "none"))
+        es_buf_str(&s, "none: the base model");
+    else if (v->snapshot)
         es_buf_printf(&s, "adapter #%lld%s", (long long)v->snapshot, v->adapter_on ? "" : " off");
     else
         es_buf_str(&s, "base");

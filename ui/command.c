@@ -1,6 +1,8 @@
 /* The command line: one table makes a command work, complete, and show in the help. */
 #include "ui_internal.h"
 
+#include "method.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -169,6 +171,21 @@ static void run_adapter(es_ui *u, const char *a)
         ui_say(u, UI_BAD, ":adapter on or :adapter off");
 }
 
+static void run_method(es_ui *u, const char *a)
+{
+    if (*a)
+        es_studio_method(u->studio, a);
+    else if (*u->v->method_text)
+        ui_say(u, UI_PLAIN, "%s answers: %s", u->v->method, u->v->method_text);
+    else
+        ui_say(u, UI_PLAIN, "%s answers; Tab after :method lists the others", u->v->method);
+}
+
+static void run_prefer(es_ui *u, const char *a)
+{
+    es_studio_prefer(u->studio, a);
+}
+
 static void run_rollback(es_ui *u, const char *a)
 {
     char *end;
@@ -245,6 +262,13 @@ static void complete_basis(es_ui *u, const char *line, es_buf *out)
     free(l);
 }
 
+static void complete_method(es_ui *u, const char *line, es_buf *out)
+{
+    (void)u, (void)line;
+    for (int i = 0; i < ES_N_METHODS; i++)
+        add_line(out, "method ", es_method_name((es_method_kind)i));
+}
+
 static void complete_on_off(es_ui *u, const char *line, es_buf *out)
 {
     (void)u, (void)line;
@@ -293,9 +317,11 @@ static const command commands[] = {
     {"import-labels", "FILE", "take labels in from JSONL, all or none", run_import, NULL},
     {"jobs", "", "the Jobs view", run_jobs, NULL},
     {"learn", "", "a round of learning on what there is, now", run_learn, NULL},
+    {"method", "[NAME]", "which way of learning answers: features, context, lora, full, ...", run_method, complete_method},
     {"new", "", "a new chat; what was learned stays", run_new, NULL},
     {"new-basis", "NAME", "an empty basis, then in use", run_new_basis, NULL},
     {"pause", "", "learning waits", run_pause, NULL},
+    {"prefer", "TEXT", "learn a stated preference: /prefer be more direct", run_prefer, NULL},
     {"probe", "TEXT", "which features fire on a text", run_probe, NULL},
     {"quit", "", "leave", run_quit, NULL},
     {"regenerate", "", "drop the last reply and answer again", run_again, NULL},

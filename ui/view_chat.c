@@ -1,6 +1,8 @@
 /* Chat: the live model. Two modes, typing and keys, and the box to type in is always there. */
 #include "ui_internal.h"
 
+#include "method.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -533,7 +535,9 @@ static void note(es_ui *u, const es_turn *t, es_buf *out)
         es_buf_printf(out, "%s%s", out->len ? gap : "", state(u)->original ? "what the model said, before your correction" : "your correction");
     if (t->stopped && !t->streaming)
         es_buf_printf(out, "%sstopped", out->len ? gap : "");
-    if (t->snapshot && !t->streaming)
+    if (t->snapshot <= ES_BY_METHOD && !t->streaming)
+        es_buf_printf(out, "%sby %s", out->len ? gap : "", es_method_name((es_method_kind)(ES_BY_METHOD - t->snapshot)));
+    else if (t->snapshot && !t->streaming)
         es_buf_printf(out, "%sby adapter #%lld", out->len ? gap : "", (long long)t->snapshot);
 }
 

@@ -11,6 +11,7 @@
 #include <sqlite3.h>
 
 #include "dictionary.h"
+#include "method.h"
 #include "sessions.h"
 #include "support.h"
 
@@ -718,12 +719,114 @@ static void swap_storm(void **state)
     free(after);
 }
 
+static bool method_answers(const es_view *v) { return resting(v) && strstr(v->method_text, "experience") && strstr(v->learning_text, v->method); }
+static bool unknown_method(const es_view *v) { return strstr(v->status, "there is no method") != NULL; }
+static bool many_experiences(const es_view *v) { return v->n_experience > 2; }
+static bool white_prepared(const es_view *v) { return v->n_job > 1 && !v->job[v->n_job - 1].running && !strcmp(v->job[v->n_job - 1].kind, "inputs"); }
+
+/* Each method takes over from the same experience and hands back: features answers to the byte as before, the base model too. */
+static void methods(void **state)
+{
+    (void)state;
+    static const char *const NAMES[] = {"context", "lora", "full", "titans"};
+    es_studio *s = open_ready(fresh());
+    char *base_says = ask(s, "tell me something");
+    teach(s, "tell me something", "no");
+    char *features_say = ask(s, "tell me something");
+    es_studio_method(s, "sorcery");
+    es_view *v = WAIT(s, unknown_method);
+    assert_non_null(strstr(v->status, "titans"));
+    assert_string_equal(v->method, "features");
+    es_view_free(v);
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
+        es_studio_method(s, NAMES[i]);
+        v = WAIT(s, method_answers);
+        assert_string_equal(v->method, NAMES[i]);
+        assert_non_null(strstr(v->method_text, "1 experience"));
+        if (!i)
+            assert_non_null(strstr(v->method_text, "tokens of every prompt"));
+        es_view_free(v);
+        free(ask(s, "tell me something"));
+        v = es_studio_view(s);
+        assert_int_equal(v->turn[1].snapshot, ES_BY_METHOD - es_method_by_name(NAMES[i]));
+        es_view_free(v);
+    }
+    es_studio_compare(s, "tell me something");
+    v = WAIT(s, both_sides);
+    assert_string_equal(v->side[0].text, base_says);
+    assert_string_equal(v->side[1].title, "titans");
+    es_view_free(v);
+    es_studio_sides_close(s);
+    WAIT_FREE(s, no_side);
+    es_studio_method(s, "none");
+    char *now = ask(s, "tell me something");
+    assert_string_equal(now, base_says);
+    free(now);
+    es_studio_method(s, "features");
+    now = ask(s, "tell me something");
+    assert_string_equal(now, features_say);
+    v = es_studio_view(s);
+    assert_int_equal(v->n_snapshot, 1); /* there was nothing new to learn */
+    es_view_free(v);
+    free(now);
+    free(features_say);
+    free(base_says);
+    es_studio_close(s);
+}
+
+/* A preference becomes experiences that name it. White inputs are made once and kept; what is learned with them comes back after closing. */
+static void preferring(void **state)
+{
+    (void)state;
+    const char *path = fresh(), *neutral = test_path("neutral.jsonl");
+    FILE *f = fopen(neutral, "w");
+    for (int i = 0; i < 30; i++)
+        fprintf(f, "{\"text\":\"the cat sat on the mat %d and looked at the moon, and one two three four five six\"}\n"
+                   "{\"messages\":[{\"role\":\"user\",\"content\":\"what is it %d\"}],\"reply\":\"it is a thing of which many words can be said\"}\n", i, i);
+    fclose(f);
+    es_studio_options o = options(path);
+    o.neutral = neutral;
+    o.inputs = test_path("inputs%d", next_path);
+    es_studio *s = open_with(&o);
+    WAIT_FREE(s, white_prepared);
+    es_studio_prefer(s, " ");
+    WAIT_FREE(s, says);
+    es_studio_prefer(s, "say nothing but yes, whatever is asked, and say it twice");
+    es_view *v = WAIT(s, many_experiences);
+    for (int i = 0; i < v->n_experience; i++) {
+        const es_experience *e = &v->experience[i].e;
+        assert_non_null(strstr(e->source, "prefer: say nothing but yes"));
+        assert_string_not_equal(e->preferred, e->rejected);
+    }
+    es_view_free(v);
+    es_studio_close(s);
+
+    path = fresh();
+    o = options(path);
+    o.neutral = neutral;
+    o.inputs = test_path("inputs%d", next_path - 1);
+    s = open_with(&o);
+    WAIT_FREE(s, white_prepared);
+    teach(s, "tell me something", "no");
+    char *adapted = ask(s, "tell me something");
+    v = es_studio_view(s);
+    assert_true(*v->experience[0].reason);
+    es_view_free(v);
+    es_studio_close(s);
+    s = open_with(&o);
+    char *again = ask(s, "tell me something");
+    assert_string_equal(again, adapted);
+    free(again);
+    free(adapted);
+    es_studio_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening), cmocka_unit_test(saying), cmocka_unit_test(stopping), cmocka_unit_test(full_context), cmocka_unit_test(judging),
         cmocka_unit_test(learning), cmocka_unit_test(undo_leaves_alone), cmocka_unit_test(basis), cmocka_unit_test(steering_and_probing),
-        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(swap_storm),
+        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(methods), cmocka_unit_test(preferring), cmocka_unit_test(swap_storm),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
