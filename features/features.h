@@ -290,7 +290,8 @@ typedef struct es_neutral_text { /* a document; or, with messages, the reply to 
  * or it is silent in one and costs in the other (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
  * experience and while M is zero. At least as many tokens as the rank are needed. */
 int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err);
-/* Directions learned beforehand: adapters with fixed inputs and the same basis, band and rank, each with something learned. A step's
+/* Directions learned beforehand: adapters with the same fixed inputs, band and rank, each with something learned; of another basis, or of none,
+ * what this one can do of it counts. A step's
  * preconditioner becomes G^-1 + weight U (U^T G U)^-1 U^T, U their M's, G the metric: the experiences' agreement with a direction moves
  * the adapter along it `weight` times as readily as along anything else. one_sided: never below zero on any of them. Takes over the
  * directions' inputs A, so es_learner_whiten is not needed. Metric step only; before the first experience. */

@@ -153,12 +153,35 @@ void es_prior_free(es_prior *p)
     *p = (es_prior){0};
 }
 
-static bool same_shape(const es_adapter *a, const es_adapter *b)
+static bool same_sites(const es_adapter *a, const es_adapter *b)
 {
-    if (a->o.form != b->o.form || !a->o.fixed_inputs || !b->o.fixed_inputs || a->o.rank != b->o.rank || a->o.constrained != b->o.constrained ||
-        a->n_entry != b->n_entry || a->o.first_layer != b->o.first_layer || a->K != b->K || a->d != b->d || a->n_param != b->n_param)
-        return false;
-    return !a->K || !memcmp(a->D, b->D, (size_t)a->K * (size_t)a->d * sizeof *a->D);
+    return a->o.form == b->o.form && a->o.fixed_inputs && b->o.fixed_inputs && a->o.rank == b->o.rank && a->n_entry == b->n_entry &&
+           a->o.first_layer == b->o.first_layer && a->d == b->d && a->n_param - a->n_learned == b->n_param - b->n_learned;
+}
+
+static bool same_basis(const es_adapter *a, const es_adapter *b)
+{
+    return a->o.constrained == b->o.constrained && a->K == b->K && (!a->K || !memcmp(a->D, b->D, (size_t)a->K * (size_t)a->d * sizeof *a->D));
+}
+
+/* What b has learned in the parameters of l's adapter: as it is within the same basis, else the nearest that this basis can do,
+ * (D D^T + lambda I)^-1 D B. */
+static void translate(es_learner *l, const es_adapter *b, float *out)
+{
+    es_adapter *a = l->a;
+    size_t each = (size_t)a->d * (size_t)a->o.rank;
+    if (same_basis(a, b)) {
+        memcpy(out, b->param, a->n_learned * sizeof *out);
+        return;
+    }
+    for (int i = 0; i < a->n_entry; i++) {
+        if (a->o.constrained)
+            l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->d, 1, a->D, a->d, b->entry[i].full, a->o.rank, 0, out + a->entry[i].b, a->o.rank);
+        else
+            memcpy(out + a->entry[i].b, b->entry[i].full, each * sizeof *out);
+    }
+    if (a->o.constrained)
+        inverse_metric(l, out, out);
 }
 
 static int take_direction(es_learner *l, int i, const es_direction *from, es_error *err)
@@ -168,18 +191,19 @@ static int take_direction(es_learner *l, int i, const es_direction *from, es_err
     size_t n = l->a->n_learned, n_a = l->a->n_param - n;
     float *unit = p->unit + (size_t)i * n, *dual = p->dual + (size_t)i * n;
     snprintf(p->name[i], sizeof p->name[i], "%s", from->name);
-    if (!same_shape(l->a, b))
-        return es_fail(err, ES_ERR_MISMATCH, "direction %s was learned within another basis, band or rank, or without fixed inputs", from->name);
-    if (i && memcmp(b->param + n, l->a->param + n, n_a * sizeof *b->param))
+    if (!same_sites(l->a, b))
+        return es_fail(err, ES_ERR_MISMATCH, "direction %s was learned at another rank, in another band, or without fixed inputs", from->name);
+    if (i && memcmp(b->param + b->n_learned, l->a->param + n, n_a * sizeof *b->param))
         return es_fail(err, ES_ERR_MISMATCH, "directions %s and %s have other fixed inputs: learn them from the same ones", p->name[0], from->name);
     if (!i)
-        memcpy(l->a->param + n, b->param + n, n_a * sizeof *b->param);
-    int rc = metric(l, b->param, dual, err);
-    double square = rc ? 0 : dot(b->param, dual, n);
+        memcpy(l->a->param + n, b->param + b->n_learned, n_a * sizeof *b->param);
+    translate(l, b, unit);
+    int rc = metric(l, unit, dual, err);
+    double square = rc ? 0 : dot(unit, dual, n);
     if (!rc && !(square > 0 && isfinite(square)))
         rc = es_fail(err, ES_ERR_USAGE, "direction %s has learned nothing", from->name);
     for (size_t j = 0; !rc && j < n; j++) {
-        unit[j] = (float)(b->param[j] / sqrt(square));
+        unit[j] = (float)(unit[j] / sqrt(square));
         dual[j] = (float)(dual[j] / sqrt(square));
     }
     return rc;

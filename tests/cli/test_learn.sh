@@ -95,7 +95,7 @@ want 0 adapt --basis brief --experiences mixed.jsonl --prior terse.safetensors -
 grep -q '"direction": *"terse.safetensors"' out || fail "adapt --prior does not say how far it went along the direction"
 [ "$(grep -c '"experience"' out)" -eq 3 ] || fail "adapt says nothing of its experiences"
 refused 2 "white inputs" adapt --adam --basis brief --experiences pairs.jsonl --prior terse.safetensors --out x.safetensors "${d[@]}"
-refused 1 "another basis, band or rank" adapt --basis brief@1 --experiences pairs.jsonl --prior bias.safetensors --out x.safetensors "${d[@]}"
+refused 1 "without fixed inputs" adapt --basis brief@1 --experiences pairs.jsonl --prior bias.safetensors --out x.safetensors "${d[@]}"
 want 0 adapt --unconstrained --experiences pairs.jsonl --steps 2 --out plain.safetensors --force "${d[@]}" --quiet
 refused 1 "not constrained" drift plain.safetensors "${d[@]}"
 refused 1 "base model is in use" drift "${d[@]}"

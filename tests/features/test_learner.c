@@ -554,6 +554,33 @@ static void prior(void **state)
     assert_true(worst < 1e-3 * fabs(along));
     assert_true(fabs(after * after - (before * before + (10 + 25) * along * along)) < 0.02 * after * after);
 
+    /* a direction of another basis: one that holds this one's features and others. Projected, it is this one's again but for lambda */
+    es_basis wide = fix_basis(28, 100);
+    es_adapter *other = NULL;
+    assert_ok(es_adapter_new(&other, model, dictionary, &wide, &ao, &err), &err);
+    memcpy(other->param + other->n_learned, first->param + n, n_a * sizeof *first->param);
+    for (int i = 0; i < a->n_entry; i++)
+        memcpy(other->param + other->entry[i].b, first->param + first->entry[i].b, 20 * 3 * sizeof *first->param);
+    es_adapter_refresh(other);
+    es_learner *l2 = NULL;
+    es_adapter *a2 = NULL;
+    es_direction both[] = {{"terse", first}, {"wide", other}};
+    o.metric_lambda = 1e-4;
+    assert_ok(es_adapter_new(&a2, model, dictionary, &b, &ao, &err), &err);
+    assert_ok(es_learner_open(&l2, model, dictionary, a2, &o, &err), &err);
+    assert_ok(es_learner_prior(l2, both, 2, 5, false, &err), &err);
+    double apart = 0, longest = 0;
+    for (size_t i = 0; i < n; i++) {
+        apart = fmax(apart, fabs(l2->prior.unit[i] - l2->prior.unit[n + i]));
+        longest = fmax(longest, fabs(l2->prior.unit[i]));
+    }
+    assert_true(apart < 0.02 * longest);
+    es_learner_free(l2);
+    es_adapter_free(a2);
+    es_adapter_free(other);
+    es_basis_free(&wide);
+    o.metric_lambda = es_learner_default(ES_FORM_LORA).metric_lambda;
+
     /* the same experiences move the adapter along the direction, and nearly nowhere else */
     for (int i = 0; i < 3; i++)
         assert_ok(es_learner_add(l, &three.item[i], NULL, &err), &err);
