@@ -1,5 +1,5 @@
 /* bench: rates of the program's own work on this machine. Random tokens: no rate here depends on what they mean. */
-#include "app.h"
+#include "cmd_bench.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -223,32 +223,47 @@ static int dictionary(bench *b, const char *folder, es_error *err)
 int cmd_bench(int argc, char **argv)
 {
     bench b = {.repeat = 5, .prompt = 512, .tokens = 64};
-    const char *only = NULL;
+    const char *only = NULL, *against = NULL, *python = NULL, *model_hf = NULL;
     const opt table[] = {
         {"repeat", "N", OPT_INT, &b.repeat, 1, MAX_REPEAT, "runs of each; the median counts (default 5)", NULL},
         {"prompt", "N", OPT_INT, &b.prompt, 1, 4096, "tokens of the prompt (default 512)", NULL},
         {"tokens", "N", OPT_INT, &b.tokens, 1, 4096, "tokens decoded after it (default 64)", NULL},
         {"only", "NAME", OPT_TEXT, &only, 0, 0, "chat, encode, adapt or dictionary", NULL},
+        {"against", "PEER", OPT_TEXT, &against, 0, 0, "peft: instead of all this, a learning step on 4 x 256 tokens beside PEFT's", NULL},
+        {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with torch, transformers, peft and gguf (default python3)", NULL},
+        {"model-hf", "DIR", OPT_TEXT, &model_hf, 0, 0, "the model for PEFT, as transformers saves it (default: the GGUF file)", NULL},
         {0},
     };
     static const command_help help = {"bench", "", "How fast this machine prefills, decodes, encodes, adapts and trains dictionaries: medians, with the range. What needs a\n"
-                                      "dictionary is left out where there is none.",
-                                      "  espalier bench\n  espalier bench --only chat --repeat 9 --json", 0, 0};
+                                      "dictionary is left out where there is none. With --against, seconds of a step on the same tokens, the two in turns.",
+                                      "  espalier bench\n  espalier bench --only chat --repeat 9 --json\n"
+                                      "  espalier bench --against peft --python venv/bin/python", 0, 0};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
     if (only && strcmp(only, "chat") && strcmp(only, "encode") && strcmp(only, "adapt") && strcmp(only, "dictionary"))
         return opts_usage_error("bench", "--only is chat, encode, adapt or dictionary, not '%s'", only);
+    if (against && strcmp(against, "peft"))
+        return opts_usage_error("bench", "--against is peft, not '%s'", against);
+    if (against && only)
+        return opts_usage_error("bench", "--only and --against do not go together");
+    if (!against && (python || model_hf))
+        return opts_usage_error("bench", "%s is for --against peft", python ? "--python" : "--model-hf");
     es_error err = {0}, missing = {0};
     b.all = json_object();
     es_rng_seed(&b.rng, 1);
     rc = app_model(&b.m, &err);
-    if (rc == ES_OK && b.prompt + b.tokens > es_model_get_info(b.m)->n_ctx)
+    if (against) {
+        rc = rc ? rc : app_features_open(&b.f, b.m, &err);
+        rc = rc ? rc : bench_against_peft(b.m, &b.f, python ? python : "python3", model_hf, b.repeat, b.all, &err);
+    }
+    if (rc == ES_OK && !against && b.prompt + b.tokens > es_model_get_info(b.m)->n_ctx)
         rc = es_fail(&err, ES_ERR_LIMIT, "%d tokens are more than the model's context of %d", b.prompt + b.tokens, es_model_get_info(b.m)->n_ctx);
-    if (rc == ES_OK && (!only || !strcmp(only, "chat")))
+    bool own = !against;
+    if (rc == ES_OK && own && (!only || !strcmp(only, "chat")))
         rc = prefill_and_decode(&b, &err);
-    bool needs = !only || !strcmp(only, "encode") || !strcmp(only, "adapt");
+    bool needs = own && (!only || !strcmp(only, "encode") || !strcmp(only, "adapt"));
     if (rc == ES_OK && needs) {
         int got = app_features_open(&b.f, b.m, &missing);
         if (got != ES_OK && (only || got != ES_ERR_MISSING)) {
@@ -256,11 +271,11 @@ int cmd_bench(int argc, char **argv)
             rc = got;
         }
     }
-    if (rc == ES_OK && b.f.dictionary && (!only || !strcmp(only, "encode")))
+    if (rc == ES_OK && needs && b.f.dictionary && (!only || !strcmp(only, "encode")))
         rc = encode(&b, &err);
-    if (rc == ES_OK && b.f.dictionary && (!only || !strcmp(only, "adapt")))
+    if (rc == ES_OK && needs && b.f.dictionary && (!only || !strcmp(only, "adapt")))
         rc = adaptation(&b, &err);
-    if (rc == ES_OK && (!only || !strcmp(only, "dictionary"))) {
+    if (rc == ES_OK && own && (!only || !strcmp(only, "dictionary"))) {
         char folder[] = "/tmp/espalier-bench-XXXXXX";
         if (!mkdtemp(folder))
             rc = es_fail(&err, ES_ERR_IO, "cannot make a folder in /tmp");

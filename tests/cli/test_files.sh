@@ -61,3 +61,10 @@ printf x >"$work/file"; refused 1 "file" label export "${d[@]}" --home "$work/fi
 # Output that cannot be written
 want 0 basis new b 1 2 "${d[@]}"
 refused 1 "none/deep" basis export b none/deep/b.json "${d[@]}"
+
+# bench --against: the other side is not there, is no Python, lacks its packages.
+peft() { refused 1 "$1" bench --against peft --python "$2" --model tiny.gguf --dictionary dict --quiet; }
+peft "cannot run './no-such-python': No such file or directory; name with --python" ./no-such-python
+peft "ended without an answer (exit 1)" false
+printf '#!/bin/sh\nexec python3 -I -S "$@"\n' >bare && chmod +x bare
+peft "this Python needs: pip install torch transformers peft gguf" ./bare
