@@ -11,7 +11,7 @@ with open("task.jsonl", "w") as f:
     for i in range(20):
         print(json.dumps({"messages": [{"role": "user", "content": f"say {i}"}], "preferred": f"short {i}", "rejected": f"a much longer answer than {i}"}), file=f)
 with open("neutral.jsonl", "w") as f:
-    for i in range(9):
+    for i in range(90):
         print(json.dumps({"text": "the world is old and the house is new"} if i % 2 else {"messages": [{"role": "user", "content": "say so"}], "reply": "it is so"}), file=f)
 PY
 small=(--held-out 4 --dev 2 --neutral neutral.jsonl --neutral-tokens 20 --chat-tokens 6 --experiences 2,4 --orders 2 --at 1,2 --choices 2 --behaviour 2 --behaviour-tokens 4
@@ -30,6 +30,22 @@ want 0 "${run[@]}" --work w.jsonl
 grep -q '| task | 4 | 50 % shuffle | `loose` |' out || fail "the table"
 want 0 eval adapt --table --work w.jsonl --json
 is 'len(v["rows"]) == 32' out || fail "--table"
+
+# A basis with the direction of other pairs: every experience decided about, garbage marked, and the same weighting for a method without gradients of each
+want 0 eval adapt --task task.jsonl --methods curated=features,lora-weighed=lora "${small[@]}" "${d[@]}" --set all.basis_pairs=4 --set curated.rank=4 --set curated.basis_size=8 \
+  --set lora-weighed.rank=2 --set lora-weighed.basis_size=8 --garbage 0.5 --work c.jsonl --json --experiences 4 --orders 1
+is 'len(v["rows"]) == 2' out || fail "weighed rows"
+python3 - <<'PY' || fail "decisions"
+import json
+runs = [r for r in map(json.loads, open("c.jsonl")) if r.get("is") == "run"]
+seen = [d for r in runs if r["method"] == "curated" for d in r["decisions"]]
+assert len(seen) == 4 and sum(d["garbage"] for d in seen) == 2
+assert all(0 <= d["weight"] <= 1 and -1.001 <= d["agreement"] <= 1.001 for d in seen)
+bad = [d["agreement"] for d in seen if d["garbage"]]; good = [d["agreement"] for d in seen if not d["garbage"]]
+assert max(bad) < min(good), seen # swapped ones point the other way
+PY
+refused 1 "prior needs white inputs" eval adapt --task task.jsonl --methods features --set features.prior=1 --work x.jsonl "${d[@]}" "${small[@]}"
+refused 1 "weighed by a prior" eval adapt --task task.jsonl --methods lora --set lora.weighting=1 --work x.jsonl "${d[@]}" "${small[@]}"
 
 refused 1 "no task nonsense" eval adapt --task nonsense --methods none --work w.jsonl "${d[@]}" "${small[@]}"
 ESPALIER_DATA=/nowhere refused 1 "/nowhere/tasks/nonsense.jsonl" eval adapt --task nonsense --methods none --work w.jsonl "${d[@]}" "${small[@]}"
