@@ -30,7 +30,7 @@ _espalier() {
         "drift "*) choices+=" --top" ;;
         "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;
         "eval neutral"*) choices+=" --text --adapter --limit" ;;
-        "eval adapt"*) choices+=" --task --methods --set --experiences --garbage --garbage-kind --orders --grid --work --table --plot --compare --at --harm --sweep-tasks --basis-pairs --signs --neutral --neutral-tokens --chat-tokens --choices --choice-orders --choice-file --behaviour --behaviour-orders --behaviour-tokens --max-reply --max-prompt --held-out --dev --data --seed" ;;
+        "eval adapt"*) choices+=" --task --methods --set --experiences --garbage --garbage-kind --orders --grid --work --table --plot --compare --at --harm --sweep-tasks --basis-pairs --signs --neutral --neutral-tokens --chat-tokens --choices --choice-orders --choice-file --behaviour --behaviour-orders --behaviour-tokens --max-reply --max-prompt --held-out --dev --teacher --data --seed" ;;
         "eval sequence"*) choices+=" --task --methods --set --experiences --steps --orders --basis-pairs --signs --neutral --work --table --data --seed" ;;
         "eval readable"*) choices+=" --task --learn --steps --size --basis-pairs --signs --top" ;;
         "export "*) choices+=" --to" ;;

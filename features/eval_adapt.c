@@ -32,6 +32,7 @@ typedef struct evaluation {
     int *choice_tokens;
     json_t *done;              /* key -> line */
     char hashes[40];           /* of model and dictionary */
+    char teacher[65];          /* hash of distil's own, or "" */
     double at, total;          /* runs */
     int max_reserve;
     es_inputs *inputs;         /* white on the dev third's documents and replies, of the largest rank asked for */
@@ -405,6 +406,8 @@ static void key_of(const evaluation *v, const run *r, es_buf *out)
     es_buf_printf(out, " cut%d+%d neutral%d+%d reserve%d seed%llu %s ", o->max_prompt, o->max_reply, o->raw_tokens, o->chat_tokens, v->max_reserve,
                   (unsigned long long)o->seed, v->hashes);
     es_eval_spec_text(r->spec, out);
+    if (r->spec->kind == ES_METHOD_DISTIL && *v->teacher)
+        es_buf_printf(out, " teacher=%.12s", v->teacher);
 }
 
 static void say(evaluation *v, const run *r, double part)
@@ -473,6 +476,7 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
     mo.s = v->s;
     mo.a = v->a;
     mo.rate = r->rate;
+    mo.teacher = r->spec->kind == ES_METHOD_DISTIL ? o->teacher : NULL;
     mo.threads = o->threads;
     mo.seed = r->spec->o.seed + (uint64_t)(r->order + 1);
     if (!rc && v->white_rank > 0) {
@@ -737,6 +741,8 @@ int es_eval_adapt(es_model *m, const es_dictionary *s, const es_atlas *a, const 
     rc = rc ? rc : es_model_hash(m, hash, err);
     if (!rc)
         snprintf(v.hashes, sizeof v.hashes, "%.12s/%.12s", hash, s ? es_dictionary_get_info(s)->hash : "-");
+    if (!rc && o->teacher)
+        rc = es_model_hash(o->teacher, v.teacher, err);
     rc = rc ? rc : es_work_load(v.done, o->work, err);
     v.total = count_runs(o);
     for (int t = 0; !rc && t < o->n_task; t++) {

@@ -97,6 +97,7 @@ typedef struct es_eval_options {
     int choice_orders, behaviour_orders; /* ... and in so many orders; behaviour likewise */
     int behaviour_replies, behaviour_tokens;
     int max_prompt, max_reply;           /* of measured pairs */
+    es_model *teacher;                   /* distil: another model with the same tokenizer; NULL: the model itself with the experiences in its context */
     int threads;
     uint64_t seed;
     const char *work;                    /* JSONL, made when it is not there */

@@ -163,7 +163,7 @@ static void usual_options(es_eval_spec *s)
 /* ---- the command ---------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct asked { /* what the command line says, as texts */
-    const char *tasks, *methods, *garbage, *kinds, *compare, *sweep, *work, *plot, *neutral, *choices;
+    const char *tasks, *methods, *garbage, *kinds, *compare, *sweep, *work, *plot, *neutral, *choices, *teacher;
     opt_ints sizes, at;
     opt_texts set;
     int basis_pairs, batch; /* batch: the grid's, 0: none */
@@ -394,6 +394,7 @@ int eval_adapt(int argc, char **argv)
         {"max-prompt", "N", OPT_INT, &o.max_prompt, 1, 65536, "tokens of a prompt that are kept (default 64)", &prompt_given},
         {"held-out", "N", OPT_INT, &split.held_out, 1, 100000, "pairs held out of a file that names no sets (default 40)", NULL},
         {"dev", "N", OPT_INT, &split.dev, 1, 100000, "and kept to choose on (default 16)", NULL},
+        {"teacher", "FILE.gguf", OPT_TEXT, &a.teacher, 0, 0, "distil: a second model with the same tokenizer (default: the model itself with the experiences in its context)", NULL},
         {"data", "DIR", OPT_TEXT, &the_app.data_option, 0, 0, "folder whose tasks/ holds tasks that cannot come with the program (default: ESPALIER_DATA)", NULL},
         {"seed", "S", OPT_COUNT, &o.seed, 0, 1e12, "of splits and draws (default 1)", NULL},
         {0},
@@ -459,6 +460,8 @@ int eval_adapt(int argc, char **argv)
         if (rc == ES_ERR_MISSING) /* methods that need one say so */
             rc = ES_OK;
     }
+    if (!rc && a.teacher)
+        rc = es_model_open(&o.teacher, a.teacher, &err);
     o.neutral = texts.item;
     o.n_neutral = texts.n;
     o.choice = items.item;
@@ -484,6 +487,7 @@ int eval_adapt(int argc, char **argv)
     json_decref(items.keep);
     es_neutral_texts_free(&texts);
     app_features_close(&f);
+    es_model_free(o.teacher);
     es_model_free(m);
     return code;
 }

@@ -152,12 +152,57 @@ static void the_method_steps(void **state)
     es_method_free(m);
 }
 
+/* A second model teaches: after some steps the student's own samples are nearer to what it would say. One with another tokenizer is refused. */
+static void a_second_model_teaches(void **state)
+{
+    (void)state;
+    es_error err;
+    tiny_options other = tiny_default();
+    other.seed = 7;
+    es_model *teacher = open_tiny(&other);
+    es_method_options o = es_method_default(ES_METHOD_DISTIL);
+    o.teacher = teacher;
+    o.threads = 1;
+    o.max_new = 16;
+    o.rank = 16;
+    o.rate = 0.03;
+    for (es_distil_loss k = ES_DISTIL_TOP; k <= ES_DISTIL_FULL; k++) { /* the sampled loss is too noisy for so few steps */
+        es_method *m;
+        es_step_report r;
+        double first = 0, last = 0;
+        o.distil_loss = k;
+        assert_ok(es_method_open(&m, ES_METHOD_DISTIL, model, &o, &err), &err);
+        for (int i = 0; i < 120; i++) {
+            assert_ok(es_method_step(m, &r, NULL, &err), &err);
+            first += i < 4 ? r.loss / 4 : 0;
+            last += i >= 116 ? r.loss / 4 : 0;
+        }
+        if (!(first > 0 && last < 0.9 * first))
+            fail_msg("%s: the loss went from %g to %g", es_distil_name(k), first, last);
+        es_method_free(m);
+    }
+    es_model_free(teacher);
+
+    tiny_file *f = tiny_build(NULL);
+    const char *path = test_path("other-tokens.gguf");
+    tiny_set_entry(f, "tokenizer.ggml.tokens", 4, "\xc4\x82", 2); /* bytes 1 and 2 change places */
+    tiny_set_entry(f, "tokenizer.ggml.tokens", 5, "\xc4\x81", 2);
+    tiny_write(path, f);
+    tiny_free(f);
+    assert_ok(es_model_open(&teacher, path, &err), &err);
+    es_teacher *t;
+    es_teacher_options to = {.model = teacher, .max_prompt = 64, .max_reply = 32, .masked = -1, .threads = 1};
+    assert_int_equal(es_teacher_open(&t, model, &to, &err), ES_ERR_MISMATCH);
+    es_model_free(teacher);
+}
+
 int main(void)
 {
     model = open_tiny(NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_have_their_gradients), cmocka_unit_test(the_sampled_gradient_is_unbiased), cmocka_unit_test(first_tokens_are_masked),
         cmocka_unit_test(advantage_is_required),       cmocka_unit_test(the_method_steps),
+        cmocka_unit_test(a_second_model_teaches),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     es_model_free(model);
