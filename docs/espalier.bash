@@ -32,7 +32,7 @@ _espalier() {
         "eval neutral"*) choices+=" --text --adapter --limit" ;;
         "eval adapt"*) choices+=" --task --methods --set --experiences --garbage --garbage-kind --orders --grid --work --table --plot --compare --at --harm --sweep-tasks --basis-pairs --signs --neutral --neutral-tokens --chat-tokens --choices --choice-orders --choice-file --behaviour --behaviour-orders --behaviour-tokens --max-reply --max-prompt --held-out --dev --teacher --data --seed" ;;
         "eval sequence"*) choices+=" --task --methods --set --experiences --steps --orders --basis-pairs --signs --neutral --work --table --data --seed" ;;
-        "eval readable"*) choices+=" --task --learn --steps --size --basis-pairs --signs --top" ;;
+        "eval readable"*) choices+=" --task --learn --steps --size --basis-pairs --signs --directions --top" ;;
         "export "*) choices+=" --to" ;;
         "harvest "*) choices+=" --layers --out --tokens --context --seed --with-first" ;;
         "train "*) choices+=" --layer --out --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --checkpoint --seed --f32" ;;

@@ -142,6 +142,76 @@ static int learn_task(es_adapter **out, es_model *m, const app_features *f, cons
     return rc;
 }
 
+/* The direction that each task's `other` last pairs ask for, free of any basis; their learning pairs are others. */
+static int learn_directions(es_direction *out, es_model *m, const app_features *f, const es_inputs *inputs, const tasks *ts, int other, es_progress *progress,
+                            es_error *err)
+{
+    es_method_options o = es_method_default(ES_METHOD_FREE);
+    int rc = ES_OK;
+    o.s = f->dictionary;
+    o.inputs = inputs;
+    o.max_prompt = o.max_reply = 64;
+    o.threads = the_app.threads;
+    for (int i = 0; !rc && i < ts->n; i++) {
+        const es_experiences *pool = &ts->item[i].pool;
+        es_experiences e = {0};
+        es_adapter *a = NULL;
+        char what[96];
+        snprintf(what, sizeof what, "direction of %s", ts->item[i].name);
+        es_progress_report(progress, what, i, ts->n, "tasks");
+        if (other > pool->n)
+            rc = es_fail(err, ES_ERR_USAGE, "%s: the pool has %d pairs", ts->item[i].name, pool->n);
+        for (int k = 0; !rc && k < other; k++)
+            rc = es_experience_copy(&e, &pool->item[pool->n - 1 - k], err);
+        rc = rc ? rc : es_direction_learn(&a, ES_METHOD_FREE, m, &o, &e, &app_cancel, err);
+        out[i] = (es_direction){ts->item[i].name, a};
+        es_experiences_free(&e);
+    }
+    return rc;
+}
+
+/* A task's first n pairs within a basis of their own, all directions as its prior: score[] is how far the adapter went along each. */
+static int learn_along(es_model *m, const app_features *f, const es_inputs *inputs, const es_direction *direction, const tasks *ts, int task, int n, int steps, int size,
+                       double *score, es_error *err)
+{
+    const es_task *t = &ts->item[task];
+    es_experiences e = {0};
+    es_basis basis = {0};
+    es_adapter *a = NULL;
+    es_learner *l = NULL;
+    es_adapter_options ao = es_adapter_default(f->dictionary, m);
+    es_learner_options lo = es_learner_white();
+    int rc = ES_OK;
+    for (int i = 0; !rc && i < n; i++)
+        rc = es_experience_copy(&e, &t->pool.item[i], err);
+    float *gradient = es_calloc((size_t)n, (size_t)es_model_get_info(m)->d_model * sizeof *gradient);
+    es_progress quiet = {.cancel = &app_cancel};
+    ao.fixed_inputs = true;
+    ao.rank = es_inputs_rank(inputs);
+    lo.threads = the_app.threads;
+    lo.hold_out = lo.enough = lo.kappa = lo.rho = 0;
+    lo.max_prompt = lo.max_reply = 64;
+    rc = rc ? rc : gradient ? es_attribute(m, f->dictionary, &e, the_app.threads, gradient, &quiet, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    rc = rc ? rc : es_basis_suggest(&basis, m, f->dictionary, f->atlas, gradient, n, size, false, NULL, err);
+    rc = rc ? rc : es_adapter_new(&a, m, f->dictionary, &basis, &ao, err);
+    rc = rc ? rc : es_learner_open(&l, m, f->dictionary, a, &lo, err);
+    rc = rc ? rc : es_learner_prior(l, direction, ts->n, 10, false, err);
+    for (int i = 0; !rc && i < n; i++)
+        rc = es_learner_add(l, &e.item[i], &app_cancel, err);
+    for (int i = 0; !rc && i < steps; i++) {
+        es_step_report r;
+        rc = es_learner_step(l, &r, &app_cancel, err);
+    }
+    if (!rc)
+        es_learner_amplitudes(l, score);
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_basis_free(&basis);
+    es_experiences_free(&e);
+    free(gradient);
+    return rc;
+}
+
 static void show_ranking(json_t *out, const char *name, const char *truth, const tasks *ts, const double *score, int *right)
 {
     int order[MAX_TASKS], place = 0;
@@ -161,7 +231,7 @@ static void show_ranking(json_t *out, const char *name, const char *truth, const
         place = truth && !strcmp(task, truth) ? i + 1 : place;
         json_array_append_new(ranking, json_pack("{s:s,s:f}", "task", task, "score", score[order[i]]));
         if (!the_app.json)
-            printf("  %d  %-14s %+.2f%s\n", i + 1, task, score[order[i]], truth && !strcmp(task, truth) ? "  <- trained" : "");
+            printf("  %d  %-14s %+.4f%s\n", i + 1, task, score[order[i]], truth && !strcmp(task, truth) ? "  <- trained" : "");
     }
     *right += place == 1;
     json_t *line = json_pack("{s:s,s:o}", "adapter", name, "ranking", ranking);
@@ -173,7 +243,7 @@ static void show_ranking(json_t *out, const char *name, const char *truth, const
 int eval_readable(int argc, char **argv)
 {
     const char *names = "brevity,politeness,directness,formality,typehints,snakecase,guards";
-    int learn = 0, steps = 8, size = 64, other = 0, top = 20;
+    int learn = 0, steps = 8, size = 64, other = 0, top = 20, along = 0;
     bool signs = false;
     const opt table[] = {
         {"task", "T,T", OPT_TEXT, &names, 0, 0, "tasks to rank (default: the seven that come with the program)", NULL},
@@ -182,6 +252,7 @@ int eval_readable(int argc, char **argv)
         {"size", "K", OPT_INT, &size, 1, 65536, "with --learn: features in the basis (default 64)", NULL},
         {"basis-pairs", "N", OPT_INT, &other, 1, 100000, "with --learn: choose the basis on so many other pairs", NULL},
         {"signs", NULL, OPT_FLAG, &signs, 0, 0, "with --learn: one-sided bounds", NULL},
+        {"directions", "N", OPT_INT, &along, 1, 100000, "with --learn: every adapter has the directions of all tasks, learned on so many other pairs of each, and is read by how far it went along each", NULL},
         {"top", "N", OPT_INT, &top, 1, 65536, "coefficients that the reader sees (default 20)", NULL},
         {0},
     };
@@ -189,13 +260,17 @@ int eval_readable(int argc, char **argv)
         "eval readable", "[ADAPTER...]",
         "Ranks tasks by how well the labels and promoted tokens of an adapter's most moved features match them: what a reader of the coefficient\n"
         "table could tell of the trait. 0 is chance, 1 its spread. With --json: [{\"adapter\",\"ranking\":[{\"task\",\"score\"}],\"place\"}].",
-        "  espalier eval readable brief.safetensors\n  espalier eval readable --learn 32 --json", 0, -1};
+        "  espalier eval readable brief.safetensors\n  espalier eval readable --learn 32 --json\n  espalier eval readable --learn 8 --directions 64 --steps 2", 0, -1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
     if (!n == !learn)
         return opts_usage_error("eval readable", "adapters, or --learn N, are wanted");
+    if (along && !learn)
+        return opts_usage_error("eval readable", "--directions is for --learn");
+    es_direction direction[MAX_TASKS] = {0};
+    es_inputs *inputs = NULL;
     es_error err = {0};
     es_model *m = NULL;
     app_features f = {0};
@@ -213,11 +288,25 @@ int eval_readable(int argc, char **argv)
         rc = tables_open(&t, &f, m, labels, &err);
     }
     es_progress progress = app_progress();
+    if (!rc && along) {
+        for (int i = 0; !rc && i < ts.n; i++)
+            if (learn + along > ts.item[i].pool.n)
+                rc = es_fail(&err, ES_ERR_USAGE, "%s: the pool has %d pairs", ts.item[i].name, ts.item[i].pool.n);
+        rc = rc ? rc : app_inputs(&inputs, &f, m, ES_WHITE_RANK, &err);
+        rc = rc ? rc : learn_directions(direction, m, &f, inputs, &ts, along, &progress, &err);
+    }
     for (int i = 0; !rc && i < (learn ? ts.n : n); i++) {
         es_adapter *a = NULL;
         app_features own = {0};
         if (learn)
             es_progress_report(&progress, ts.item[i].name, i, ts.n, "tasks");
+        if (along) {
+            rc = learn_along(m, &f, inputs, direction, &ts, i, learn, steps, size, score, &err);
+            app_progress_end();
+            if (!rc)
+                show_ranking(out, ts.item[i].name, ts.item[i].name, &ts, score, &right);
+            continue;
+        }
         rc = learn ? learn_task(&a, m, &f, &ts.item[i], learn, other, steps, size, signs, &err) : app_adapter(&a, &own, m, argv[1 + i], &err);
         if (!rc && own.dictionary && strcmp(own.hash, f.hash))
             rc = es_fail(&err, ES_ERR_MISMATCH, "%s: made in another dictionary (%.12s, not %.12s)", argv[1 + i], own.hash, f.hash);
@@ -240,6 +329,9 @@ int eval_readable(int argc, char **argv)
         code = app_flush();
     }
     json_decref(out);
+    for (int i = 0; i < ts.n; i++)
+        es_adapter_free((es_adapter *)direction[i].adapter);
+    es_inputs_free(inputs);
     tables_close(&t);
     app_labels_free(labels, f.n);
     tasks_close(&ts);

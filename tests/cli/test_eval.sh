@@ -64,6 +64,9 @@ want 0 eval sequence --task politeness,guards --methods loose=free --set loose.r
 is '[r["task"] for r in v["rows"]] == ["politeness", "guards"] and all(r["margin_undone"] is not None for r in v["rows"])' out || fail "eval sequence"
 want 0 eval readable --learn 2 --steps 1 --size 4 --task politeness,guards "${d[@]}" --quiet --json
 is 'len(v) == 2 and v[0]["place"] in (1, 2)' out || fail "eval readable --learn"
+want 0 eval readable --learn 2 --steps 1 --size 8 --directions 4 --task politeness,guards "${d[@]}" --quiet --json
+is 'len(v) == 2 and all(len(x["ranking"]) == 2 for x in v)' out || fail "eval readable --directions"
+refused 2 "--learn" eval readable --directions 4 a.safetensors
 want 0 basis new brief --suggest pairs.jsonl --size 8 "${d[@]}" --quiet
 want 0 adapt --basis brief --experiences pairs.jsonl --steps 2 --out a.safetensors "${d[@]}" --quiet
 want 0 eval readable a.safetensors "${d[@]}" --json
