@@ -240,6 +240,54 @@ static void test_matmul(void **state)
     }
 }
 
+/* Products on bfloat16: within what rounding both sides to 8 bits gives, whatever the shape; few tokens are exact. */
+static void check_matmul_half(es_type type, int N, int K, int T)
+{
+    const es_kernels *half = es_kernels_half();
+    es_weight w = random_weight(type, N, K);
+    size_t nx = (size_t)T * (size_t)K, ny = (size_t)T * (size_t)N;
+    float *x = noise(nx, 1), *dy = noise(ny, 1), *y0 = noise(ny, 1), *dx0 = noise(nx, 1);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        float *want = copy(y0, ny), *want_dx = copy(dx0, nx), *y = copy(y0, ny), *dx = copy(dx0, nx);
+        char what[96];
+        snprintf(what, sizeof what, "bfloat16 matmul %s N %d K %d T %d", es_type_get((int)type)->name, N, K, T);
+        ref->matmul(NULL, &w, x, T, want, accumulate, true);
+        ref->matmul_back(NULL, &w, dy, T, want_dx, accumulate);
+        double bound = T < 32 ? 3e-6 : 4e-3;
+        half->matmul(pool, &w, x, T, y, accumulate, true);
+        near_to(what, y, want, ny, bound);
+        half->matmul_back(pool, &w, dy, T, dx, accumulate);
+        near_to(what, dx, want_dx, nx, bound);
+        free(want), free(want_dx), free(y), free(dx);
+    }
+    free(x), free(dy), free(y0), free(dx0);
+    free_weight(&w);
+}
+
+static void test_matmul_half(void **state)
+{
+    (void)state;
+    static const int ts[] = {31, 32, 47, 130}, ns[] = {2, 31, 34, 70, 300, 520};
+    for (int i = 0; i < LENGTH(types); i++) {
+        int block = es_type_get((int)types[i])->block;
+        for (int t = 0; t < LENGTH(ts); t++)
+            for (int n = 0; n < LENGTH(ns); n++)
+                check_matmul_half(types[i], ns[n], block == 256 ? 512 : block == 32 ? 96 : n % 2 ? 46 : 64, ts[t]);
+        check_matmul_half(types[i], 70, block == 256 ? 512 : 1024, 1100);  /* more tokens than are rounded at a time */
+        check_matmul_half(types[i], 34, 16384, 40);                         /* rows that leave no room: the CPU table's way */
+    }
+    es_weight w = random_weight(ES_Q4_1, 34, 64); /* a NaN or an infinity shows */
+    for (int bad = 0; bad < 2; bad++) {
+        float *x = noise(40 * 64, 1), *y = noise(40 * 34, 1);
+        x[3 * 64 + 7] = bad ? INFINITY : NAN;
+        es_kernels_half()->matmul(pool, &w, x, 40, y, false, false);
+        for (int i = 0; i < 40 * 34; i++)
+            assert_int_equal(isfinite(y[i]) != 0, i / 34 != 3);
+        free(x), free(y);
+    }
+    free_weight(&w);
+}
+
 static void test_matmul_nothing(void **state)
 {
     (void)state;
@@ -636,6 +684,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_types),       cmocka_unit_test(test_half_precision),  cmocka_unit_test(test_golden_values),
         cmocka_unit_test(test_gradients),   cmocka_unit_test(test_matmul),          cmocka_unit_test(test_matmul_nothing),
+        cmocka_unit_test(test_matmul_half),
         cmocka_unit_test(test_matmul_nan),  cmocka_unit_test(test_gemm),            cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rope),        cmocka_unit_test(test_swiglu),          cmocka_unit_test(test_log_softmax),
         cmocka_unit_test(test_log_softmax_nan), cmocka_unit_test(test_attention),   cmocka_unit_test(test_repeatable),
