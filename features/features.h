@@ -264,6 +264,7 @@ typedef struct es_learner_options {
     int max_reply, max_prompt; /* tokens kept of each (reply's beginning, prompt's end) */
     int threads;
     uint64_t seed;
+    bool exact;              /* products in f32 also where the processor has fast bfloat16 ones, whose noise in the KL is about 1e-4: for checks */
     bool weighting;          /* each experience counts by what is thought of it (es_learner_decision) */
     bool shrink;             /* metric: a feature's part of a step is multiplied by max(0, 1 - 1/snr^2) of the experiences' gradients along it (positive-part James-Stein) */
     double hold_out;         /* share of the experiences kept for the gate (at least 1 when there are 4 or more) */

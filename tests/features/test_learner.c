@@ -16,6 +16,7 @@ static es_learner_options options(es_form form)
     o.enough = 0;
     o.hold_out = 0;
     o.threads = 1;
+    o.exact = true;
     o.max_prompt = 64;
     o.max_reply = 24;
     o.anchor = anchors;
