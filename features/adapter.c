@@ -1,5 +1,5 @@
-/* adapter: what the model may learn. bias: h' = h + D c after the dictionary's layer. lora: W' = W + D M A on every matrix that writes
- * the residual in a band of layers, so that whatever is added stays in the span of the basis; or W' = W + B A without that
+/* adapter: what the model may learn. bias: h' = h + D c after the dictionary's layer; gain, map: adapter_hook.c. lora: W' = W + D M A on every
+ * matrix that writes the residual in a band of layers, so that whatever is added stays in the span of the basis; or W' = W + B A without that
  * constraint, the peer it is compared with. */
 #include "adapter.h"
 #include "safetensors.h"
@@ -16,7 +16,18 @@ enum { N_SITES = 2, RANK_MAX = 1024 };
 
 const char *es_form_name(es_form f)
 {
-    return f == ES_FORM_BIAS ? "bias" : f == ES_FORM_LORA ? "lora" : "?";
+    static const char *const name[] = {[ES_FORM_BIAS] = "bias", [ES_FORM_GAIN] = "gain", [ES_FORM_MAP] = "map", [ES_FORM_LORA] = "lora"};
+    return (unsigned)f < sizeof name / sizeof *name ? name[f] : "?";
+}
+
+bool es_form_named(const char *name, es_form *out)
+{
+    for (int f = ES_FORM_BIAS; f <= ES_FORM_LORA; f++)
+        if (!strcmp(name, es_form_name((es_form)f))) {
+            *out = (es_form)f;
+            return true;
+        }
+    return false;
 }
 
 es_adapter_options es_adapter_default(const es_dictionary *s, const es_model *m)
@@ -59,14 +70,22 @@ static void carve(es_adapter *a, const es_model *m)
             a->entry[i].a = a->n_param;
         a->n_param += (size_t)rank * (size_t)es_site_n_in(m, SITES[i % N_SITES]);
     }
+    size_t K = (size_t)a->K, hooked = es_adapter_hooks(a) ? K : 0;
     if (!lora)
-        a->n_param = (size_t)a->K;
+        a->n_param = a->o.form == ES_FORM_MAP ? K + K * K : K;
+    if (hooked)
+        a->n_mean = K;
     if (!lora || !a->o.fixed_inputs)
         a->n_learned = a->n_param;
     a->param = es_arena_take(r, a->n_param, sizeof *a->param);
     a->mean_input = es_arena_take(r, a->n_mean, sizeof *a->mean_input);
     a->D = es_arena_take(r, (size_t)a->K * (size_t)a->d, sizeof *a->D);
-    a->v = es_arena_take(r, lora ? 0 : (size_t)a->d, sizeof *a->v);
+    a->v = es_arena_take(r, a->o.form == ES_FORM_BIAS ? (size_t)a->d : 0, sizeof *a->v);
+    a->enc = es_arena_take(r, hooked * (size_t)a->d, sizeof *a->enc);
+    a->enc_bias = es_arena_take(r, hooked, sizeof *a->enc_bias);
+    a->threshold = es_arena_take(r, hooked, sizeof *a->threshold);
+    a->input = es_arena_take(r, hooked, sizeof *a->input);
+    a->through = es_arena_take(r, hooked, sizeof *a->through);
     a->coefficient = es_arena_take(r, (size_t)a->K, sizeof *a->coefficient);
     for (int i = 0; a->entry && !a->o.constrained && i < a->n_entry; i++)
         a->entry[i].full = a->param + a->entry[i].b;
@@ -84,8 +103,10 @@ static int shape(es_adapter **out, es_model *m, const es_dictionary *s, es_basis
         return es_fail(err, ES_ERR_MEMORY, "no memory for an adapter");
     }
     a->o = *o;
-    if (o->form == ES_FORM_BIAS)
+    if (o->form != ES_FORM_LORA) {
         a->o.constrained = true;
+        a->o.fixed_inputs = false;
+    }
     a->has_basis = a->o.constrained && b;
     if (a->has_basis)
         a->basis = *b;
@@ -95,7 +116,7 @@ static int shape(es_adapter **out, es_model *m, const es_dictionary *s, es_basis
     a->n_layer = info->n_layer;
     a->layer = s ? es_dictionary_get_info(s)->layer : -1;
     int rc = es_model_hash(m, a->model_hash, err);
-    if (!rc && o->form != ES_FORM_BIAS && o->form != ES_FORM_LORA)
+    if (!rc && (unsigned)o->form > ES_FORM_LORA)
         rc = es_fail(err, ES_ERR_USAGE, "adapter: unknown form %d", (int)o->form);
     if (!rc && a->o.constrained && (!a->has_basis || !s))
         rc = es_fail(err, ES_ERR_USAGE, "adapter: the form %s%s needs a basis and its dictionary", es_form_name(o->form),
@@ -113,6 +134,9 @@ static int shape(es_adapter **out, es_model *m, const es_dictionary *s, es_basis
     if (!rc && a->has_basis && a->basis.model_hash[0] && strcmp(a->basis.model_hash, a->model_hash))
         rc = es_fail(err, ES_ERR_MISMATCH, "basis %s was made for the model %.12s, this one is %.12s", a->basis.name, a->basis.model_hash,
                      a->model_hash);
+    if (!rc && o->form == ES_FORM_MAP && a->basis.n > ES_MAP_MAX)
+        rc = es_fail(err, ES_ERR_LIMIT, "adapter: a map over %d features would have %lld parameters; at most %d features go", a->basis.n,
+                     (long long)a->basis.n * (a->basis.n + 1LL), (int)ES_MAP_MAX);
     float *D = NULL;
     if (!rc && a->has_basis) {
         rc = es_basis_matrix(&a->basis, s, &D, err);
@@ -137,6 +161,11 @@ static int shape(es_adapter **out, es_model *m, const es_dictionary *s, es_basis
     if (a->K)
         memcpy(a->D, D, sizeof *D * (size_t)a->K * (size_t)a->d);
     free(D);
+    rc = es_adapter_hooks(a) ? es_adapter_encoder(a, s, err) : ES_OK;
+    if (rc) {
+        es_adapter_free(a);
+        return rc;
+    }
     *out = a;
     return ES_OK;
 }
@@ -187,6 +216,8 @@ int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err)
     *c = *a;
     c->arena = (es_arena){0};
     c->pool = NULL;
+    c->hook = (es_hook){0};
+    c->sink = (es_adapter_sink){0};
     c->basis = (es_basis){0};
     int rc = a->has_basis ? basis_copy(&c->basis, &a->basis, err) : ES_OK;
     rc = rc ? rc : es_arena_open(&c->arena, a->arena.size, err);
@@ -205,6 +236,11 @@ int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err)
     c->mean_input = MOVED(a->mean_input);
     c->D = MOVED(a->D);
     c->v = MOVED(a->v);
+    c->enc = MOVED(a->enc);
+    c->enc_bias = MOVED(a->enc_bias);
+    c->threshold = MOVED(a->threshold);
+    c->input = MOVED(a->input);
+    c->through = MOVED(a->through);
     c->coefficient = MOVED(a->coefficient);
     for (int i = 0; i < c->n_entry; i++)
         c->entry[i].full = MOVED(a->entry[i].full);
@@ -246,7 +282,12 @@ int es_adapter_steps(const es_adapter *a)
 
 int es_adapter_lowest_layer(const es_adapter *a)
 {
-    return a->o.form == ES_FORM_BIAS ? (a->layer + 1 < a->n_layer ? a->layer + 1 : a->n_layer - 1) : a->o.first_layer;
+    return a->o.form == ES_FORM_LORA ? a->o.first_layer : a->layer + 1 < a->n_layer ? a->layer + 1 : a->n_layer - 1;
+}
+
+const float *es_adapter_table(const es_adapter *a)
+{
+    return a->o.form == ES_FORM_LORA ? NULL : a->param;
 }
 
 const float *es_adapter_coefficients(const es_adapter *a)
@@ -274,6 +315,19 @@ void es_adapter_read(const es_adapter *a, const float *param, float *coefficient
         memcpy(coefficient, param, sizeof *param * (size_t)a->K);
         return;
     }
+    size_t K = (size_t)a->K;
+    for (size_t i = 0; es_adapter_hooks(a) && i < K; i++) {
+        if (a->o.form == ES_FORM_GAIN) {
+            coefficient[i] = param[i] * a->mean_input[i];
+            continue;
+        }
+        double sum = param[i];
+        for (size_t j = 0; j < K; j++)
+            sum += (double)param[K + i * K + j] * a->mean_input[j];
+        coefficient[i] = (float)sum;
+    }
+    if (es_adapter_hooks(a))
+        return;
     memset(coefficient, 0, sizeof *coefficient * (size_t)a->K);
     int rank = a->o.rank;
     for (int i = 0; a->K && i < a->n_entry; i++) {
@@ -307,6 +361,11 @@ int es_adapter_patch(es_adapter *a, float scale, es_patch *out, es_error *err)
         out->n_addend = 1;
         return ES_OK;
     }
+    if (es_adapter_hooks(a)) {
+        out->hook = es_adapter_hook(a, scale);
+        out->n_hook = scale != 0;
+        return ES_OK;
+    }
     for (int i = 0; i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
         a->lowrank[i] = (es_lowrank){.layer = e->layer, .site = e->site, .rank = a->o.rank, .scale = scale, .a = a->param + e->a, .b = e->full};
@@ -329,6 +388,12 @@ int es_adapter_directions(const es_adapter *a, float *out, es_error *err)
         measured |= a->mean_input[i] != 0;
     if (!measured)
         return es_fail(err, ES_ERR_USAGE, "adapter: it has not learned from anything, so its mean directions are unknown");
+    if (es_adapter_hooks(a)) {
+        for (int i = 0; i < a->K; i++)
+            for (size_t j = 0; j < d; j++)
+                out[d * (size_t)a->layer + j] += a->coefficient[i] * a->D[(size_t)i * d + j];
+        return ES_OK;
+    }
     for (int i = 0; i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
         float *to = out + d * (size_t)e->layer;
@@ -363,6 +428,12 @@ static void set_int(json_t *o, const char *key, long long v)
     json_object_set_new(o, key, json_string(text)); /* safetensors metadata holds texts only */
 }
 
+/* One of the adapter's own, not of an entry: [columns], or [rows, columns]. */
+static es_tensor_spec spec_table(const char *name, size_t rows, size_t columns, const float *data)
+{
+    return (es_tensor_spec){.name = name, .type = ES_TENSOR_F32, .n_dims = rows ? 2 : 1, .dim = {rows ? rows : columns, rows ? columns : 0}, .data = data};
+}
+
 /* F16 where that keeps every bit, as inputs from a file have it (inputs.c). */
 static es_tensor_type inputs_type(const es_adapter *a)
 {
@@ -387,7 +458,7 @@ size_t es_adapter_shared_bytes(const es_adapter *a)
 
 int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err)
 {
-    size_t n = 0, cap = 3 * (size_t)a->n_entry + 2;
+    size_t n = 0, cap = 3 * (size_t)a->n_entry + 4, K = (size_t)a->K;
     es_tensor_spec *t = es_calloc(cap, sizeof *t);
     char(*name)[64] = es_calloc(cap, sizeof *name);
     json_t *meta = json_object(), *basis = a->has_basis ? es_basis_to_json(&a->basis) : NULL;
@@ -413,14 +484,14 @@ int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err)
     set_int(meta, "last_layer", a->o.last_layer);
     set_int(meta, "seed", (long long)(a->o.seed & (UINT64_MAX >> 2)));
     set_int(meta, "steps", a->steps);
-    if (a->K) {
-        t[n] = (es_tensor_spec){.name = "coefficients", .type = ES_TENSOR_F32, .n_dims = 1, .data = a->coefficient};
-        t[n++].dim[0] = (size_t)a->K;
-    }
-    if (a->o.form == ES_FORM_BIAS) {
-        t[n] = (es_tensor_spec){.name = "bias", .type = ES_TENSOR_F32, .n_dims = 1, .data = a->param};
-        t[n++].dim[0] = (size_t)a->K;
-    }
+    if (a->K)
+        t[n++] = spec_table("coefficients", 0, K, a->coefficient);
+    if (a->o.form != ES_FORM_LORA)
+        t[n++] = spec_table(a->o.form == ES_FORM_GAIN ? "gain" : "bias", 0, K, a->param);
+    if (a->o.form == ES_FORM_MAP)
+        t[n++] = spec_table("map", K, K, a->param + K);
+    if (es_adapter_hooks(a))
+        t[n++] = spec_table("mean_input", 0, K, a->mean_input);
     for (int i = 0; i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
         size_t rank = (size_t)a->o.rank, n_in = (size_t)e->n_in;
@@ -468,8 +539,13 @@ static int read_tensor(const es_safetensors *f, const char *name, size_t rows, s
 static int read_entries(es_adapter *a, const es_safetensors *f, const char *what, es_error *err)
 {
     int rc = ES_OK;
-    if (a->o.form == ES_FORM_BIAS)
-        rc = read_tensor(f, "bias", 0, (size_t)a->K, a->param, what, err);
+    size_t K = (size_t)a->K;
+    if (a->o.form != ES_FORM_LORA)
+        rc = read_tensor(f, a->o.form == ES_FORM_GAIN ? "gain" : "bias", 0, K, a->param, what, err);
+    if (!rc && a->o.form == ES_FORM_MAP)
+        rc = read_tensor(f, "map", K, K, a->param + K, what, err);
+    if (!rc && es_adapter_hooks(a))
+        rc = read_tensor(f, "mean_input", 0, K, a->mean_input, what, err);
     for (int i = 0; !rc && i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
         size_t rank = (size_t)a->o.rank, n_in = (size_t)e->n_in;
@@ -505,8 +581,8 @@ int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s,
         rc = es_fail(err, ES_ERR_FORMAT, "%s is no adapter: its metadata lacks \"format\": \"%s\"", what, FORMAT);
     if (!rc)
         rc = meta_int(f, "version", 1, 1, &v[0], what, err);
-    if (!rc && (!form || (strcmp(form, "bias") && strcmp(form, "lora"))))
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: form \"%.20s\" (bias or lora)", what, form ? form : "");
+    if (!rc && (!form || !es_form_named(form, &o.form)))
+        rc = es_fail(err, ES_ERR_FORMAT, "%s: form \"%.20s\" (bias, gain, map or lora)", what, form ? form : "");
     rc = rc ? rc : meta_int(f, "constrained", 0, 1, &v[0], what, err);
     if (!rc && es_safetensors_metadata(f, "fixed_inputs"))
         rc = meta_int(f, "fixed_inputs", 0, 1, &v[6], what, err);
@@ -528,13 +604,15 @@ int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s,
                          dictionary_hash ? dictionary_hash : "?", es_dictionary_get_info(s)->hash);
     }
     if (!rc) {
-        o = (es_adapter_options){.form = strcmp(form, "bias") ? ES_FORM_LORA : ES_FORM_BIAS, .constrained = v[0], .fixed_inputs = v[6], .rank = (int)v[1],
+        o = (es_adapter_options){.form = o.form, .constrained = v[0], .fixed_inputs = v[6], .rank = (int)v[1],
                                  .first_layer = (int)v[2], .last_layer = (int)v[3], .seed = (uint64_t)v[5]};
         /* What would be allocated must lie in the file. */
         size_t inputs = (size_t)es_site_n_in(m, ES_SITE_O) + (size_t)es_site_n_in(m, ES_SITE_DOWN), need = 0;
         bool lora = o.form == ES_FORM_LORA && o.last_layer >= o.first_layer;
         if (lora && (!es_mul((size_t)(o.last_layer - o.first_layer + 1), (size_t)o.rank, &need) || !es_mul(need, (o.fixed_inputs ? 2 : 4) * inputs, &need) || need > n))
             rc = es_fail(err, ES_ERR_FORMAT, "%s is too short for layers %d to %d at rank %d", what, o.first_layer, o.last_layer, o.rank);
+        if (!rc && o.form == ES_FORM_MAP && basis.n <= ES_MAP_MAX && (size_t)basis.n * (size_t)basis.n * 4 > n) /* a larger one is refused by shape */
+            rc = es_fail(err, ES_ERR_FORMAT, "%s is too short for a map over %d features", what, basis.n);
     }
     if (!rc) {
         rc = shape(out, m, s, basis_text ? &basis : NULL, &o, err);

@@ -190,14 +190,19 @@ int es_basis_measure(const es_basis *b, const es_dictionary *s, const es_atlas *
 
 /* ==== adapter =========================================================================================================================== */
 
-typedef enum es_form { ES_FORM_BIAS, ES_FORM_LORA } es_form; /* gain and map follow */
+/* bias, gain, map: on the residual after the dictionary's layer, by D c, by D (s * f) with f the activations of the basis' features, or by
+ * D (c + M u) with u their activations before the threshold; gain and map leave a sequence's first token alone. lora: on matrices.
+ * gain needs a dictionary whose features fire each by itself (not topk); neither gain nor map take one that normalises each token. */
+typedef enum es_form { ES_FORM_BIAS, ES_FORM_GAIN, ES_FORM_MAP, ES_FORM_LORA } es_form;
+enum { ES_MAP_MAX = 512 }; /* features that a map may have: it has K + K K parameters */
 const char *es_form_name(es_form f);
+bool es_form_named(const char *name, es_form *out); /* false: there is no such form */
 
 typedef struct es_adapter es_adapter;
 
 typedef struct es_adapter_options {
     es_form form;
-    int first_layer, last_layer; /* lora: band of layers whose attention output and MLP down are adapted; bias: ignored */
+    int first_layer, last_layer; /* lora: band of layers whose attention output and MLP down are adapted; the others: ignored */
     int rank;                    /* lora: r */
     bool constrained;            /* lora: B = D M. false: B is free (plain LoRA on the same matrices; no basis, no coefficients) */
     bool fixed_inputs;           /* lora: A stays as it began (es_learner_whiten may whiten it); only M (or B) is learned */
@@ -218,7 +223,8 @@ int es_adapter_steps(const es_adapter *a); /* learning steps behind it */
 int es_adapter_patch(es_adapter *a, float scale, es_patch *out, es_error *err);
 int es_adapter_lowest_layer(const es_adapter *a); /* es_trainer's from_layer */
 /* Feature coordinates [K]: mean over the learner's input set of what the adapter adds along column i. bias: c itself. lora: the sum over
- * its matrices of (M A xbar)_i, xbar: the mean input of that matrix over the reply tokens of the experiences, in the base model. */
+ * its matrices of (M A xbar)_i, xbar: the mean input of that matrix over the reply tokens of the experiences, in the base model. gain:
+ * s_i times the mean f_i over them; map: (c + M u)_i of the mean u. */
 const float *es_adapter_coefficients(const es_adapter *a);
 /* One safetensors file; metadata holds form, hashes, basis, coefficients, steps. Loading is refused with both hashes when the model or
  * dictionary differs (s may be NULL for an unconstrained one). */
@@ -227,6 +233,9 @@ size_t es_adapter_shared_bytes(const es_adapter *a); /* how many of them, at the
 int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s, const void *bytes, size_t n, const char *what, es_error *err);
 int es_adapter_load(es_adapter **out, es_model *m, const es_dictionary *s, const char *path, es_error *err);
 int es_adapter_save(const es_adapter *a, const char *path, es_error *err);
+/* The table itself, borrowed: bias: c [K]; gain: s [K]; map: c [K], then M [K, K], a row for each feature that is added to, a column for
+ * each that is read. NULL: form lora. */
+const float *es_adapter_table(const es_adapter *a);
 /* Mean residual change [d_model] after each layer of the band, for control vectors: out[n_layer * d], zero where none. */
 int es_adapter_directions(const es_adapter *a, float *out, es_error *err);
 

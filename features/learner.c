@@ -6,7 +6,7 @@
  * come back on any error.
  *
  * The books. With Adam the step is -lr sum_e m_e / (sqrt(v) + eps), m_e the momentum of experience e alone, and m = sum_e m_e: so it
- * is a sum over experiences exactly. A coefficient of form bias is a parameter; one of form lora is (M A xbar)_i, whose change by
+ * is a sum over experiences exactly. A coefficient of form bias is a parameter, one of form gain or map linear in them; one of form lora is (M A xbar)_i, whose change by
  * e is dM_e A xbar + M dA_e xbar to first order. The rest, products of two changes and what the guards project, belongs to no one. */
 #include "learner_internal.h"
 
@@ -29,6 +29,10 @@ static void slot_gradient(es_learner *l, int s, float *out)
 {
     const es_adapter *a = l->a;
     int d = a->d, rank = a->o.rank;
+    if (es_adapter_hooks(a)) {
+        memcpy(out, l->slot_b + (size_t)s * a->n_param, a->n_param * sizeof *out);
+        return;
+    }
     if (a->o.form == ES_FORM_BIAS) { /* v = D^T c */
         l->k->gemm(a->pool, false, false, a->K, 1, d, 1, a->D, d, l->slot_b + (size_t)s * (size_t)d, 1, 0, out, 1);
         return;
@@ -53,6 +57,13 @@ static void coefficient_change(const es_adapter *a, const float *param, const fl
         for (int i = 0; i < a->K; i++)
             out[i] += scale * change[i];
         return;
+    }
+    size_t K = (size_t)a->K;
+    for (size_t i = 0; es_adapter_hooks(a) && i < K; i++) {
+        double sum = a->o.form == ES_FORM_GAIN ? (double)change[i] * a->mean_input[i] : change[i];
+        for (size_t j = 0; a->o.form == ES_FORM_MAP && j < K; j++)
+            sum += (double)change[K + i * K + j] * a->mean_input[j];
+        out[i] += scale * sum;
     }
     int rank = a->o.rank;
     for (int i = 0; a->K && i < a->n_entry; i++) {
@@ -115,10 +126,13 @@ static int pass(es_learner *l, const int *which, int n, bool backward, double we
         if (backward) {
             memset(l->slot_a, 0, l->slot_a_size * sizeof *l->slot_a);
             memset(l->slot_b, 0, l->slot_b_size * sizeof *l->slot_b);
-            bool bias = a->o.form == ES_FORM_BIAS;
-            es_grad g = {.a = bias || a->o.fixed_inputs ? NULL : l->grad_a, .b = bias ? NULL : l->grad_b, .addend = bias ? l->grad_v : NULL,
-                         .seq_slot = l->pack.slot, .n_slot = end - first};
-            rc = es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, NULL, NULL, &g, bias ? a->layer : a->o.first_layer, cancel, err);
+            bool lora = a->o.form == ES_FORM_LORA;
+            es_grad g = {.a = lora && !a->o.fixed_inputs ? l->grad_a : NULL, .b = lora ? l->grad_b : NULL,
+                         .addend = a->o.form == ES_FORM_BIAS ? l->grad_v : NULL, .seq_slot = l->pack.slot, .n_slot = end - first};
+            if (es_adapter_hooks(a))
+                a->sink = (es_adapter_sink){.grad = l->slot_b, .start = l->pack.start, .slot = l->pack.slot};
+            rc = es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, NULL, NULL, &g, lora ? a->o.first_layer : a->layer, cancel, err);
+            a->sink = (es_adapter_sink){0};
             for (int i = first; !rc && i < end; i++)
                 slot_gradient(l, i - first, l->item[which[i]]->grad);
         }
@@ -182,6 +196,15 @@ static void scale_rows(es_adapter *a, int i, float factor)
     if (a->o.form == ES_FORM_BIAS) {
         for (int c = from; c < to; c++)
             a->param[c] *= factor;
+        return;
+    }
+    if (es_adapter_hooks(a)) {
+        size_t K = (size_t)a->K;
+        for (int c = from; c < to; c++) {
+            a->param[c] *= factor;
+            for (size_t j = 0; a->o.form == ES_FORM_MAP && j < K; j++)
+                a->param[K + (size_t)c * K + j] *= factor;
+        }
         return;
     }
     size_t rank = (size_t)a->o.rank;

@@ -60,7 +60,7 @@ struct es_learner {
     double longest;             /* metric: the longest |D u| so far */
     double *cholesky, *u;       /* metric: of D D^T + lambda I [K,K]; [K] */
     float *inverse, *swap;      /* metric, lora: (D D^T + lambda I)^-1 [K,K]; [K, rank] */
-    float *slot_a, *slot_b;     /* gradients as the engine gives them: per entry [LEARNER_SLOTS][rank, n_in], [LEARNER_SLOTS][d, rank]; bias: slot_b [LEARNER_SLOTS][d] */
+    float *slot_a, *slot_b;     /* gradients as the engine gives them: per entry [LEARNER_SLOTS][rank, n_in], [LEARNER_SLOTS][d, rank]; bias: slot_b [LEARNER_SLOTS][d]; gain, map: slot_b [LEARNER_SLOTS][n_learned] */
     float **grad_a, **grad_b;   /* [n_entry] into them */
     float *grad_v[1];
     size_t slot_a_size, slot_b_size; /* floats in all */

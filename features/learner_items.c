@@ -21,12 +21,29 @@ void es_item_free(es_item *e)
 
 typedef struct norm_watch {
     es_learner *l;
-    int count; /* taken in this pass; the learner's own count follows when it has succeeded */
+    int count;   /* taken in this pass; the learner's own count follows when it has succeeded */
+    double *sum; /* gain, map: += what the adapter's hook reads of the reply's tokens; or NULL */
 } norm_watch;
+
+/* A sequence's first token counts as a token that nothing was read of, as the hook has it. */
+static void sum_inputs(norm_watch *w, const float *h, int d)
+{
+    es_learner *l = w->l;
+    for (int s = 0; s < l->pack.n_seq; s++)
+        for (int t = l->pack.start[s] + 1; t < l->pack.start[s + 1]; t++) {
+            if (!l->pack.wanted[t])
+                continue;
+            es_adapter_input(l->a, h + (size_t)t * (size_t)d, l->a->input);
+            for (int i = 0; i < l->a->K; i++)
+                w->sum[i] += l->a->input[i];
+        }
+}
 
 static void watch_norms(void *user, int layer, int pos0, const float *h, int T, int d)
 {
     norm_watch *w = user;
+    if (w->sum)
+        sum_inputs(w, h, d);
     (void)layer;
     (void)pos0;
     for (int t = 0; t < T && w->l->n_norms + w->count < LEARNER_NORMS; t++) {
@@ -60,7 +77,7 @@ static int measure_base(es_learner *l, es_item *e, double *sum, double *tokens, 
     }
     if (rc)
         return rc;
-    norm_watch norm = {.l = l};
+    norm_watch norm = {.l = l, .sum = es_adapter_hooks(a) && !e->held ? sum : NULL};
     es_watch watch = {.layer = a->layer >= below ? a->layer : below, .fn = watch_norms, .user = &norm};
     es_batch b = es_pack_batch(&l->pack);
     rc = es_trainer_forward(l->trainer, &b, l->pack.resid, NULL, &watch, 1, l->pack.logprob, cancel, err);

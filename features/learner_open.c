@@ -44,7 +44,7 @@ static void carve(es_learner *l, int cap)
     es_arena *r = &l->arena;
     const es_adapter *a = l->a;
     size_t n = a->n_learned, K = (size_t)a->K, d = (size_t)a->d, rank = (size_t)a->o.rank;
-    bool bias = a->o.form == ES_FORM_BIAS;
+    bool lora = a->o.form == ES_FORM_LORA, bias = a->o.form == ES_FORM_BIAS;
     l->old = es_arena_take(r, n, sizeof *l->old);
     l->delta = es_arena_take(r, n, sizeof *l->delta);
     l->total = es_arena_take(r, n, sizeof *l->total);
@@ -57,17 +57,17 @@ static void carve(es_learner *l, int cap)
     l->dc = es_arena_take(r, d, sizeof *l->dc);
     l->cholesky = es_learner_is_adam(l) ? NULL : es_arena_take(r, K * K, sizeof *l->cholesky);
     l->u = es_arena_take(r, K, sizeof *l->u);
-    l->inverse = es_learner_is_adam(l) || bias ? NULL : es_arena_take(r, K * K, sizeof *l->inverse);
-    l->swap = es_learner_is_adam(l) || bias ? NULL : es_arena_take(r, K * rank, sizeof *l->swap);
-    l->keep = bias || !l->o.shrink ? NULL : es_arena_take(r, a->o.constrained ? K : d, sizeof *l->keep);
+    l->inverse = es_learner_is_adam(l) || !lora ? NULL : es_arena_take(r, K * K, sizeof *l->inverse);
+    l->swap = es_learner_is_adam(l) || !lora ? NULL : es_arena_take(r, K * rank, sizeof *l->swap);
+    l->keep = !lora || !l->o.shrink ? NULL : es_arena_take(r, a->o.constrained ? K : d, sizeof *l->keep);
     l->mean_sum = es_arena_take(r, a->n_mean, sizeof *l->mean_sum);
     l->site_input = es_arena_take(r, (size_t)cap * (size_t)largest_input(a), sizeof *l->site_input);
     l->logits = es_arena_take(r, (size_t)es_model_get_info(l->m)->n_vocab, sizeof *l->logits);
     l->norms = es_arena_take(r, LEARNER_NORMS, sizeof *l->norms);
     l->grad_a = es_arena_take(r, (size_t)a->n_entry, sizeof *l->grad_a);
     l->grad_b = es_arena_take(r, (size_t)a->n_entry, sizeof *l->grad_b);
-    l->slot_a_size = LEARNER_SLOTS * rank * (bias || a->o.fixed_inputs ? 0 : a->n_mean);
-    l->slot_b_size = LEARNER_SLOTS * d * (bias ? 1 : rank * (size_t)a->n_entry);
+    l->slot_a_size = LEARNER_SLOTS * rank * (!lora || a->o.fixed_inputs ? 0 : a->n_mean);
+    l->slot_b_size = LEARNER_SLOTS * (bias ? d : lora ? d * rank * (size_t)a->n_entry : n);
     l->slot_a = es_arena_take(r, l->slot_a_size, sizeof *l->slot_a);
     l->slot_b = es_arena_take(r, l->slot_b_size, sizeof *l->slot_b);
     for (int i = 0; l->grad_a && i < a->n_entry; i++) {
@@ -163,7 +163,7 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     l->k = es_kernels_cpu();
     if (l->o.learning_rate == 0)
         l->o.learning_rate = o->optimiser == ES_OPTIMISER_METRIC ? es_learner_default(ES_FORM_BIAS).learning_rate
-                                                                 : es_learner_default(ES_FORM_LORA).learning_rate;
+                                                                 : es_learner_default(a->o.form == ES_FORM_BIAS ? ES_FORM_LORA : a->o.form).learning_rate;
     es_rng_seed(&l->rng, o->seed);
     es_trainer_options t = {.from_layer = es_adapter_lowest_layer(a), .backward = true, .max_hooks = 1, .threads = o->threads,
                             .kernels = o->exact ? NULL : es_kernels_half()}; /* 1.7 times as fast with AVX-512 BF16; the same without */

@@ -91,7 +91,10 @@ static int control_vector(es_buf *b, const es_adapter *a, es_model *m, const es_
         return es_fail(err, ES_ERR_USAGE, "this adapter changes nothing yet: there is no direction to export");
     }
     bool bias = es_adapter_get_options(a)->form == ES_FORM_BIAS;
-    snprintf(note, sizeof note, bias ? "exact: the residual after layer N gains direction.N" : "mean change of a lora adapter over its experiences, layer by layer");
+    if (bias)
+        snprintf(note, sizeof note, "exact: the residual after layer N gains direction.N");
+    else
+        snprintf(note, sizeof note, "mean change of a %s adapter over its experiences, layer by layer", es_form_name(es_adapter_get_options(a)->form));
     es_buf_add(b, "GGUF", 4);
     put_u32(b, 3);
     put_u64(b, (uint64_t)n);
@@ -244,6 +247,12 @@ static int npz(es_buf *out, const es_adapter *a, es_model *m, const es_dictionar
             if (matrix)
                 npy_add(&z, "basis", "<f4", 4, matrix, K, (size_t)i->d_model);
         }
+        const float *table = es_adapter_table(a);
+        es_form form = es_adapter_get_options(a)->form;
+        if (table && basis)
+            npy_add(&z, form == ES_FORM_GAIN ? "gain" : "bias", "<f4", 4, table, (size_t)basis->n, 0);
+        if (form == ES_FORM_MAP && basis) /* what feature k gains: bias[k] + map[k] . (the basis' activations before their thresholds) */
+            npy_add(&z, "map", "<f4", 4, table + basis->n, (size_t)basis->n, (size_t)basis->n);
         if (v)
             npy_add(&z, "direction", "<f4", 4, v, (size_t)i->n_layer, (size_t)i->d_model);
         for (int e = 0; e < patch.n_lowrank; e++) { /* y += B (A x) */

@@ -158,7 +158,7 @@ int cmd_adapt(int argc, char **argv)
         {"basis", "B", OPT_TEXT, &basis, 0, 0, "NAME, NAME@VERSION, FILE.json, or starter", NULL},
         {"experiences", "E.jsonl", OPT_TEXT, &experiences, 0, 0, "what to learn from", NULL},
         {"out", "FILE", OPT_TEXT, &out, 0, 0, "where the adapter goes (safetensors); FILE.json beside it tells its history", NULL},
-        {"form", "bias|lora", OPT_TEXT, &form, 0, 0, "bias: one coefficient a feature; lora: low rank within the basis (default)", NULL},
+        {"form", "FORM", OPT_TEXT, &form, 0, 0, "bias: one coefficient a feature; gain: a factor on what it fires; map: feature to feature; lora (default)", NULL},
         {"steps", "N", OPT_INT, &steps, 1, 100000, "learning steps", NULL},
         {"rate", "R", OPT_REAL, &rate, 0, 100, "learning rate", NULL},
         {"rank", "R", OPT_INT, &rank, 1, 1024, "lora: rank", NULL},
@@ -194,14 +194,15 @@ int cmd_adapt(int argc, char **argv)
         return rc;
     if (!experiences || !out || (!basis && !unconstrained))
         return opts_usage_error("adapt", "%s is missing", !experiences ? "--experiences E.jsonl" : !out ? "--out FILE" : "--basis B");
-    bool bias = !strcmp(form, "bias");
-    if (!bias && strcmp(form, "lora"))
-        return opts_usage_error("adapt", "--form is bias or lora, not '%s'", form);
-    if ((bias || plain) && (prior.n || direction))
+    es_form which = ES_FORM_LORA;
+    if (!es_form_named(form, &which))
+        return opts_usage_error("adapt", "--form is bias, gain, map or lora, not '%s'", form);
+    bool lora = which == ES_FORM_LORA;
+    if ((!lora || plain) && (prior.n || direction))
         return opts_usage_error("adapt", "--prior and --direction are for the form lora with white inputs");
     if (prior.n && !(prior_weight > 0))
         return opts_usage_error("adapt", "--prior-weight must be above 0");
-    if (bias && unconstrained)
+    if (!lora && unconstrained)
         return opts_usage_error("adapt", "--unconstrained is for the form lora");
 
     adapting a = {0};
@@ -216,7 +217,7 @@ int cmd_adapt(int argc, char **argv)
         rc = es_experiences_load(&a.e, experiences, &a.err);
     if (rc == ES_OK && a.e.n == 0)
         rc = es_fail(&a.err, ES_ERR_FORMAT, "%s: holds no experiences", experiences);
-    bool white = !bias && !plain;
+    bool white = lora && !plain;
     es_adapter_options ao = {0};
     if (rc == ES_OK) {
         ao = es_adapter_default(a.f.dictionary, a.m);
@@ -229,7 +230,7 @@ int cmd_adapt(int argc, char **argv)
         rc = app_inputs(&a.inputs, &a.f, a.m, want > ES_WHITE_RANK ? want : ES_WHITE_RANK, &a.err);
     }
     if (rc == ES_OK) {
-        ao.form = bias ? ES_FORM_BIAS : ES_FORM_LORA;
+        ao.form = which;
         ao.constrained = !unconstrained;
         if (rank)
             ao.rank = rank;
@@ -243,7 +244,7 @@ int cmd_adapt(int argc, char **argv)
     }
     if (rc == ES_OK && white && !prior.n)
         rc = es_adapter_set_inputs(a.adapter, a.inputs, &a.err);
-    es_learner_options lo = white ? es_learner_white() : es_learner_default(bias ? ES_FORM_BIAS : ES_FORM_LORA);
+    es_learner_options lo = white ? es_learner_white() : es_learner_default(which);
     lo.weighting = lo.weighting && weighting;
     if (direction) { /* all of them, as they are, one step from the base model */
         lo.weighting = false;

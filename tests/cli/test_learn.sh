@@ -57,7 +57,7 @@ refused 1 "not in the basis" basis remove brief "$extra" "${d[@]}"
 # Adapt, each form: influence adds up to the coefficients, the margin rises
 want 0 eval margin --experiences pairs.jsonl "${d[@]}" --json --quiet
 base=$(value 'v["margin"]' out)
-for form in bias lora adam; do
+for form in bias gain map lora adam; do
   case $form in adam) as=(--form lora --adam) ;; *) as=(--form $form) ;; esac
   want 0 adapt --basis brief --experiences pairs.jsonl "${as[@]}" --steps 3 --out $form.safetensors --force "${d[@]}" --json --quiet
   steps=$(grep -c '^{"step"' out)

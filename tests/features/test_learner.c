@@ -71,7 +71,7 @@ static void check_gradient(es_form form, bool constrained)
     es_rng rng;
     es_rng_seed(&rng, 5);
     for (size_t i = 0; i < a->n_param; i++) /* away from the start, where dA is zero */
-        a->param[i] += (form == ES_FORM_BIAS ? 0.3f : 0.05f) * es_rng_normal(&rng);
+        a->param[i] += (form == ES_FORM_BIAS || form == ES_FORM_GAIN ? 0.3f : 0.05f) * es_rng_normal(&rng);
     es_adapter_refresh(a);
     float *at = malloc(a->n_param * sizeof *at), *g = malloc(a->n_param * sizeof *g);
     double *way = malloc(a->n_param * sizeof *way), loss;
@@ -106,6 +106,8 @@ static void check_gradient(es_form form, bool constrained)
 }
 
 static void gradient_of_bias(void **s) { (void)s; check_gradient(ES_FORM_BIAS, true); }
+static void gradient_of_gain(void **s) { (void)s; check_gradient(ES_FORM_GAIN, true); }
+static void gradient_of_map(void **s) { (void)s; check_gradient(ES_FORM_MAP, true); }
 static void gradient_of_lora(void **s) { (void)s; check_gradient(ES_FORM_LORA, true); }
 static void gradient_of_free_lora(void **s) { (void)s; check_gradient(ES_FORM_LORA, false); }
 
@@ -117,7 +119,7 @@ static void check_learning(es_form form, es_optimiser optimiser, float bound, in
     es_adapter *a = adapter(form, true, 20, bound);
     es_learner_options o = options(form);
     o.optimiser = optimiser;
-    o.learning_rate = optimiser == ES_OPTIMISER_METRIC ? 0.05 : form == ES_FORM_BIAS ? 0.05 : 0.02;
+    o.learning_rate = optimiser == ES_OPTIMISER_METRIC ? 0.05 : form == ES_FORM_BIAS || form == ES_FORM_GAIN ? 0.05 : 0.02;
     o.batch = batch;
     es_learner *l = NULL;
     assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
@@ -163,7 +165,7 @@ static void check_learning(es_form form, es_optimiser optimiser, float bound, in
     }
     assert_true(shares > 0);
     if (bound > 10)
-        assert_true(form == ES_FORM_BIAS ? rests < 1e-5 * shares : rests < shares);
+        assert_true(form == ES_FORM_BIAS ? rests < 1e-5 * shares : rests < shares); /* elsewhere a new input set is nobody's doing */
     for (int row = 0; row < (batch ? 0 : n); row++) { /* each had a part */
         double part = 0;
         for (int i = 0; i < K; i++)
@@ -182,6 +184,63 @@ static void bias_learns(void **s)
     check_learning(ES_FORM_BIAS, ES_OPTIMISER_METRIC, 100, 0);
     check_learning(ES_FORM_BIAS, ES_OPTIMISER_ADAM, 100, 2);
     check_learning(ES_FORM_BIAS, ES_OPTIMISER_METRIC, 0.05f, 0);
+}
+
+static void gain_learns(void **s)
+{
+    (void)s;
+    check_learning(ES_FORM_GAIN, ES_OPTIMISER_ADAM, 100, 0);
+    check_learning(ES_FORM_GAIN, ES_OPTIMISER_ADAM, 100, 2);
+    check_learning(ES_FORM_GAIN, ES_OPTIMISER_ADAM, 0.02f, 0);
+}
+
+static void map_learns(void **s)
+{
+    (void)s;
+    check_learning(ES_FORM_MAP, ES_OPTIMISER_ADAM, 100, 0);
+    check_learning(ES_FORM_MAP, ES_OPTIMISER_ADAM, 100, 2);
+    check_learning(ES_FORM_MAP, ES_OPTIMISER_ADAM, 0.02f, 0);
+}
+
+/* The mean input is the mean over the reply's tokens of what the dictionary says of the base model's residual there. */
+static void inputs_of_hooks(void **s)
+{
+    (void)s;
+    es_error err;
+    es_experiences e = fix_experiences();
+    es_learner_options o = options(ES_FORM_GAIN);
+    es_adapter *a = adapter(ES_FORM_GAIN, true, 20, 100);
+    o.optimiser = ES_OPTIMISER_METRIC;
+    es_learner *l = NULL;
+    assert_error(es_learner_open(&l, model, dictionary, a, &o, &err), &err, "metric step");
+    o.optimiser = ES_OPTIMISER_ADAM;
+    l = learner(a, &o, &e);
+    double sum[20] = {0}, tokens = 0;
+    for (int i = 0; i < l->n; i++)
+        for (int j = 0; j < 2; j++) {
+            es_sequence *q = &l->item[i]->seq[j];
+            for (int t = q->n - q->n_reply; t < q->n; t++) {
+                float act[20];
+                assert_true(t > 0);
+                assert_ok(es_dictionary_encode_some(dictionary, NULL, q->resid + (size_t)t * (size_t)a->d, 1, a->basis.feature, 20, act, &err), &err);
+                for (int f = 0; f < 20; f++)
+                    sum[f] += act[f];
+                tokens++;
+            }
+        }
+    bool fires = false;
+    for (int f = 0; f < 20; f++) {
+        assert_true(fabs(sum[f] / tokens - a->mean_input[f]) < 1e-4 * (1 + fabs(sum[f] / tokens)));
+        fires |= sum[f] > 0;
+    }
+    assert_true(fires);
+    es_step_report r;
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    for (int f = 0; f < 20; f++)
+        assert_true(fabsf(a->coefficient[f] - a->param[f] * a->mean_input[f]) < 1e-6f);
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_experiences_free(&e);
 }
 
 static void lora_learns(void **s)
@@ -694,6 +753,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradient_of_bias), cmocka_unit_test(gradient_of_lora), cmocka_unit_test(gradient_of_free_lora),
+        cmocka_unit_test(gradient_of_gain), cmocka_unit_test(gradient_of_map),  cmocka_unit_test(inputs_of_hooks),
+        cmocka_unit_test(gain_learns),      cmocka_unit_test(map_learns),
         cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
         cmocka_unit_test(white_inputs),     cmocka_unit_test(prior),            cmocka_unit_test(inputs),
         cmocka_unit_test(guards),           cmocka_unit_test(gate),             cmocka_unit_test(faults),

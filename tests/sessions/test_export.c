@@ -106,7 +106,7 @@ static void control_vector(void **state)
         assert_memory_equal(b.data, "GGUF", 4);
         assert_int_equal(number_at(&b, 4, 4), 3);
         int n = (int)number_at(&b, 8, 8), kv = (int)number_at(&b, 16, 8);
-        assert_int_equal(n, form == ES_FORM_BIAS ? 1 : LAYERS - LAYER);
+        assert_int_equal(n, form == ES_FORM_LORA ? LAYERS - LAYER : 1);
         size_t at = 24;
         for (int i = 0; i < kv; i++) {
             at = text_at(&b, at, text, sizeof text);
@@ -234,6 +234,16 @@ static void npz(void **state)
     es_adapter_free(a);
     a = make_adapter(ES_FORM_LORA, false);
     assert_ok(es_export_adapter(a, model, dictionary, NULL, ES_EXPORT_NPZ, test_path("unlearned.npz"), &err), &err);
+    es_adapter_free(a);
+    a = make_adapter(ES_FORM_MAP, true);
+    assert_ok(es_export_adapter(a, model, dictionary, NULL, ES_EXPORT_NPZ, path, &err), &err);
+    es_buf map = {0};
+    test_read(&map, path);
+    data = member(&map, "bias.npy", "(5,)", &n);
+    assert_memory_equal(data, es_adapter_table(a), n);
+    data = member(&map, "map.npy", "(5, 5)", &n);
+    assert_memory_equal(data, es_adapter_table(a) + K, n);
+    es_buf_free(&map);
     es_adapter_free(a);
 }
 
