@@ -17,6 +17,10 @@ es_learner_options es_learner_default(es_form form)
         o.optimiser = ES_OPTIMISER_METRIC;
         o.learning_rate = 0.02;
     }
+    if (form == ES_FORM_GAIN) /* a factor on what fires, and most of what was chosen fires seldom */
+        o.learning_rate = 0.2;
+    if (form == ES_FORM_MAP) /* every feature reads all others, whose sum is large */
+        o.learning_rate = 0.0005;
     return o;
 }
 

@@ -89,7 +89,7 @@ typedef struct es_addend { /* residual after `layer` += scale * v[d_model] on ev
 
 /* A differentiable function on the residual after `layer` (the forms gain and map; also steering clamps): forward works in place
  * on h[T,d]; backward turns dh (gradient of its output) into the gradient of its input in place, given the input rows h_in, and
- * may accumulate its own parameters' gradients in user. backward may be NULL in contexts that only generate. */
+ * may accumulate its own parameters' gradients in user. In a trainer each is called once a pass, with all rows in the batch's order. backward may be NULL in contexts that only generate. */
 typedef struct es_hook {
     int layer;
     void (*forward)(void *user, float *h, const int *pos, int T, int d);

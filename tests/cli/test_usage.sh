@@ -23,7 +23,7 @@ refused 2 "something is missing" score
 refused 2 "--layers wants numbers" harvest x.txt --out d --layers 3,,4
 refused 2 "--layers wants numbers" harvest x.txt --out d --layers 9999999999
 refused 2 "there is no command 'bogus'" features bogus
-refused 2 "--form is bias or lora" adapt --basis b --experiences e --out o --form gain
+refused 2 "--form is bias, gain, map or lora" adapt --basis b --experiences e --out o --form gane
 refused 2 "--to is control-vector, npz or json" export a --to pickle b
 refused 2 "--against is peft, not 'llama'" bench --against llama
 refused 2 "--only and --against do not go together" bench --against peft --only adapt
