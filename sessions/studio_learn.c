@@ -555,21 +555,24 @@ static void round_of_learning(es_studio *s, bool restart)
         return;
     }
     int job = es_studio_job_begin(s, "learn", "adapting to the experiences", "steps");
-    if (!rc) {
-        learning(s, ES_LEARN_PREPARING, "reading %d experience%s", in.e.n, in.e.n == 1 ? "" : "s");
-        rc = gradients(s, &in.e, &gradient, &err);
-    }
     pthread_mutex_lock(&s->lock);
     bool choose = !s->basis.n || (s->basis_auto && s->basis.n < auto_size(s));
     pthread_mutex_unlock(&s->lock);
-    if (!rc && choose)
-        rc = basis_by_itself(s, gradient, in.e.n, &err);
-    if (!rc)
-        measure(s, gradient, in.e.n);
+    if (!rc && choose) {
+        learning(s, ES_LEARN_PREPARING, "reading %d experience%s", in.e.n, in.e.n == 1 ? "" : "s");
+        rc = gradients(s, &in.e, &gradient, &err);
+        rc = rc ? rc : basis_by_itself(s, gradient, in.e.n, &err);
+    }
     if (!rc)
         rc = current_basis(s, &b);
     if (!rc)
         rc = learn(s, &in, &b, restart, epoch, job, &err);
+    if (!rc && !gradient && gradients(s, &in.e, &gradient, NULL)) { /* only the Basis view waits for this: after what was learned answers */
+        free(gradient);
+        gradient = NULL;
+    }
+    if (!rc && gradient)
+        measure(s, gradient, in.e.n);
     if (rc == ES_ERR_CANCELLED)
         learning(s, ES_LEARN_IDLE, "cancelled: the adapter is as it was");
     else if (rc)
