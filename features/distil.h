@@ -35,6 +35,11 @@ int es_target_make(es_target *out, es_distil_loss loss, int n, int n_vocab, cons
  * (may be NULL). SAMPLED returns log p - log q, whose mean estimates the reverse KL; the coefficient of its gradient counts as constant. */
 double es_distil_token(const es_target *t, int i, int32_t token, const float *p, double scale, float *dl);
 
+/* An experience of another kind for the constrained learner: a reply that the student drew, and what a teacher says of it. Takes both over where it
+ * succeeds. Its loss is the mean over the tokens that count; what it gains, for margins and the gate, is by how much that loss fell from the base
+ * model's. SAMPLED counts as (log p - log q)^2 / 2, which has the same gradient on these tokens and is never below zero. */
+int es_learner_add_target(es_learner *l, es_sequence *reply, es_target *target, double weight, const char *source, const volatile bool *cancel, es_error *err);
+
 /* ---- the teacher ----------------------------------------------------------------------------------------------------------------- */
 
 typedef struct es_teacher es_teacher;

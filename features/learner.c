@@ -85,6 +85,62 @@ static void coefficient_change(const es_adapter *a, const float *param, const fl
     }
 }
 
+double es_item_loss(const es_learner *l, es_item *e, double slope[2])
+{
+    slope[0] = slope[1] = 0;
+    return e->target.n ? e->loss : es_experience_loss(es_item_reply(e, 0), es_item_reply(e, 1), l->o.beta, &slope[0], &slope[1]);
+}
+
+double es_item_gain(es_item *e)
+{
+    return e->target.n ? e->from - e->loss : es_experience_gain(es_item_reply(e, 0), es_item_reply(e, 1));
+}
+
+double es_item_token(const es_item *e, int i, const float *p, double scale, float *dl)
+{
+    double each = 1.0 / es_target_counted(&e->target), grow = scale * each;
+    const es_sequence *s = &e->seq[0];
+    double loss = es_distil_token(&e->target, i, s->target[s->n - s->n_reply + i], p, grow, dl) / scale;
+    return e->target.loss == ES_DISTIL_SAMPLED ? loss * loss / (2 * each) : loss;
+}
+
+int es_item_score(es_learner *l, es_item *e, int first, es_error *err)
+{
+    int rc = ES_OK, n_vocab = e->target.n_vocab;
+    e->loss = 0;
+    for (int i = e->target.masked; !rc && i < e->target.n; i++) {
+        rc = es_trainer_logits(l->trainer, first + i, l->logits, err);
+        float most = -INFINITY;
+        double sum = 0;
+        for (int v = 0; !rc && v < n_vocab; v++)
+            most = l->logits[v] > most ? l->logits[v] : most;
+        for (int v = 0; !rc && v < n_vocab; v++)
+            sum += l->logits[v] = expf(l->logits[v] - most);
+        for (int v = 0; !rc && v < n_vocab; v++)
+            l->logits[v] = (float)(l->logits[v] / sum);
+        e->loss += rc ? 0 : es_item_token(e, i, l->logits, 1, NULL);
+    }
+    return rc;
+}
+
+typedef struct opinions { /* of the teachers, in the pack at hand */
+    es_learner *l;
+    const int *which; /* of its slots */
+    double weights;
+} opinions;
+
+static void token_opinion(void *user, int token, const float *p, float *dl)
+{
+    const opinions *o = user;
+    const es_pack *k = &o->l->pack;
+    int s = 0;
+    while (token >= k->start[s + 1])
+        s++;
+    const es_item *e = o->l->item[o->which[k->slot[s]]];
+    if (e->target.n && e->weight > 0)
+        es_item_token(e, token - (k->start[s + 1] - e->target.n), p, e->weight / o->weights, dl);
+}
+
 /* Forward and, with backward, the gradients (item->grad) of the n items in which[], of weights summing to 1 as share says. */
 static int pass(es_learner *l, const int *which, int n, bool backward, double weights, double *loss, int *tokens, const volatile bool *cancel,
                 es_error *err)
@@ -111,10 +167,14 @@ static int pass(es_learner *l, const int *which, int n, bool backward, double we
             return rc;
         es_pack_means(&l->pack);
         *tokens += l->pack.n;
+        bool taught = false;
         for (int i = first, s = 0; i < end; i++) {
             es_item *e = l->item[which[i]];
             double slope[2], share = e->weight / weights;
-            *loss += share * es_experience_loss(es_item_reply(e, 0), es_item_reply(e, 1), l->o.beta, &slope[0], &slope[1]);
+            if (e->target.n && (rc = es_item_score(l, e, l->pack.start[s + 1] - e->target.n, err)))
+                return rc;
+            taught |= e->target.n > 0;
+            *loss += share * es_item_loss(l, e, slope);
             for (int j = 0; j < 2; j++) {
                 if (!e->seq[j].n)
                     continue;
@@ -131,7 +191,8 @@ static int pass(es_learner *l, const int *which, int n, bool backward, double we
                          .addend = a->o.form == ES_FORM_BIAS ? l->grad_v : NULL, .seq_slot = l->pack.slot, .n_slot = end - first};
             if (es_adapter_hooks(a))
                 a->sink = (es_adapter_sink){.grad = l->slot_b, .start = l->pack.start, .slot = l->pack.slot};
-            rc = es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, NULL, NULL, &g, lora ? a->o.first_layer : a->layer, cancel, err);
+            opinions of = {.l = l, .which = which + first, .weights = weights};
+            rc = es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, taught ? token_opinion : NULL, &of, &g, lora ? a->o.first_layer : a->layer, cancel, err);
             a->sink = (es_adapter_sink){0};
             for (int i = first; !rc && i < end; i++)
                 slot_gradient(l, i - first, l->item[which[i]]->grad);
@@ -486,7 +547,7 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         out->loss = 0;
         for (int i = 0; i < l->n_chosen; i++) {
             es_item *it = l->item[l->chosen[i]];
-            out->loss += it->weight * it->decision.weight * es_experience_loss(es_item_reply(it, 0), es_item_reply(it, 1), l->o.beta, &slope[0], &slope[1]);
+            out->loss += it->weight * it->decision.weight * es_item_loss(l, it, slope);
             kept += it->weight * it->decision.weight;
         }
         out->loss = kept > 0 ? out->loss / kept : 0;
@@ -499,7 +560,7 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         es_item *it = l->item[l->chosen[i]];
         for (size_t j = 0; j < n; j++)
             l->total[j] += it->grad[j];
-        out->margin += es_experience_gain(es_item_reply(it, 0), es_item_reply(it, 1)) / l->n_chosen;
+        out->margin += es_item_gain(it) / l->n_chosen;
     }
     double square = 0;
     for (size_t i = 0; i < n; i++)
@@ -575,7 +636,7 @@ int es_learner_gate(es_learner *l, es_gate_report *out, const volatile bool *can
         return es_fail(err, ES_ERR_USAGE, "the gate has no experience to judge by");
     int rc = pass(l, l->chosen, n, false, 1, &loss, &tokens, cancel, err);
     for (int i = 0; !rc && i < n; i++)
-        out->gain += es_experience_gain(es_item_reply(l->item[l->chosen[i]], 0), es_item_reply(l->item[l->chosen[i]], 1)) / n;
+        out->gain += es_item_gain(l->item[l->chosen[i]]) / n;
     rc = rc ? rc : es_learner_anchors_kl(l, &out->kl, cancel, err);
     if (rc)
         return rc;

@@ -4,6 +4,7 @@
 #define ES_LEARNER_INTERNAL_H
 
 #include "adapter.h"
+#include "distil.h"
 #include "linear.h"
 #include "pack.h"
 
@@ -11,6 +12,8 @@ enum { LEARNER_SLOTS = 16, LEARNER_NORMS = 1 << 16 }; /* experiences in a batch;
 
 typedef struct es_item { /* an experience */
     es_sequence seq[2];     /* preferred, rejected; n 0: absent */
+    es_target target;       /* what a teacher says of seq[0], the student's own; n 0: an experience with replies */
+    double from, loss;      /* of a target: base model, last pass */
     double weight;
     bool held;
     float *grad, *momentum; /* [n_learned] of this step's gradient; Adam's, of this experience alone. One block; NULL when held */
@@ -89,6 +92,14 @@ static inline es_sequence *es_item_reply(es_item *e, int i) /* NULL: absent */
 }
 
 void es_item_free(es_item *e);
+/* The loss of an experience where the last pass left it, and what it wants to raise (for a target: how far its loss fell). slope: as es_experience_loss. */
+double es_item_loss(const es_learner *l, es_item *e, double slope[2]);
+double es_item_gain(es_item *e);
+/* A target's loss of reply token i for the student's p, and dLoss/dlogits into dl (may be NULL), a mean over the tokens that count. The sampled loss
+ * is (log p - log q)^2 / 2, which has the gradient of es_distil_token's: no estimate that goes below zero. */
+double es_item_token(const es_item *e, int i, const float *p, double scale, float *dl);
+/* e->loss from the last forward, whose row `first` is the first reply token. */
+int es_item_score(es_learner *l, es_item *e, int first, es_error *err);
 /* Mean KL(base || adapted) over the anchors' tokens; 0 without the guard. */
 int es_learner_anchors_kl(es_learner *l, double *kl, const volatile bool *cancel, es_error *err);
 

@@ -16,6 +16,7 @@ void es_item_free(es_item *e)
     free(e->wish);
     free(e->influence);
     free(e->source);
+    es_target_free(&e->target);
     free(e);
 }
 
@@ -86,6 +87,10 @@ static int measure_base(es_learner *l, es_item *e, double *sum, double *tokens, 
     es_pack_means(&l->pack);
     for (int i = 0; i < 2; i++)
         e->seq[i].base = e->seq[i].now;
+    if (e->target.n) {
+        rc = es_item_score(l, e, l->pack.n - e->target.n, err);
+        e->from = e->loss;
+    }
     for (int i = 0; !rc && !e->held && i < a->n_entry; i++) {
         const es_adapter_entry *entry = &a->entry[i];
         rc = es_trainer_site_input(l->trainer, entry->layer, entry->site, l->site_input, err);
@@ -138,29 +143,25 @@ static int new_item(es_learner *l, double weight, bool held, es_item **out, es_e
     return ES_OK;
 }
 
-int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *cancel, es_error *err)
+static bool hold_next(const es_learner *l)
+{
+    int due = l->n + 1 >= 4 && l->o.hold_out > 0 ? (int)(l->o.hold_out * (l->n + 1)) : 0;
+    due = due < 1 && l->n + 1 >= 4 && l->o.hold_out > 0 ? 1 : due;
+    return l->n_held < due;
+}
+
+/* Measures e, an item with its sequences, and takes it in. On an error nothing is as if it had been there. */
+static int take_in(es_learner *l, es_item *e, const char *source, const volatile bool *cancel, es_error *err)
 {
     es_adapter *a = l->a;
     size_t K = (size_t)a->K;
-    if (!x->preferred && !x->rejected)
-        return es_fail(err, ES_ERR_USAGE, "an experience needs a preferred or a rejected reply");
-    if (!isfinite(x->weight) || x->weight < 0)
-        return es_fail(err, ES_ERR_USAGE, "the weight of an experience must be a number of at least 0");
-    int due = l->n + 1 >= 4 && l->o.hold_out > 0 ? (int)(l->o.hold_out * (l->n + 1)) : 0;
-    due = due < 1 && l->n + 1 >= 4 && l->o.hold_out > 0 ? 1 : due;
-    es_item *e = NULL;
     double *sum = es_calloc(a->n_mean + 1, sizeof *sum), tokens = 0;
-    int norms = 0, rc = sum ? new_item(l, x->weight, l->n_held < due, &e, err) : es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
-    const char *reply[2] = {x->preferred, x->rejected};
-    for (int i = 0; !rc && i < 2; i++)
-        if (reply[i])
-            rc = es_sequence_make(&e->seq[i], l->m, x->message, x->n_message, reply[i], l->o.max_prompt, l->o.max_reply, err);
-    if (!rc && x->source && !(e->source = strdup(x->source)))
+    int norms = 0, rc = sum ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    if (!rc && source && !(e->source = strdup(source)))
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
     rc = rc ? rc : measure_base(l, e, sum, &tokens, &norms, cancel, err);
     if (rc) {
         free(sum);
-        es_item_free(e);
         return rc;
     }
     /* From here on nothing fails. */
@@ -185,6 +186,51 @@ int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *c
         for (size_t i = 0; i < K; i++)
             l->rest[i] += a->coefficient[i] - l->old_coefficient[i];
     }
+    return ES_OK;
+}
+
+int es_learner_add(es_learner *l, const es_experience *x, const volatile bool *cancel, es_error *err)
+{
+    if (!x->preferred && !x->rejected)
+        return es_fail(err, ES_ERR_USAGE, "an experience needs a preferred or a rejected reply");
+    if (!isfinite(x->weight) || x->weight < 0)
+        return es_fail(err, ES_ERR_USAGE, "the weight of an experience must be a number of at least 0");
+    es_item *e = NULL;
+    int rc = new_item(l, x->weight, hold_next(l), &e, err);
+    const char *reply[2] = {x->preferred, x->rejected};
+    for (int i = 0; !rc && i < 2; i++)
+        if (reply[i])
+            rc = es_sequence_make(&e->seq[i], l->m, x->message, x->n_message, reply[i], l->o.max_prompt, l->o.max_reply, err);
+    rc = rc ? rc : take_in(l, e, x->source, cancel, err);
+    if (rc)
+        es_item_free(e);
+    return rc;
+}
+
+int es_learner_add_target(es_learner *l, es_sequence *reply, es_target *target, double weight, const char *source, const volatile bool *cancel, es_error *err)
+{
+    if (target->n != reply->n_reply || !es_target_counted(target) || target->n_vocab != es_model_get_info(l->m)->n_vocab)
+        return es_fail(err, ES_ERR_USAGE, "a teacher's opinion of %d tokens is none of a reply of %d", target->n, reply->n_reply);
+    if (!isfinite(weight) || weight < 0)
+        return es_fail(err, ES_ERR_USAGE, "the weight of an experience must be a number of at least 0");
+    if (reply->n > l->pack.cap)
+        return es_fail(err, ES_ERR_LIMIT, "an experience of %d tokens does not fit into a batch of %d", reply->n, l->pack.cap);
+    es_item *e = NULL;
+    int rc = new_item(l, weight, hold_next(l), &e, err);
+    if (rc)
+        return rc;
+    e->seq[0] = *reply;
+    e->target = *target;
+    rc = take_in(l, e, source, cancel, err);
+    if (rc) { /* the caller's again */
+        *reply = e->seq[0];
+        e->seq[0] = (es_sequence){0};
+        e->target = (es_target){0};
+        es_item_free(e);
+        return rc;
+    }
+    *reply = (es_sequence){0};
+    *target = (es_target){0};
     return ES_OK;
 }
 
@@ -230,6 +276,8 @@ int es_learner_share(es_learner *l, const es_learner *from, es_error *err)
         return es_fail(err, ES_ERR_USAGE, "learners of different bands or models share nothing");
     for (int i = 0; i < from->n; i++) {
         es_item *e = NULL;
+        if (from->item[i]->target.n)
+            return es_fail(err, ES_ERR_USAGE, "a teacher's opinion of replies is not shared: draw them anew");
         int rc = new_item(l, from->item[i]->weight, from->item[i]->held, &e, err);
         for (int j = 0; !rc && j < 2; j++)
             rc = sequence_copy(&e->seq[j], &from->item[i]->seq[j], a->d, err);

@@ -254,7 +254,7 @@ size_t es_learner_bytes(const es_learner *l)
         n += es_sequence_bytes(&l->anchor[i], a->d);
     for (int i = 0; i < l->n; i++) {
         n += es_sequence_bytes(&l->item[i]->seq[0], a->d) + es_sequence_bytes(&l->item[i]->seq[1], a->d) + sizeof *l->item[i];
-        n += (size_t)a->K * (sizeof(float) + sizeof(double));
+        n += (size_t)a->K * (sizeof(float) + sizeof(double)) + es_target_bytes(&l->item[i]->target);
         if (l->item[i]->grad)
             n += (es_learner_is_adam(l) ? 3 : 2) * a->n_learned * sizeof(float);
     }

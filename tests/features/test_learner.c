@@ -59,8 +59,28 @@ static double loss_at(es_learner *l, es_adapter *a, const float *at, const doubl
     return loss;
 }
 
-/* Along random directions, each over a part of the parameters. */
-static void check_gradient(es_form form, bool constrained)
+/* A reply and a teacher that would have had it otherwise. */
+static void add_target(es_learner *l, es_distil_loss k)
+{
+    es_error err;
+    es_sequence s;
+    es_target t;
+    es_message message = {"user", "Shall we go?"};
+    int V = es_model_get_info(model)->n_vocab;
+    assert_ok(es_sequence_make(&s, model, &message, 1, "Perhaps we should wait.", 64, 24, &err), &err);
+    float *q = es_calloc((size_t)s.n_reply * (size_t)V, sizeof *q);
+    es_rng rng;
+    es_rng_seed(&rng, 11);
+    for (int i = 0; i < s.n_reply * V; i++)
+        q[i] = 2 * es_rng_normal(&rng);
+    assert_ok(es_target_make(&t, k, s.n_reply, V, s.target + s.n - s.n_reply, q, 4, &err), &err);
+    free(q);
+    assert_ok(es_learner_add_target(l, &s, &t, 3, "teacher", NULL, &err), &err);
+    assert_true(!s.ids && !t.sampled);
+}
+
+/* Along random directions, each over a part of the parameters. k 0: without a teacher's target. */
+static void check_gradient(es_form form, bool constrained, es_distil_loss k)
 {
     es_error err;
     es_experiences e = fix_experiences();
@@ -68,6 +88,8 @@ static void check_gradient(es_form form, bool constrained)
     es_adapter *a = adapter(form, constrained, 20, 100);
     es_learner_options o = options(form);
     es_learner *l = learner(a, &o, &e);
+    if (k)
+        add_target(l, k);
     es_rng rng;
     es_rng_seed(&rng, 5);
     for (size_t i = 0; i < a->n_param; i++) /* away from the start, where dA is zero */
@@ -95,7 +117,7 @@ static void check_gradient(es_form form, bool constrained)
         double seen2 = (loss_at(l, a, at, way, 2 * h) - loss_at(l, a, at, way, -2 * h)) / (4 * h);
         seen = (4 * seen - seen2) / 3; /* Richardson */
         if (fabs(seen - slope) > 1e-3 + 0.01 * fabs(slope))
-            fail_msg("%s%s, direction %d: gradient %g, finite difference %g", es_form_name(form), constrained ? "" : " free", turn, slope, seen);
+            fail_msg("%s%s %s, direction %d: gradient %g, finite difference %g", es_form_name(form), constrained ? "" : " free", k ? es_distil_name(k) : "", turn, slope, seen);
     }
     free(at);
     free(g);
@@ -105,11 +127,51 @@ static void check_gradient(es_form form, bool constrained)
     es_experiences_free(&e);
 }
 
-static void gradient_of_bias(void **s) { (void)s; check_gradient(ES_FORM_BIAS, true); }
-static void gradient_of_gain(void **s) { (void)s; check_gradient(ES_FORM_GAIN, true); }
-static void gradient_of_map(void **s) { (void)s; check_gradient(ES_FORM_MAP, true); }
-static void gradient_of_lora(void **s) { (void)s; check_gradient(ES_FORM_LORA, true); }
-static void gradient_of_free_lora(void **s) { (void)s; check_gradient(ES_FORM_LORA, false); }
+static void gradient_of_bias(void **s) { (void)s; check_gradient(ES_FORM_BIAS, true, 0); }
+static void gradient_of_gain(void **s) { (void)s; check_gradient(ES_FORM_GAIN, true, 0); }
+static void gradient_of_map(void **s) { (void)s; check_gradient(ES_FORM_MAP, true, 0); }
+static void gradient_of_lora(void **s) { (void)s; check_gradient(ES_FORM_LORA, true, 0); }
+static void gradient_of_free_lora(void **s) { (void)s; check_gradient(ES_FORM_LORA, false, 0); }
+
+static void gradient_of_targets(void **s)
+{
+    (void)s;
+    for (es_distil_loss k = ES_DISTIL_SAMPLED; k <= ES_DISTIL_FULL; k++) {
+        check_gradient(ES_FORM_LORA, true, k);
+        check_gradient(ES_FORM_BIAS, true, k);
+    }
+}
+
+/* A teacher's target is learned, the gate counts it, and what is not one is refused. */
+static void targets_are_learned(void **s)
+{
+    (void)s;
+    es_error err;
+    for (es_distil_loss k = ES_DISTIL_SAMPLED; k <= ES_DISTIL_FULL; k++) {
+        es_adapter *a = adapter(ES_FORM_LORA, true, 20, 100);
+        es_learner_options o = options(ES_FORM_LORA);
+        es_experiences none = {0};
+        o.learning_rate = 0.02;
+        es_learner *l = learner(a, &o, &none);
+        es_step_report r;
+        es_gate_report g;
+        double first = 0;
+        add_target(l, k);
+        for (int i = 0; i < 8; i++) {
+            assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+            first = i ? first : r.loss;
+        }
+        assert_true(r.loss < 0.98 * first);
+        assert_ok(es_learner_gate(l, &g, NULL, &err), &err);
+        assert_true(g.passed && g.gain > first - r.loss - 1e-6);
+        es_sequence q = {.n = 9, .n_reply = 5};
+        es_target t = {.n = 4, .n_vocab = es_model_get_info(model)->n_vocab};
+        assert_error(es_learner_add_target(l, &q, &t, 1, NULL, NULL, &err), &err, "none of a reply");
+        es_learner_free(l);
+        es_adapter_free(a);
+    }
+}
+
 
 /* Loss falls, margin grows; columns of the influence add up to the coefficients; minibatches, experiences that come later. */
 static void check_learning(es_form form, es_optimiser optimiser, float bound, int batch)
@@ -754,6 +816,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradient_of_bias), cmocka_unit_test(gradient_of_lora), cmocka_unit_test(gradient_of_free_lora),
         cmocka_unit_test(gradient_of_gain), cmocka_unit_test(gradient_of_map),  cmocka_unit_test(inputs_of_hooks),
+        cmocka_unit_test(gradient_of_targets), cmocka_unit_test(targets_are_learned),
         cmocka_unit_test(gain_learns),      cmocka_unit_test(map_learns),
         cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
         cmocka_unit_test(white_inputs),     cmocka_unit_test(prior),            cmocka_unit_test(inputs),
