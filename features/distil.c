@@ -13,6 +13,16 @@ const char *es_distil_name(es_distil_loss k)
     return k == ES_DISTIL_SAMPLED ? "sampled" : k == ES_DISTIL_TOP ? "top-20" : k == ES_DISTIL_FULL ? "forward" : "?";
 }
 
+bool es_distil_named(const char *name, es_distil_loss *out)
+{
+    for (es_distil_loss k = ES_DISTIL_SAMPLED; k <= ES_DISTIL_FULL; k++)
+        if (!strcmp(name, es_distil_name(k))) {
+            *out = k;
+            return true;
+        }
+    return false;
+}
+
 /* ---- targets ---------------------------------------------------------------------------------------------------------------------- */
 
 void es_target_free(es_target *t)

@@ -13,6 +13,7 @@ typedef enum es_distil_loss {
     ES_DISTIL_FULL,        /* forward KL sum q log(q/p) over the vocabulary (context distillation, Snell et al. 2022, Askell et al. 2021) */
 } es_distil_loss;
 const char *es_distil_name(es_distil_loss k); /* "sampled", "top-20", "forward" */
+bool es_distil_named(const char *name, es_distil_loss *out);
 
 enum { ES_DISTIL_TOP_N = 20, ES_DISTIL_MASKED = 4 };
 

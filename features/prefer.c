@@ -5,36 +5,48 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A reply at temperature 0; cut: it did not end by itself. */
-static int reply(es_model *m, es_context *c, const es_message *message, int n, int max_new, es_buf *out, bool *cut, const volatile bool *cancel, es_error *err)
+static const char PREFIX[] = "prefer: ";
+
+/* Draws a reply; its last token ends it where it ended by itself. */
+static int draw(es_model *m, es_context *c, const es_message *message, int n, int max_new, const es_sampling *how, es_rng *rng, es_ids *prompt, es_ids *out,
+                const volatile bool *cancel, es_error *err)
 {
-    es_ids ids = {0};
+    int rc = es_chat_render(m, message, (size_t)n, true, prompt, err);
+    rc = rc ? rc : es_context_truncate(c, 0, err);
+    if (!rc && (int)prompt->n + max_new > es_context_size(c))
+        rc = es_fail(err, ES_ERR_LIMIT, "a question of %zu tokens leaves no room for a reply in %d", prompt->n, es_context_size(c));
+    rc = rc ? rc : es_context_feed(c, prompt->id, (int)prompt->n, cancel, err);
+    for (int i = 0; !rc && i < max_new; i++) {
+        int32_t id = es_sample(c, how, rng);
+        if (es_ids_add(out, id))
+            rc = es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
+        if (rc || es_token_ends(m, id))
+            break;
+        rc = es_context_feed(c, &id, 1, cancel, err);
+    }
+    return rc;
+}
+
+/* A reply at temperature 0, as text. */
+static int reply(es_model *m, es_context *c, const es_message *message, int n, int max_new, es_buf *out, const volatile bool *cancel, es_error *err)
+{
+    es_ids prompt = {0}, ids = {0};
     es_sampling how = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
     es_rng rng;
     es_rng_seed(&rng, 1);
     es_buf_clear(out);
-    *cut = true;
-    int rc = es_chat_render(m, message, (size_t)n, true, &ids, err);
-    rc = rc ? rc : es_context_truncate(c, 0, err);
-    if (!rc && (int)ids.n + max_new > es_context_size(c))
-        rc = es_fail(err, ES_ERR_LIMIT, "a question of %zu tokens leaves no room for a reply in %d", ids.n, es_context_size(c));
-    rc = rc ? rc : es_context_feed(c, ids.id, (int)ids.n, cancel, err);
-    for (int i = 0; !rc && i < max_new; i++) {
-        int32_t id = es_sample(c, &how, &rng);
+    int rc = draw(m, c, message, n, max_new, &how, &rng, &prompt, &ids, cancel, err);
+    for (size_t i = 0; !rc && i < ids.n; i++) {
         size_t len = 0;
-        if (es_token_ends(m, id)) {
-            *cut = false;
-            break;
-        }
-        const char *bytes = es_token_bytes(m, id, &len);
-        es_buf_add(out, bytes, es_token_is_control(m, id) ? 0 : len);
-        rc = es_context_feed(c, &id, 1, cancel, err);
+        const char *bytes = es_token_bytes(m, ids.id[i], &len);
+        es_buf_add(out, bytes, es_token_is_control(m, ids.id[i]) || es_token_ends(m, ids.id[i]) ? 0 : len);
     }
     if (!rc && out->data) { /* a cut may end inside a character */
         size_t whole = es_utf8_whole(out->data, out->len);
         out->data[whole] = 0;
         out->len = whole;
     }
+    es_ids_free(&prompt);
     es_ids_free(&ids);
     return rc || !out->failed ? rc : es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
 }
@@ -77,29 +89,122 @@ int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options
     es_context *c = NULL;
     es_buf plain = {0}, preferred = {0};
     const volatile bool *cancel = progress ? progress->cancel : NULL;
-    char source[160];
+    es_buf source = {0};
     *advantage = (es_advantage){0};
     int n = questions(o->own, question, ASK), rc = ES_OK;
     if (o->own && o->own->n)
         rc = advantage_of(m, preference, o, advantage, cancel, err);
     rc = rc ? rc : es_context_open(&c, m, &co, err);
-    snprintf(source, sizeof source, "prefer: %.140s", preference);
-    source[es_utf8_whole(source, strlen(source))] = 0;
+    es_buf_printf(&source, "%s%s", PREFIX, preference);
+    if (!rc && source.failed)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for a preference");
     for (int i = 0; !rc && i < n && out->n - before < want; i++) {
         es_message message[2] = {{"system", preference}, {"user", question[i]}};
-        bool cut[2];
         es_progress_report(progress, "asking with the preference and without", out->n - before, want, "pairs");
-        rc = reply(m, c, message + 1, 1, max_new, &plain, &cut[0], cancel, err);
-        rc = rc ? rc : reply(m, c, message, 2, max_new, &preferred, &cut[1], cancel, err);
+        rc = reply(m, c, message + 1, 1, max_new, &plain, cancel, err);
+        rc = rc ? rc : reply(m, c, message, 2, max_new, &preferred, cancel, err);
         if (rc || !preferred.data || !preferred.data[strspn(preferred.data, " \n\t")] || !plain.data || !strcmp(plain.data, preferred.data))
             continue;
-        es_experience e = {.message = message + 1, .n_message = 1, .preferred = preferred.data, .rejected = plain.data, .source = source, .weight = 1};
+        es_experience e = {.message = message + 1, .n_message = 1, .preferred = preferred.data, .rejected = plain.data, .source = source.data, .weight = 1};
         rc = es_experience_copy(out, &e, err);
     }
     if (!rc && out->n - before < 2)
         rc = es_fail(err, ES_ERR_USAGE, "\"%.60s\" changes nothing in what the model says (%d of %d replies)", preference, out->n - before, n);
+    es_buf_free(&source);
     es_buf_free(&plain);
     es_buf_free(&preferred);
     es_context_free(c);
+    return rc;
+}
+
+const char *es_prefer_of(const es_experience *e)
+{
+    size_t n = sizeof PREFIX - 1;
+    return e->source && !strncmp(e->source, PREFIX, n) && e->source[n] ? e->source + n : NULL;
+}
+
+/* ---- by token losses --------------------------------------------------------------------------------------------------------------- */
+
+struct es_onpolicy {
+    es_model *m;
+    es_context *c;
+    es_distil_loss loss;
+    int max_new, threads;
+    char *preference; /* the teacher's */
+    es_teacher *teacher;
+    es_rng rng;
+};
+
+int es_onpolicy_open(es_onpolicy **out, es_model *m, int loss, int max_new, int n_ctx, int threads, uint64_t seed, es_error *err)
+{
+    es_context_options co = {.n_ctx = n_ctx, .threads = threads};
+    es_onpolicy *p = es_calloc(1, sizeof *p);
+    *out = NULL;
+    if (!p)
+        return es_fail(err, ES_ERR_MEMORY, "no memory to draw replies");
+    p->m = m;
+    p->loss = (es_distil_loss)loss;
+    p->max_new = max_new > 0 ? max_new : 96;
+    p->threads = threads;
+    es_rng_seed(&p->rng, seed);
+    int rc = es_context_open(&p->c, m, &co, err);
+    if (rc)
+        es_onpolicy_free(p);
+    else
+        *out = p;
+    return rc;
+}
+
+void es_onpolicy_free(es_onpolicy *p)
+{
+    if (!p)
+        return;
+    es_teacher_free(p->teacher);
+    es_context_free(p->c);
+    free(p->preference);
+    free(p);
+}
+
+static int teacher_of(es_onpolicy *p, const char *preference, es_error *err)
+{
+    if (p->teacher && !strcmp(p->preference, preference))
+        return ES_OK;
+    es_teacher_free(p->teacher);
+    free(p->preference);
+    p->teacher = NULL;
+    if (!(p->preference = strdup(preference)))
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a preference");
+    es_teacher_options o = {.preference = p->preference, .max_prompt = 128, .max_reply = p->max_new, .masked = -1, .threads = p->threads};
+    return es_teacher_open(&p->teacher, p->m, &o, err);
+}
+
+int es_onpolicy_add(es_onpolicy *p, es_learner *l, es_adapter *a, const es_experience *e, const volatile bool *cancel, es_error *err)
+{
+    const char *preference = es_prefer_of(e);
+    es_sampling how = {.temperature = 1, .top_p = 1, .repeat_penalty = 1};
+    es_patch patch;
+    es_sequence s = {0};
+    es_target target = {0};
+    if (!preference)
+        return es_fail(err, ES_ERR_USAGE, "an experience that no preference was stated for has no teacher");
+    int rc = teacher_of(p, preference, err);
+    rc = rc ? rc : es_adapter_patch(a, 1, &patch, err);
+    for (int tries = 0; !rc && s.n_reply <= ES_DISTIL_MASKED; tries++) { /* a reply may end inside what is masked */
+        es_ids prompt = {0}, ids = {0};
+        es_sequence_free(&s);
+        es_context_set_patch(p->c, &patch);
+        rc = draw(p->m, p->c, e->message, e->n_message, p->max_new, &how, &p->rng, &prompt, &ids, cancel, err);
+        es_context_set_patch(p->c, NULL);
+        if (!rc && tries == 8)
+            rc = es_fail(err, ES_ERR_LIMIT, "the model ends its replies within %d tokens: there is nothing that could be scored", ES_DISTIL_MASKED);
+        int skip = prompt.n > 128 ? (int)prompt.n - 128 : 0;
+        rc = rc ? rc : es_sequence_ids(&s, prompt.id + skip, (int)prompt.n - skip, ids.id, (int)ids.n, err);
+        es_ids_free(&prompt);
+        es_ids_free(&ids);
+    }
+    rc = rc ? rc : es_teacher_score(p->teacher, e->message, e->n_message, &s, p->loss, NULL, 0, &target, cancel, err);
+    rc = rc ? rc : es_learner_add_target(l, &s, &target, e->weight, e->source, cancel, err);
+    es_sequence_free(&s);
+    es_target_free(&target);
     return rc;
 }

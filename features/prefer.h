@@ -17,5 +17,16 @@ typedef struct es_prefer_options {
  * without, on own's replies (es_teacher_advantage); ES_ERR_USAGE with its number when there is none, or when no reply changes. */
 int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options *o, es_experiences *out, es_advantage *advantage, const es_progress *progress,
                     es_error *err);
+/* The preference that an experience came from, within its source; NULL: it came from something else. */
+const char *es_prefer_of(const es_experience *e);
+
+/* The same experiences by the token losses instead: on-policy context distillation. */
+typedef struct es_onpolicy es_onpolicy;
+/* loss: an es_distil_loss. max_new 0: 96. */
+int es_onpolicy_open(es_onpolicy **out, es_model *m, int loss, int max_new, int n_ctx, int threads, uint64_t seed, es_error *err);
+void es_onpolicy_free(es_onpolicy *p);
+/* Draws a reply to e's conversation from a (as it stands, temperature 1, the preference not in its context), lets the base model with the
+ * preference score it, and adds that to l in e's place: what e itself holds as replies is not used. */
+int es_onpolicy_add(es_onpolicy *p, es_learner *l, es_adapter *a, const es_experience *e, const volatile bool *cancel, es_error *err);
 
 #endif

@@ -98,6 +98,7 @@ typedef struct es_studio_options {
     es_sampling sampling;
     int max_tokens, n_ctx, threads;
     bool learn;                     /* the worker starts unpaused */
+    int prefer_loss;                /* how stated preferences are learned: an es_distil_loss on the model's own replies, or 0: through pairs */
 } es_studio_options;
 es_studio_options es_studio_default(void);
 

@@ -325,6 +325,24 @@ static int publish(es_studio *s, es_adapter *a, const es_learner *l, const lesso
     return rc;
 }
 
+/* Replies of the person's go in as they are; where a preference was stated, pairs or, where the studio is set so, what the model draws now. */
+static int take_in(es_studio *s, es_learner *l, es_adapter *a, const lessons *in, es_error *err)
+{
+    es_onpolicy *drawn = NULL;
+    int rc = ES_OK;
+    for (int i = 0; !rc && i < in->e.n; i++) {
+        const es_experience *e = &in->e.item[i];
+        bool stated = s->o.prefer_loss && es_prefer_of(e);
+        learning(s, ES_LEARN_PREPARING, "%s %d of %d", stated ? "answering and scoring" : "reading experience", i + 1, in->e.n);
+        if (stated && !drawn)
+            rc = es_onpolicy_open(&drawn, s->model, s->o.prefer_loss, 0, s->n_ctx, s->o.threads, (uint64_t)es_adapter_steps(a) + 1, err);
+        if (!rc)
+            rc = stated ? es_onpolicy_add(drawn, l, a, e, &s->cancel_work, err) : es_learner_add(l, e, &s->cancel_work, err);
+    }
+    es_onpolicy_free(drawn);
+    return rc;
+}
+
 static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restart, uint64_t epoch, int job, es_error *err)
 {
     es_adapter *a = NULL;
@@ -337,10 +355,7 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
         rc = es_learner_open(&l, s->model, s->dictionary, a, &o, err);
     if (!rc && s->white && es_learner_spare(l, s->white, NULL) == ES_ERR_MEMORY) /* an adapter with other inputs is not spared, and learns */
         rc = es_fail(err, ES_ERR_MEMORY, "no memory to learn");
-    for (int i = 0; !rc && i < in->e.n; i++) {
-        learning(s, ES_LEARN_PREPARING, "reading experience %d of %d", i + 1, in->e.n);
-        rc = es_learner_add(l, &in->e.item[i], &s->cancel_work, err);
-    }
+    rc = rc ? rc : take_in(s, l, a, in, err);
     float *snr = rc ? NULL : es_calloc((size_t)b->n, sizeof *snr);
     if (!rc && !snr)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory to learn");

@@ -22,6 +22,7 @@ typedef struct app {
     /* config.ini, see config.c */
     char *config_model, *config_dictionary, *config_system, *config_author, *config_data;
     double config_temperature; /* NAN: not set */
+    int prefer_loss; /* es_studio_options */
     int config_max_tokens, config_context, config_threads; /* 0: not set */
     bool mouse, learn;
 } app;

@@ -1,5 +1,6 @@
 /* adapt, drift, export: learning from experiences within a basis, what was learned, and handing it on. */
 #include "app.h"
+#include "prefer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -144,9 +145,26 @@ static int print_decisions(const adapting *a)
     return app_flush();
 }
 
+static int state_preference(adapting *a, const char *text)
+{
+    es_experiences own = a->e; /* as it was: pairs go behind */
+    es_advantage advantage;
+    es_experiences pairs = {0};
+    es_progress progress = app_progress();
+    es_prefer_options o = {.own = &own, .n_ctx = 1024, .threads = the_app.threads};
+    int rc = es_prefer_pairs(a->m, text, &o, &pairs, &advantage, &progress, &a->err);
+    app_progress_end();
+    for (int i = 0; rc == ES_OK && i < pairs.n; i++)
+        rc = es_experience_copy(&a->e, &pairs.item[i], &a->err);
+    if (rc == ES_OK)
+        app_note("%d pairs from the preference; %s", pairs.n, advantage.replies ? advantage.reason : "no corrections to measure it on");
+    es_experiences_free(&pairs);
+    return rc;
+}
+
 int cmd_adapt(int argc, char **argv)
 {
-    const char *basis = NULL, *experiences = NULL, *out = NULL, *form = "lora";
+    const char *basis = NULL, *experiences = NULL, *out = NULL, *form = "lora", *prefer = NULL, *prefer_loss = "pairs";
     int steps = 0, rank = 0, batch = -1;
     opt_ints layers = {0};
     bool unconstrained = false, force = false, seeded = false, plain = false, one_sided = false, weighting = true, direction = false;
@@ -159,6 +177,8 @@ int cmd_adapt(int argc, char **argv)
         {"experiences", "E.jsonl", OPT_TEXT, &experiences, 0, 0, "what to learn from", NULL},
         {"out", "FILE", OPT_TEXT, &out, 0, 0, "where the adapter goes (safetensors); FILE.json beside it tells its history", NULL},
         {"form", "FORM", OPT_TEXT, &form, 0, 0, "bias: one coefficient a feature; gain: a factor on what it fires; map: feature to feature; lora (default)", NULL},
+        {"prefer", "TEXT", OPT_TEXT, &prefer, 0, 0, "a stated preference, learned from what the model itself says with it in its context", NULL},
+        {"prefer-loss", "LOSS", OPT_TEXT, &prefer_loss, 0, 0, "of it: pairs (default), or token by token on the model's own replies: sampled, top-20, forward", NULL},
         {"steps", "N", OPT_INT, &steps, 1, 100000, "learning steps", NULL},
         {"rate", "R", OPT_REAL, &rate, 0, 100, "learning rate", NULL},
         {"rank", "R", OPT_INT, &rank, 1, 1024, "lora: rank", NULL},
@@ -179,7 +199,7 @@ int cmd_adapt(int argc, char **argv)
         {0},
     };
     static const command_help help = {
-        "adapt", "--basis B --experiences E.jsonl --out FILE",
+        "adapt", "--basis B [--experiences E.jsonl] [--prefer TEXT] --out FILE",
         "Learns an adapter from experiences, only along the features of a basis. A line a step: loss, margin over the learning pairs, KL from\n"
         "the base model on neutral text, and the coefficients that moved most; last, the release gate's verdict. An adapter that the gate\n"
         "refuses is not written (exit 1). Experiences are JSONL: {\"messages\":[{\"role\",\"content\"}...],\"preferred\",\"rejected\",\"source\",\n"
@@ -187,16 +207,20 @@ int cmd_adapt(int argc, char **argv)
         "  espalier adapt --basis brief --experiences pairs.jsonl --out brief.safetensors\n"
         "  espalier adapt --basis brief --experiences many.jsonl --direction --out terse.safetensors\n"
         "  espalier adapt --basis brief --experiences few.jsonl --prior terse.safetensors --out mine.safetensors\n"
+        "  espalier adapt --basis starter --prefer \"Answer in one short sentence.\" --out short.safetensors\n"
         "  espalier adapt --basis starter --experiences pairs.jsonl --form bias --steps 20 --out a.safetensors --json", 0, 0};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    if (!experiences || !out || (!basis && !unconstrained))
-        return opts_usage_error("adapt", "%s is missing", !experiences ? "--experiences E.jsonl" : !out ? "--out FILE" : "--basis B");
+    if ((!experiences && !prefer) || !out || (!basis && !unconstrained))
+        return opts_usage_error("adapt", "%s is missing", !experiences && !prefer ? "--experiences E.jsonl" : !out ? "--out FILE" : "--basis B");
     es_form which = ES_FORM_LORA;
     if (!es_form_named(form, &which))
         return opts_usage_error("adapt", "--form is bias, gain, map or lora, not '%s'", form);
+    es_distil_loss loss = 0;
+    if (strcmp(prefer_loss, "pairs") && !es_distil_named(prefer_loss, &loss))
+        return opts_usage_error("adapt", "--prefer-loss is pairs, sampled, top-20 or forward, not '%s'", prefer_loss);
     bool lora = which == ES_FORM_LORA;
     if ((!lora || plain) && (prior.n || direction))
         return opts_usage_error("adapt", "--prior and --direction are for the form lora with white inputs");
@@ -213,8 +237,10 @@ int cmd_adapt(int argc, char **argv)
         rc = app_features_open(&a.f, a.m, &a.err);
     if (rc == ES_OK && !unconstrained)
         rc = app_basis(&a.basis, &a.f, NULL, basis, &a.err);
-    if (rc == ES_OK)
+    if (rc == ES_OK && experiences)
         rc = es_experiences_load(&a.e, experiences, &a.err);
+    if (rc == ES_OK && prefer)
+        rc = state_preference(&a, prefer);
     if (rc == ES_OK && a.e.n == 0)
         rc = es_fail(&a.err, ES_ERR_FORMAT, "%s: holds no experiences", experiences);
     bool white = lora && !plain;
@@ -276,10 +302,15 @@ int cmd_adapt(int argc, char **argv)
     if (rc == ES_OK && white && !direction)
         rc = es_learner_spare(a.learner, a.inputs, &a.err);
     es_progress progress = app_progress();
+    es_onpolicy *drawn = NULL;
+    if (rc == ES_OK && loss)
+        rc = es_onpolicy_open(&drawn, a.m, (int)loss, 0, 1024, the_app.threads, seed, &a.err);
     for (int i = 0; i < a.e.n && rc == ES_OK; i++) {
-        rc = es_learner_add(a.learner, &a.e.item[i], &app_cancel, &a.err);
+        bool stated = drawn && es_prefer_of(&a.e.item[i]);
+        rc = stated ? es_onpolicy_add(drawn, a.learner, a.adapter, &a.e.item[i], &app_cancel, &a.err) : es_learner_add(a.learner, &a.e.item[i], &app_cancel, &a.err);
         es_progress_report(&progress, "reading experiences", i + 1, a.e.n, "experiences");
     }
+    es_onpolicy_free(drawn);
     app_progress_end();
     if (rc == ES_OK)
         app_note("%d experiences, %llu parameters, %.0f MB for learning", a.e.n, (unsigned long long)es_adapter_parameters(a.adapter),

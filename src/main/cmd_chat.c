@@ -155,6 +155,7 @@ static int workbench(const chat_options *o)
         so.n_ctx = o->context;
     so.threads = the_app.threads;
     so.learn = the_app.learn;
+    so.prefer_loss = the_app.prefer_loss;
     es_studio *studio = NULL;
     rc = es_studio_open(&studio, &so, &err);
     if (rc != ES_OK)

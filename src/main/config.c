@@ -5,8 +5,10 @@
  *   threads = 2                max_tokens = 512
  *   mouse = no                 context = 2048
  *   data = FOLDER              learn = yes
+ *                              prefer_loss = pairs   (or sampled, top-20, forward)
  * A long system text goes on in indented lines. An unknown key, a bad value or an overlong line is an error that names the line: a setting that silently does nothing is worse. */
 #include "app.h"
+#include "distil.h"
 
 #include <ini.h>
 #include <math.h>
@@ -67,6 +69,14 @@ static bool add_line(const char *s, char **out)
     return true;
 }
 
+static bool prefer_loss(const char *value, int *out)
+{
+    es_distil_loss k = 0;
+    bool ok = !strcmp(value, "pairs") || es_distil_named(value, &k);
+    *out = (int)k;
+    return ok;
+}
+
 static int take(void *user, const char *section, const char *name, const char *value)
 {
     loading *l = user;
@@ -98,6 +108,8 @@ static int take(void *user, const char *section, const char *name, const char *v
         ok = whole(value, 1, 1000000, &a->config_max_tokens);
     else if (chat && !strcmp(name, "context"))
         ok = whole(value, 64, 1000000, &a->config_context);
+    else if (chat && !strcmp(name, "prefer_loss"))
+        ok = prefer_loss(value, &a->prefer_loss);
     else if (chat && !strcmp(name, "learn"))
         ok = yes_no(value, &a->learn);
     else {

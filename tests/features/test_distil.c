@@ -2,6 +2,7 @@
 #include "distil.h"
 #include "fixture.h"
 #include "method.h"
+#include "prefer.h"
 
 enum { V = 40 };
 static es_model *model;
@@ -196,13 +197,60 @@ static void a_second_model_teaches(void **state)
     es_model_free(teacher);
 }
 
+/* The constrained learner, by each token loss: the adapter's own replies, scored by the base model with the preference. */
+static void a_preference_is_learned_in_a_basis(void **state)
+{
+    (void)state;
+    es_error err;
+    es_dictionary *s = fix_dictionary(model, "dictionary", 3);
+    es_message ask = {"user", "How are you?"};
+    es_experience e = {.message = &ask, .n_message = 1, .preferred = (char *)(uintptr_t)"Fine.", .source = (char *)(uintptr_t)"prefer: Be brief.", .weight = 1};
+    assert_string_equal(es_prefer_of(&e), "Be brief.");
+    for (es_distil_loss k = ES_DISTIL_SAMPLED; k <= ES_DISTIL_FULL; k++) {
+        es_basis b = fix_basis(20, 100);
+        es_adapter_options ao = es_adapter_default(s, model);
+        es_learner_options lo = es_learner_default(ES_FORM_LORA);
+        es_adapter *a;
+        es_learner *l;
+        es_onpolicy *p;
+        es_step_report r;
+        volatile bool stop = true;
+        lo.kappa = lo.rho = lo.hold_out = lo.enough = 0;
+        lo.threads = 1;
+        lo.learning_rate = 0.02;
+        ao.rank = 3;
+        assert_ok(es_adapter_new(&a, model, s, &b, &ao, &err), &err);
+        assert_ok(es_learner_open(&l, model, s, a, &lo, &err), &err);
+        assert_ok(es_onpolicy_open(&p, model, k, 16, 128, 1, 1, &err), &err);
+        assert_int_equal(es_onpolicy_add(p, l, a, &e, &stop, &err), ES_ERR_CANCELLED);
+        for (int i = 0; i < 3; i++)
+            assert_ok(es_onpolicy_add(p, l, a, &e, NULL, &err), &err);
+        assert_int_equal(es_learner_count(l), 3);
+        double first = 0;
+        for (int i = 0; i < 8; i++) {
+            assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+            first = i ? first : r.loss;
+        }
+        if (!(first > 0 && r.loss < first))
+            fail_msg("%s: the loss went from %g to %g", es_distil_name(k), first, r.loss);
+        e.source = (char *)(uintptr_t)"me";
+        assert_error(es_onpolicy_add(p, l, a, &e, NULL, &err), &err, "no teacher");
+        e.source = (char *)(uintptr_t)"prefer: Be brief.";
+        es_onpolicy_free(p);
+        es_learner_free(l);
+        es_adapter_free(a);
+        es_basis_free(&b);
+    }
+    es_dictionary_free(s);
+}
+
 int main(void)
 {
     model = open_tiny(NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_have_their_gradients), cmocka_unit_test(the_sampled_gradient_is_unbiased), cmocka_unit_test(first_tokens_are_masked),
         cmocka_unit_test(advantage_is_required),       cmocka_unit_test(the_method_steps),
-        cmocka_unit_test(a_second_model_teaches),
+        cmocka_unit_test(a_second_model_teaches),      cmocka_unit_test(a_preference_is_learned_in_a_basis),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     es_model_free(model);
