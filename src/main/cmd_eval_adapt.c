@@ -121,18 +121,23 @@ static int read_shares(const char *text, double *out, int most)
 
 static const struct grid {
     const char *name;
-    struct { const char *tasks, *methods, *sizes, *garbage, *kinds; } part[5]; /* one after another, into one work file */
+    struct { const char *tasks, *methods, *sizes, *garbage, *kinds; int orders; } part[4]; /* one after another, into one work file */
     const char *at, *sweep;  /* where the command line says nothing */
     int batch, raw_tokens, chat_tokens, max_prompt, max_reply, behaviour_orders;
 } GRIDS[] = {
-    {"published", /* what docs/results.md shows; what matters most comes first */
-     {{ALL_TASKS, "none,features,curated=features,lora1=lora,lora8=lora,lora,full", "8,32", "0", "swap"},
-      {"politeness,directness,snakecase", "features,curated=features,lora,full,lora-weighed=lora,full-weighed=full", "8,32", "0,0.375", "swap,shuffle,off-topic"},
-      {ALL_TASKS, "features,curated=features,curated-free=free,lora8=lora,lora,full", "1,2,4", "0", "swap"},
-      {ALL_TASKS, "chosen16=features,random16=random,free,curated-free=free", "8,32", "0", "swap"},
-      {ALL_TASKS, "context,titans,self,distil", "8,32", "0", "swap"}},
+    {"published", /* what docs/results.md shows, in about four hours on two cores; what is not asked about itself has one order */
+     {{ALL_TASKS, "none,features,curated=features,lora1=lora,lora8=lora,lora,full", "8,32", "0", "swap", 1},
+      {ALL_TASKS, "features,curated=features,lora,full", "8,32", "0", "swap", 3},
+      {"politeness,directness,snakecase", "curated=features,lora,full,full-weighed=full", "8,32", "0,0.375", "swap,shuffle,off-topic", 1},
+      {ALL_TASKS, "context,titans,self,distil", "8", "0", "swap", 1}},
      "4,8", "politeness,snakecase", 4, 1000, 600, 40, 40, 1},
-    {"whole", {{ALL_TASKS, ALL_METHODS ",free,bias,random", "1,2,4,8,16,32", "0,0.2,0.4", "swap,shuffle,off-topic"}}, "2,4,8", NULL, 0, 1500, 1000, 64, 64, 3},
+    {"few", /* a handful of experiences, with and without what was learned beforehand */
+     {{ALL_TASKS, "features,curated=features,curated-free=free,lora8=lora,lora,full", "1,2,4", "0", "swap", 3}},
+     "4,8", "politeness,snakecase", 4, 1000, 600, 40, 40, 1},
+    {"selection", /* what the chosen features are worth against random ones, and against no constraint */
+     {{ALL_TASKS, "features,curated=features,chosen16=features,random16=random,free,curated-free=free", "8,32", "0", "swap", 3}},
+     "4,8", "politeness,snakecase", 4, 1000, 600, 40, 40, 1},
+    {"whole", {{ALL_TASKS, ALL_METHODS ",free,bias,random", "1,2,4,8,16,32", "0,0.2,0.4", "swap,shuffle,off-topic", 3}}, "2,4,8", NULL, 0, 1500, 1000, 64, 64, 3},
     {0},
 };
 enum { GRID_PARTS = sizeof GRIDS->part / sizeof *GRIDS->part, GRID_RESERVE = 64 }; /* reserve: so that all parts draw from the same pairs */
@@ -362,7 +367,7 @@ int eval_adapt(int argc, char **argv)
     es_task_split split = {40, 16, 1};
     const char *grid_name = NULL;
     int choice_items = 24;
-    bool table_only = false, tokens_given = false, chat_given = false, prompt_given = false, reply_given = false, orders_given = false;
+    bool table_only = false, tokens_given = false, chat_given = false, prompt_given = false, reply_given = false, behaviour_given = false, orders_given = false;
     const opt table[] = {
         {"task", "T,T", OPT_TEXT, &a.tasks, 0, 0, "tasks: brevity politeness directness formality typehints snakecase guards, or JSONL files of pairs", NULL},
         {"methods", "M,M", OPT_TEXT, &a.methods, 0, 0, "none context titans self lora full distil features free bias random; LABEL=METHOD for one under other options", NULL},
@@ -370,8 +375,8 @@ int eval_adapt(int argc, char **argv)
         {"experiences", "N,N", OPT_LIST, &a.sizes, 1, 100000, "pairs to learn from (default 8,32)", NULL},
         {"garbage", "SHARE,SHARE", OPT_TEXT, &a.garbage, 0, 0, "shares of them made garbage (default 0)", NULL},
         {"garbage-kind", "KIND,KIND", OPT_TEXT, &a.kinds, 0, 0, "swap, shuffle, off-topic (default swap)", NULL},
-        {"orders", "N", OPT_INT, &o.orders, 1, 100, "draws of the pairs (default 3)", NULL},
-        {"grid", "NAME", OPT_TEXT, &grid_name, 0, 0, "published, or whole: tasks, methods, sizes and garbage of what docs/results.md shows, or of everything", NULL},
+        {"orders", "N", OPT_INT, &o.orders, 1, 100, "draws of the pairs (default 3)", &orders_given},
+        {"grid", "NAME", OPT_TEXT, &grid_name, 0, 0, "published, few, selection: tasks, methods, sizes and garbage of what docs/results.md shows; whole: of everything", NULL},
         {"work", "FILE", OPT_TEXT, &a.work, 0, 0, "where finished runs are kept; the same command goes on with it", NULL},
         {"table", NULL, OPT_FLAG, &table_only, 0, 0, "run nothing: show what the work file holds", NULL},
         {"plot", "FILE.svg", OPT_TEXT, &a.plot, 0, 0, "draw margin against sqrt(KL) and against experiences", NULL},
@@ -388,7 +393,7 @@ int eval_adapt(int argc, char **argv)
         {"choice-orders", "N", OPT_INT, &o.choice_orders, 0, 100, "in so many orders (default 1)", NULL},
         {"choice-file", "FILE", OPT_TEXT, &a.choices, 0, 0, ".jsonl with \"set\", \"begin\", \"options\", \"right\" (default: what comes with the program)", NULL},
         {"behaviour", "N", OPT_INT, &o.behaviour_replies, 0, 1000, "replies generated at the end of a run (default 10; 0: none)", NULL},
-        {"behaviour-orders", "N", OPT_INT, &o.behaviour_orders, 0, 100, "in so many orders (default 3)", &orders_given},
+        {"behaviour-orders", "N", OPT_INT, &o.behaviour_orders, 0, 100, "in so many orders (default 3)", &behaviour_given},
         {"behaviour-tokens", "N", OPT_INT, &o.behaviour_tokens, 1, 2000, "of a reply (default 48)", NULL},
         {"max-reply", "N", OPT_INT, &o.max_reply, 1, 65536, "tokens of a measured reply (default 64)", &reply_given},
         {"max-prompt", "N", OPT_INT, &o.max_prompt, 1, 65536, "tokens of a prompt that are kept (default 64)", &prompt_given},
@@ -413,10 +418,10 @@ int eval_adapt(int argc, char **argv)
     if (rc != OPTS_GO)
         return rc;
     const struct grid *grid = NULL;
-        for (int i = 0; grid_name && GRIDS[i].name; i++)
+    for (int i = 0; grid_name && GRIDS[i].name; i++)
         grid = !strcmp(GRIDS[i].name, grid_name) ? &GRIDS[i] : grid;
     if (grid_name && !grid)
-        return opts_usage_error("eval adapt", "--grid: there is no %s (published, whole)", grid_name);
+        return opts_usage_error("eval adapt", "--grid: there is no %s (published, few, selection, whole)", grid_name);
     if (!a.work || (!table_only && !grid && (!a.tasks || !a.methods)))
         return opts_usage_error("eval adapt", "--%s is missing", !a.work ? "work" : !a.tasks ? "task" : "methods");
     if (a.sizes.n > ES_EVAL_SIZES || a.at.n > ES_EVAL_POINTS)
@@ -426,7 +431,7 @@ int eval_adapt(int argc, char **argv)
         o.chat_tokens = chat_given ? o.chat_tokens : grid->chat_tokens;
         o.max_prompt = prompt_given ? o.max_prompt : grid->max_prompt;
         o.max_reply = reply_given ? o.max_reply : grid->max_reply;
-        o.behaviour_orders = orders_given ? o.behaviour_orders : grid->behaviour_orders;
+        o.behaviour_orders = behaviour_given ? o.behaviour_orders : grid->behaviour_orders;
         a.sweep = a.sweep ? a.sweep : grid->sweep;
         a.batch = grid->batch;
         o.reserve = GRID_RESERVE;
@@ -479,6 +484,7 @@ int eval_adapt(int argc, char **argv)
                 p->size[p->n_size++] = atoi(s);
             o.choice_size = p->size[p->n_size - 1];
         }
+        o.orders = orders_given ? o.orders : grid->part[i].orders;
         rc = pass(m, &f, &a, &o, &split, a.tasks ? a.tasks : grid->part[i].tasks, a.methods ? a.methods : grid->part[i].methods,
                   a.garbage ? a.garbage : grid->part[i].garbage, a.kinds ? a.kinds : grid->part[i].kinds, false, &err);
     }
