@@ -568,7 +568,12 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
     if (!isfinite(out->loss) || !isfinite(square))
         return es_fail(err, ES_ERR_LIMIT, "step %d refused: its %s is not a number; the adapter is as before", out->step,
                        isfinite(out->loss) ? "gradient" : "loss");
-    if (out->loss < l->o.enough) {
+    double enough = 0; /* of a target the same share of what it began with as of a pair, which begins with log 2 */
+    for (int i = 0; i < l->n_chosen; i++) {
+        const es_item *it = l->item[l->chosen[i]];
+        enough += it->weight / weights * l->o.enough * (it->target.n ? it->from / M_LN2 : 1);
+    }
+    if (out->loss < enough) {
         out->backtracked = 0;
         out->guard = "learned";
         rc = es_learner_anchors_kl(l, &out->kl, cancel, err);

@@ -73,9 +73,14 @@ static int advantage_of(es_model *m, const char *preference, const es_prefer_opt
 {
     es_teacher_options t = {.preference = preference, .max_prompt = 128, .max_reply = 96, .masked = -1, .threads = o->threads};
     es_teacher *teacher = NULL;
-    int rc = es_teacher_open(&teacher, m, &t, err);
-    rc = rc ? rc : es_teacher_advantage(teacher, o->own->item, o->own->n, out, cancel, err);
+    es_experience *own = es_calloc((size_t)o->own->n, sizeof *own); /* borrowed: what the person said, not what another preference made */
+    int n = 0, rc = own ? es_teacher_open(&teacher, m, &t, err) : es_fail(err, ES_ERR_MEMORY, "no memory for experiences");
+    for (int i = 0; own && i < o->own->n; i++)
+        if (!es_prefer_of(&o->own->item[i]))
+            own[n++] = o->own->item[i];
+    rc = rc || !n ? rc : es_teacher_advantage(teacher, own, n, out, cancel, err);
     es_teacher_free(teacher);
+    free(own);
     return rc ? rc : es_advantage_require(out, err);
 }
 

@@ -189,7 +189,8 @@ void es_studio_learn_cancel(es_studio *s);
 void es_studio_experience_include(es_studio *s, int64_t id, bool included);
 void es_studio_adapter(es_studio *s, bool on);             /* off: answers come from the base model; nothing is lost */
 /* "features", or another of es_method_name: it learns from the same experiences in the background and then answers; what features has learned
- * stays. Refused with the names when there is none such. */
+ * stays. Refused with the names when there is none such. "distil" may name its teacher: some words of a preference that was stated, or the file of
+ * a model with the same tokenizer (as it is, or beside the model in use); without, the newest stated preference, else the experiences as worked turns. */
 void es_studio_method(es_studio *s, const char *name);
 /* A stated preference: the model's own answers to some questions with it in its context, each paired with its answer without, become experiences
  * (source "prefer: ..."). Refused with the number where the model with the preference judges the person's own corrections no better than without. */

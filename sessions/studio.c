@@ -263,7 +263,7 @@ static void studio_free(es_studio *s)
     free(s->mark_experience);
     free(s->snr);
     es_inputs_free(s->white);
-    const char *owned[] = {s->o.model, s->o.dictionary, s->o.workspace, s->o.labels, s->o.starter_basis, s->o.system, s->o.author, s->o.neutral, s->o.inputs};
+    const char *owned[] = {s->o.model, s->o.dictionary, s->o.workspace, s->o.labels, s->o.starter_basis, s->o.system, s->o.author, s->o.neutral, s->o.inputs, s->teacher};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free((char *)(uintptr_t)owned[i]);
     pthread_mutex_destroy(&s->lock);
@@ -959,8 +959,12 @@ void es_studio_rollback(es_studio *s, int64_t snapshot)
 
 /* ---- methods --------------------------------------------------------------------------------------------------------------------------------- */
 
-void es_studio_method(es_studio *s, const char *name)
+void es_studio_method(es_studio *s, const char *name_and_teacher)
 {
+    char name[32];
+    size_t n = strcspn(name_and_teacher, " ");
+    const char *teacher = name_and_teacher + n + strspn(name_and_teacher + n, " ");
+    snprintf(name, sizeof name, "%.*s", n < sizeof name ? (int)n : (int)sizeof name - 1, name_and_teacher);
     int k = es_method_by_name(name);
     es_error err;
     if (k < 0) {
@@ -971,8 +975,12 @@ void es_studio_method(es_studio *s, const char *name)
         es_buf_free(&all);
         return;
     }
+    if (*teacher && k != ES_METHOD_DISTIL) {
+        es_studio_say_status(s, "only distil has a teacher: /method distil PREFERENCE or MODEL.gguf");
+        return;
+    }
     pthread_mutex_lock(&s->lock);
-    bool ready = s->ready, same = s->method == (es_method_kind)k;
+    bool ready = s->ready, same = s->method == (es_method_kind)k && k != ES_METHOD_DISTIL; /* that one may have another teacher now */
     pthread_mutex_unlock(&s->lock);
     if (!ready || same) {
         es_studio_say_status(s, ready ? "%s answers already" : "the model is still being opened", name);
@@ -983,6 +991,8 @@ void es_studio_method(es_studio *s, const char *name)
     pthread_mutex_lock(&s->lock);
     __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED);
     s->method = (es_method_kind)k;
+    free(s->teacher);
+    s->teacher = *teacher ? strdup(teacher) : NULL;
     int64_t snapshot = s->snapshot;
     snprintf(s->method_text, sizeof s->method_text, "%s", k == ES_METHOD_FEATURES || k == ES_METHOD_NONE ? "" : "has not learned yet: the base model answers");
     s->dirty = k != ES_METHOD_NONE && k != ES_METHOD_FEATURES;

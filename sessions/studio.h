@@ -138,6 +138,7 @@ struct es_studio {
     bool adapter_on;
     es_method_kind method; /* what is to answer: features speaks through snapshots, any other through what it learned for this session */
     char method_text[160]; /* how far that is */
+    char *teacher;         /* distil: what was named, a preference that was stated or the file of a model; NULL: the newest preference */
     uint64_t n_speaker;
 
     /* [chat] */

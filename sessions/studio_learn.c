@@ -431,6 +431,26 @@ static void method_text(es_studio *s, const char *fmt, ...)
     va_end(ap);
 }
 
+/* distil's: the newest stated preference with these words in it (NULL: any); where there is none such, the model of that name. */
+static int teacher_of(es_studio *s, const char *named, const lessons *in, const char **preference, es_model **model, es_error *err)
+{
+    char path[1200];
+    const char *slash = strrchr(s->o.model, '/');
+    for (int i = in->e.n - 1; i >= 0 && !*preference; i--) {
+        const char *stated = es_prefer_of(&in->e.item[i]);
+        *preference = stated && (!named || strcasestr(stated, named)) ? stated : NULL;
+    }
+    if (*preference || !named)
+        return ES_OK;
+    snprintf(path, sizeof path, "%s", named);
+    if (access(path, R_OK))
+        snprintf(path, sizeof path, "%.*s/%.600s", slash ? (int)(slash - s->o.model) : 1, slash ? s->o.model : ".", named);
+    if (access(path, R_OK))
+        return es_fail(err, ES_ERR_MISSING, "no teacher: \"%.60s\" is no preference that was stated, and no model's file", named);
+    learning(s, ES_LEARN_PREPARING, "opening the teacher %.100s", path);
+    return es_model_open(model, path, err);
+}
+
 /* Learns from all experiences anew, from the base model, and lets the result answer. */
 static int learn_method(es_studio *s, es_method_kind k, const lessons *in, uint64_t epoch, int job, es_error *err)
 {
@@ -443,8 +463,16 @@ static int learn_method(es_studio *s, es_method_kind k, const lessons *in, uint6
     o.threads = s->o.threads;
     if (s->dictionary && s->white)
         o.rank = k == ES_METHOD_RANDOM || k == ES_METHOD_FREE ? es_inputs_rank(s->white) : o.rank;
-    int rc = es_method_open(&m, k, s->model, &o, err);
+    es_model *teacher = NULL;
+    pthread_mutex_lock(&s->lock);
+    char *named = s->teacher ? strdup(s->teacher) : NULL;
+    pthread_mutex_unlock(&s->lock);
+    int rc = k == ES_METHOD_DISTIL ? teacher_of(s, named, in, &o.preference, &teacher, err) : ES_OK;
+    o.teacher = teacher;
+    rc = rc ? rc : es_method_open(&m, k, s->model, &o, err);
     for (int i = 0; !rc && i < in->e.n; i++) {
+        if (k == ES_METHOD_DISTIL && es_prefer_of(&in->e.item[i]))
+            continue; /* the model's own replies: no measure of a teacher */
         learning(s, ES_LEARN_PREPARING, "%s: reading experience %d of %d", es_method_name(k), i + 1, in->e.n);
         rc = es_method_add(m, &in->e.item[i], &s->cancel_work, err);
     }
@@ -468,12 +496,16 @@ static int learn_method(es_studio *s, es_method_kind k, const lessons *in, uint6
     rc = rc ? rc : es_studio_publish_method(s, k, &v, err);
     pthread_mutex_unlock(&s->swap);
     es_variant_clear(&v);
-    if (!rc && tokens)
+    if (!rc && (teacher || o.preference))
+        method_text(s, "%.100s as teacher, %d step%s", teacher ? es_model_get_info(teacher)->name : o.preference, steps, steps == 1 ? "" : "s");
+    else if (!rc && tokens)
         method_text(s, "%d experience%s, %d tokens of every prompt", in->e.n, in->e.n == 1 ? "" : "s", tokens);
     else if (!rc)
         method_text(s, "%d experience%s, %d step%s, %llu numbers", in->e.n, in->e.n == 1 ? "" : "s", steps, steps == 1 ? "" : "s",
                     (unsigned long long)es_method_parameters(m));
     es_method_free(m);
+    es_model_free(teacher);
+    free(named);
     return rc;
 }
 
@@ -495,6 +527,7 @@ static void round_of_method(es_studio *s, es_method_kind k, uint64_t epoch)
         learning(s, ES_LEARN_IDLE, "cancelled");
     else if (rc) {
         learning(s, ES_LEARN_FAILED, "%.190s", err.text);
+        es_studio_say_status(s, "%.230s", err.text);
         method_text(s, "did not learn: the base model answers");
     } else
         learning(s, ES_LEARN_IDLE, "%s answers", es_method_name(k));

@@ -317,7 +317,7 @@ static const command commands[] = {
     {"import-labels", "FILE", "take labels in from JSONL, all or none", run_import, NULL},
     {"jobs", "", "the Jobs view", run_jobs, NULL},
     {"learn", "", "a round of learning on what there is, now", run_learn, NULL},
-    {"method", "[NAME]", "which way of learning answers: features, context, lora, full, ...", run_method, complete_method},
+    {"method", "[NAME [TEACHER]]", "which way of learning answers: features, context, lora, ...; distil: by a stated preference or MODEL.gguf", run_method, complete_method},
     {"new", "", "a new chat; what was learned stays", run_new, NULL},
     {"new-basis", "NAME", "an empty basis, then in use", run_new_basis, NULL},
     {"pause", "", "learning waits", run_pause, NULL},

@@ -724,6 +724,43 @@ static bool unknown_method(const es_view *v) { return strstr(v->status, "there i
 static bool many_experiences(const es_view *v) { return v->n_experience > 2; }
 static bool white_prepared(const es_view *v) { return v->n_job > 1 && !v->job[v->n_job - 1].running && !strcmp(v->job[v->n_job - 1].kind, "inputs"); }
 
+static bool no_teacher(const es_view *v) { return strstr(v->status, "no teacher: \"sorcery.gguf\"") != NULL; }
+static bool other_tokens(const es_view *v) { return strstr(v->status, "has another tokenizer") != NULL; }
+static bool distilled(const es_view *v) { return resting(v) && strstr(v->method_text, "as teacher") != NULL; }
+static bool by_preference(const es_view *v) { return distilled(v) && strstr(v->method_text, "say it twice") != NULL; }
+static bool not_for_others(const es_view *v) { return strstr(v->status, "only distil has a teacher") != NULL; }
+
+/* A second model beside the first one teaches, a stated preference does, and what is neither is refused, as is a model with other tokens. */
+static void teachers(void **state)
+{
+    (void)state;
+    const char *other = test_path("tokens.gguf");
+    tiny_file *f = tiny_build(NULL);
+    tiny_set_entry(f, "tokenizer.ggml.tokens", 4, "\xc4\x82", 2); /* bytes 1 and 2 change places */
+    tiny_set_entry(f, "tokenizer.ggml.tokens", 5, "\xc4\x81", 2);
+    tiny_write(other, f);
+    tiny_free(f);
+    es_studio_options o = options(fresh());
+    o.learn = true;
+    es_studio *s = open_with(&o);
+    es_studio_method(s, "lora sorcery.gguf");
+    WAIT_FREE(s, not_for_others);
+    es_studio_method(s, "distil sorcery.gguf");
+    WAIT_FREE(s, no_teacher);
+    es_studio_method(s, "distil tokens.gguf");
+    WAIT_FREE(s, other_tokens);
+    char own[1100];
+    snprintf(own, sizeof own, "distil %s", o.model);
+    es_studio_method(s, own);
+    WAIT_FREE(s, distilled);
+    es_experience e = {.message = &(es_message){"user", "how are you"}, .n_message = 1, .preferred = (char *)(uintptr_t)"yes yes", .rejected = (char *)(uintptr_t)"no",
+                       .source = (char *)(uintptr_t)"prefer: yes, and say it twice", .weight = 1};
+    assert_ok(es_workspace_experience_add(es_studio_workspace(s), &e, 0, NULL, &err), &err);
+    es_studio_method(s, "distil Say it");
+    WAIT_FREE(s, by_preference);
+    es_studio_close(s);
+}
+
 /* Each method takes over from the same experience and hands back: features answers to the byte as before, the base model too. */
 static void methods(void **state)
 {
@@ -826,7 +863,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening), cmocka_unit_test(saying), cmocka_unit_test(stopping), cmocka_unit_test(full_context), cmocka_unit_test(judging),
         cmocka_unit_test(learning), cmocka_unit_test(undo_leaves_alone), cmocka_unit_test(basis), cmocka_unit_test(steering_and_probing),
-        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(methods), cmocka_unit_test(preferring), cmocka_unit_test(swap_storm),
+        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(methods), cmocka_unit_test(teachers), cmocka_unit_test(preferring), cmocka_unit_test(swap_storm),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
