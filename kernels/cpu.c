@@ -274,6 +274,48 @@ static void swiglu_back(es_pool *p, const float *gate, const float *up, const fl
     run_rows(p, swiglu_back_part, &j, n);
 }
 
+static void geglu_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    size_t from, to;
+    share_flat(j->n, part, parts, &from, &to);
+    es_cpu_simd->geglu(j->a + from, j->b + from, j->y + from, to - from);
+}
+
+static void geglu(es_pool *p, const float *gate, const float *up, float *y, size_t n)
+{
+    rows_job j = {.a = gate, .b = up, .y = y, .n = n};
+    run_rows(p, geglu_part, &j, n);
+}
+
+static void geglu_back_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    size_t from, to;
+    share_flat(j->n, part, parts, &from, &to);
+    es_cpu_simd->geglu_back(j->a + from, j->b + from, j->c + from, j->y + from, j->z + from, to - from);
+}
+
+static void geglu_back(es_pool *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n)
+{
+    rows_job j = {.a = gate, .b = up, .c = dy, .y = dgate, .z = dup, .n = n};
+    run_rows(p, geglu_back_part, &j, n);
+}
+
+static void soft_cap_part(void *user, int part, int parts)
+{
+    const rows_job *j = user;
+    size_t from, to;
+    share_flat(j->n, part, parts, &from, &to);
+    es_cpu_simd->soft_cap(j->y + from, to - from, j->eps);
+}
+
+static void soft_cap(es_pool *p, float *x, size_t n, float cap)
+{
+    rows_job j = {.y = x, .n = n, .eps = cap};
+    run_rows(p, soft_cap_part, &j, n);
+}
+
 static void pick_part(void *user, int part, int parts)
 {
     const rows_job *j = user;
@@ -315,6 +357,9 @@ static const es_kernels table = {
     .rope = rope,
     .swiglu = swiglu,
     .swiglu_back = swiglu_back,
+    .geglu = geglu,
+    .geglu_back = geglu_back,
+    .soft_cap = soft_cap,
     .attention = es_cpu_attention,
     .attention_back = es_cpu_attention_back,
     .log_softmax_pick = log_softmax_pick,

@@ -44,17 +44,23 @@ static void unpack(const es_attn *a, int g, int t0, int t1, const float *packed,
         memcpy(x + (size_t)t * row + (size_t)g * width, packed, width * sizeof *x);
 }
 
-/* The strip's probabilities from its packed queries: rows of n floats; keys after a row's own position get 0. */
-static void probabilities(const es_attn *a, int t0, int t1, const float *packed, const float *k, float *s, int n)
+/* The strip's probabilities from its packed queries: rows of n floats, for the keys from position `low` on, where k points; keys that
+ * a row does not see get 0. slope (NULL: none) receives d capped / d score. */
+static void probabilities(const es_attn *a, int t0, int t1, const float *packed, const float *k, int low, float *s, float *slope, int n)
 {
     const int group = a->n_head / a->n_kv, D = a->head_dim, rows = (t1 - t0) * group;
     multiply(false, true, rows, n, D, a->scale, packed, D, k, a->n_kv * D, 0, s, n);
+    if (a->cap > 0)
+        es_cpu_simd->soft_cap(s, (size_t)rows * (size_t)n, a->cap);
+    for (size_t i = 0; slope && i < (size_t)rows * (size_t)n; i++)
+        slope[i] = 1 - s[i] / a->cap * (s[i] / a->cap);
     for (int r = 0; r < rows; r++, s += n) {
-        const int seen = a->pos0 + t0 + r / group + 1;
-        const float sum = es_cpu_simd->exp_shift(s, seen, es_cpu_simd->max(s, seen)), inverse = 1 / sum;
-        for (int j = 0; j < seen; j++)
+        const int pos = a->pos0 + t0 + r / group, first = es_attn_first(a, pos) - low, end = pos + 1 - low, seen = end - first;
+        const float sum = es_cpu_simd->exp_shift(s + first, seen, es_cpu_simd->max(s + first, seen)), inverse = 1 / sum;
+        memset(s, 0, (size_t)first * sizeof *s);
+        for (int j = first; j < end; j++)
             s[j] *= inverse;
-        memset(s + seen, 0, (size_t)(n - seen) * sizeof *s);
+        memset(s + end, 0, (size_t)(n - end) * sizeof *s);
     }
 }
 
@@ -81,11 +87,12 @@ static void attention_part(void *user, int part, int parts)
     float *scratch = es_pool_scratch(j->pool, part);
     for (int i; (i = atomic_fetch_add(&j->next, 1)) < j->blocks * a->n_kv;) {
         const int g = i % a->n_kv, t0 = (j->blocks - 1 - i / a->n_kv) * j->block, t1 = t0 + j->block < a->T ? t0 + j->block : a->T;
-        const int rows = (t1 - t0) * group, n = a->pos0 + t1;
+        const int rows = (t1 - t0) * group, low = es_attn_first(a, a->pos0 + t0), n = a->pos0 + t1 - low;
+        const size_t skip = (size_t)low * (size_t)(a->n_kv * D) + (size_t)(g * D);
         float *q = scratch, *o = q + (size_t)rows * (size_t)D, *s = o + (size_t)rows * (size_t)D;
         pack(a, g, t0, t1, j->q, q);
-        probabilities(a, t0, t1, q, j->k + g * D, s, n);
-        multiply(false, false, rows, D, n, 1, s, n, j->v + g * D, a->n_kv * D, 0, o, D);
+        probabilities(a, t0, t1, q, j->k + skip, low, s, NULL, n);
+        multiply(false, false, rows, D, n, 1, s, n, j->v + skip, a->n_kv * D, 0, o, D);
         unpack(a, g, t0, t1, o, j->out);
     }
 }
@@ -97,8 +104,10 @@ static void decode_part(void *user, int part, int parts)
     const attention_job *j = user;
     const es_attn *a = j->a;
     const size_t row = (size_t)a->n_kv * (size_t)a->head_dim, heads = (size_t)a->n_head;
+    const int low = es_attn_first(a, a->pos0);
     int from, to;
-    es_share(a->pos0 + 1, 16, part, parts, &from, &to);
+    es_share(a->pos0 + 1 - low, 16, part, parts, &from, &to);
+    from += low, to += low;
     const int n = to - from;
     float *max = es_pool_scratch(j->pool, part), *sum = max + heads, *o = sum + heads, *s = o + heads * (size_t)a->head_dim;
     if (n == 0) {
@@ -106,6 +115,8 @@ static void decode_part(void *user, int part, int parts)
         return;
     }
     es_cpu_simd->attend_scores(a, j->q, j->k + (size_t)from * row, n, s);
+    if (a->cap > 0)
+        es_cpu_simd->soft_cap(s, heads * (size_t)n, a->cap);
     for (size_t h = 0; h < heads; h++) {
         max[h] = es_cpu_simd->max(s + h * (size_t)n, n);
         sum[h] = es_cpu_simd->exp_shift(s + h * (size_t)n, n, max[h]);
@@ -177,24 +188,27 @@ static void attention_back_part(void *user, int part, int parts)
     const int group = a->n_head / a->n_kv, D = a->head_dim, row = a->n_kv * D;
     float *scratch = es_pool_scratch(j->pool, part);
     for (int g; (g = atomic_fetch_add(&j->next, 1)) < a->n_kv;) {
-        const float *k = j->k + g * D, *v = j->v + g * D;
-        float *dk = j->dk + g * D, *dv = j->dv + g * D;
         for (int t = 0; t < a->T; t++) {
-            memset(dk + (size_t)t * (size_t)row, 0, (size_t)D * sizeof *dk);
-            memset(dv + (size_t)t * (size_t)row, 0, (size_t)D * sizeof *dv);
+            memset(j->dk + g * D + (size_t)t * (size_t)row, 0, (size_t)D * sizeof *j->dk);
+            memset(j->dv + g * D + (size_t)t * (size_t)row, 0, (size_t)D * sizeof *j->dv);
         }
         for (int t0 = 0, t1; t0 < a->T; t0 = t1) {
             t1 = t0 + j->block < a->T ? t0 + j->block : a->T;
-            const int rows = (t1 - t0) * group, n = t1;
+            const int rows = (t1 - t0) * group, low = es_attn_first(a, t0), n = t1 - low;
+            const size_t skip = (size_t)low * (size_t)row + (size_t)(g * D);
+            const float *k = j->k + skip, *v = j->v + skip;
+            float *dk = j->dk + skip, *dv = j->dv + skip;
             const size_t packed = (size_t)rows * (size_t)D, strip = (size_t)rows * (size_t)n;
-            float *q = scratch, *dout = q + packed, *dq = dout + packed, *prob = dq + packed, *ds = prob + strip;
+            float *q = scratch, *dout = q + packed, *dq = dout + packed, *prob = dq + packed, *ds = prob + strip, *slope = a->cap > 0 ? ds + strip : NULL;
             pack(a, g, t0, t1, j->q, q);
             pack(a, g, t0, t1, j->dout, dout);
-            probabilities(a, t0, t1, q, k, prob, n);
+            probabilities(a, t0, t1, q, k, low, prob, slope, n);
             multiply(true, false, n, D, rows, 1, prob, n, dout, D, 1, dv, row);
             multiply(false, true, rows, n, D, 1, dout, D, v, row, 0, ds, n);
             for (int r = 0; r < rows; r++)
                 es_cpu_simd->softmax_back(prob + (size_t)r * (size_t)n, ds + (size_t)r * (size_t)n, n, a->scale);
+            for (size_t i = 0; slope && i < strip; i++)
+                ds[i] *= slope[i];
             multiply(false, false, rows, D, n, 1, ds, n, k, row, 0, dq, D);
             multiply(true, false, n, D, rows, 1, ds, n, q, D, 1, dk, row);
             unpack(a, g, t0, t1, dq, j->dq);
@@ -208,7 +222,7 @@ void es_cpu_attention_back(es_pool *p, const es_attn *a, const float *q, const f
     attention_job j = {.pool = p, .a = a, .q = q, .k = k, .v = v, .dout = dout, .dq = dq, .dk = dk, .dv = dv};
     if (a->T <= 0)
         return;
-    j.block = strip_tokens(a, 2, a->T);
+    j.block = strip_tokens(a, a->cap > 0 ? 3 : 2, a->T);
     if (j.block == 0) {
         es_kernels_scalar()->attention_back(p, a, q, k, v, dout, dq, dk, dv);
         return;

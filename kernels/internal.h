@@ -36,6 +36,9 @@ typedef struct es_simd {
     void (*rope)(float *x, const int *pos, const float *cos_t, const float *sin_t, int T, int n_head, int head_dim, bool neox, bool back);
     void (*swiglu)(const float *gate, const float *up, float *y, size_t n);
     void (*swiglu_back)(const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n);
+    void (*geglu)(const float *gate, const float *up, float *y, size_t n);
+    void (*geglu_back)(const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n);
+    void (*soft_cap)(float *x, size_t n, float cap);
     void (*log_softmax_pick)(const float *logits, const int32_t *target, int T, int V, float *logprob, float *logsum);
     void (*log_softmax_pick_back)(float *logits, const int32_t *target, const float *logsum, const float *dlogprob, int T, int V);
 

@@ -52,8 +52,15 @@ void es_pool_run(es_pool *p, void (*fn)(void *user, int part, int parts), void *
  * 0 .. pos0+T-1 lie in k and v, rows of n_kv*head_dim. */
 typedef struct es_attn {
     int T, pos0, n_head, n_kv, head_dim;
-    float scale; /* 1/sqrt(head_dim) */
+    float scale;  /* of q.k: usually 1/sqrt(head_dim) */
+    float cap;    /* 0: none; otherwise a score s becomes cap * tanh(s / cap) (Gemma 2, arXiv 2408.00118, section 2) */
+    int window;   /* 0: none; otherwise a token sees itself and the window - 1 before it */
 } es_attn;
+/* The first key that the token at position pos sees. */
+static inline int es_attn_first(const es_attn *a, int pos)
+{
+    return a->window > 0 && pos >= a->window ? pos + 1 - a->window : 0;
+}
 
 /* ---- the op table -------------------------------------------------------------------------------------------------------------- */
 
@@ -83,6 +90,11 @@ typedef struct es_kernels {
     /* y[i] = silu(gate[i]) * up[i]. */
     void (*swiglu)(es_pool *p, const float *gate, const float *up, float *y, size_t n);
     void (*swiglu_back)(es_pool *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n);
+    /* y[i] = gelu(gate[i]) * up[i], gelu in its tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016). */
+    void (*geglu)(es_pool *p, const float *gate, const float *up, float *y, size_t n);
+    void (*geglu_back)(es_pool *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n);
+    /* In place: x[i] = cap * tanh(x[i] / cap). */
+    void (*soft_cap)(es_pool *p, float *x, size_t n, float cap);
 
     /* out[T, n_head*head_dim]; k, v as es_attn says. */
     void (*attention)(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out);

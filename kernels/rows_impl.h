@@ -204,6 +204,55 @@ static void swiglu_back(const float *gate, const float *up, const float *dy, flo
     }
 }
 
+INLINE vec gelu_sigmoid(vec x)
+{
+    return sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
+}
+
+static void geglu(const float *gate, const float *up, float *y, size_t n)
+{
+    size_t i = 0;
+    for (; i + W <= n; i += W)
+        store(y + i, load(gate + i) * gelu_sigmoid(load(gate + i)) * load(up + i));
+    if (i < n) {
+        vec g = load_tail(gate + i, n - i);
+        store_tail(y + i, g * gelu_sigmoid(g) * load_tail(up + i, n - i), n - i);
+    }
+}
+
+INLINE void geglu_back_vec(vec g, vec u, vec d, vec *dgate, vec *dup)
+{
+    vec s = gelu_sigmoid(g);
+    *dgate = d * u * s * (1.0f + g * (1.0f - s) * (1.5957691216f * (1.0f + 0.134145f * g * g)));
+    *dup = d * g * s;
+}
+
+static void geglu_back(const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n)
+{
+    vec a, b;
+    size_t i = 0;
+    for (; i + W <= n; i += W) {
+        geglu_back_vec(load(gate + i), load(up + i), load(dy + i), &a, &b);
+        store(dgate + i, a);
+        store(dup + i, b);
+    }
+    if (i < n) {
+        geglu_back_vec(load_tail(gate + i, n - i), load_tail(up + i, n - i), load_tail(dy + i, n - i), &a, &b);
+        store_tail(dgate + i, a, n - i);
+        store_tail(dup + i, b, n - i);
+    }
+}
+
+/* cap tanh(x / cap), tanh(u) = 2 / (1 + e^-2u) - 1. */
+static void soft_cap(float *x, size_t n, float cap)
+{
+    size_t i = 0;
+    for (; i + W <= n; i += W)
+        store(x + i, cap * (2.0f * sigmoid(load(x + i) * (2 / cap)) - 1.0f));
+    if (i < n)
+        store_tail(x + i, cap * (2.0f * sigmoid(load_tail(x + i, n - i) * (2 / cap)) - 1.0f), n - i);
+}
+
 /* ---- softmax ------------------------------------------------------------------------------------------------------------------ */
 
 /* A NaN in x may be passed over here; the sum of exponentials then is NaN, which callers see. */
@@ -334,5 +383,6 @@ static void attend_values(const es_attn *a, const float *s, const float *v, int 
 
 #define ROW_OPS                                                                                                                  \
     .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope, .swiglu = swiglu, .swiglu_back = swiglu_back,                \
+    .geglu = geglu, .geglu_back = geglu_back, .soft_cap = soft_cap,                                                                  \
     .log_softmax_pick = log_softmax_pick, .log_softmax_pick_back = log_softmax_pick_back, .max = row_max, .exp_shift = exp_shift, \
     .softmax_back = softmax_back, .attend_scores = attend_scores, .attend_values = attend_values

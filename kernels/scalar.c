@@ -157,18 +157,54 @@ static void swiglu_back(es_pool *p, const float *gate, const float *up, const fl
     }
 }
 
+/* x/2 (1 + tanh u) = x / (1 + e^-2u), so with u' = du/dx and s = 1 / (1 + e^-2u): d gelu / dx = s + 2 x u' s (1 - s). */
+static double gelu_sigmoid(double x)
+{
+    return 1 / (1 + exp(-2 * 0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
+
+static void geglu(es_pool *p, const float *gate, const float *up, float *y, size_t n)
+{
+    (void)p;
+    for (size_t i = 0; i < n; i++)
+        y[i] = (float)(gate[i] * gelu_sigmoid(gate[i]) * up[i]);
+}
+
+static void geglu_back(es_pool *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n)
+{
+    (void)p;
+    for (size_t i = 0; i < n; i++) {
+        double g = gate[i], s = gelu_sigmoid(g), slope = 0.7978845608028654 * (1 + 3 * 0.044715 * g * g), u = up[i], d = dy[i];
+        dgate[i] = (float)(d * u * (s + 2 * g * slope * s * (1 - s)));
+        dup[i] = (float)(d * g * s);
+    }
+}
+
+static void soft_cap(es_pool *p, float *x, size_t n, float cap)
+{
+    (void)p;
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)(cap * tanh((double)x[i] / cap));
+}
+
 /* ---- attention ---------------------------------------------------------------------------------------------------------------- */
 
-/* The probabilities of one query row over keys 0 .. n-1 are p_j = exp(score_j - logsum): this gives logsum. Nothing of length
+static double attention_score(const es_attn *a, const float *q, const float *k)
+{
+    double s = a->scale * dot(q, k, a->head_dim);
+    return a->cap > 0 ? a->cap * tanh(s / a->cap) : s;
+}
+
+/* The probabilities of one query row over keys first .. n-1 are p_j = exp(score_j - logsum): this gives logsum. Nothing of length
  * n is stored: scores are computed anew where they are needed. */
-static double attention_logsum(const es_attn *a, const float *q, const float *k, int n)
+static double attention_logsum(const es_attn *a, const float *q, const float *k, int first, int n)
 {
     const size_t row = (size_t)a->n_kv * (size_t)a->head_dim;
     double max = -INFINITY, sum = 0;
-    for (int j = 0; j < n; j++)
-        max = fmax(max, a->scale * dot(q, k + (size_t)j * row, a->head_dim));
-    for (int j = 0; j < n; j++)
-        sum += exp(a->scale * dot(q, k + (size_t)j * row, a->head_dim) - max);
+    for (int j = first; j < n; j++)
+        max = fmax(max, attention_score(a, q, k + (size_t)j * row));
+    for (int j = first; j < n; j++)
+        sum += exp(attention_score(a, q, k + (size_t)j * row) - max);
     return max + log(sum);
 }
 
@@ -181,13 +217,13 @@ static void attention(es_pool *p, const es_attn *a, const float *q, const float 
     for (int t = 0; t < a->T; t++)
         for (int h = 0; h < a->n_head; h++, q += D, out += D) {
             const float *kh = k + h / group * D, *vh = v + h / group * D;
-            const int n = a->pos0 + t + 1;
-            const double logsum = attention_logsum(a, q, kh, n);
+            const int n = a->pos0 + t + 1, first = es_attn_first(a, n - 1);
+            const double logsum = attention_logsum(a, q, kh, first, n);
             for (int c = 0; c < D; c += 64) { /* the output row in pieces whose sums fit in sum[] */
                 double sum[64] = {0};
                 int width = D - c < 64 ? D - c : 64;
-                for (int j = 0; j < n; j++) {
-                    double prob = exp(a->scale * dot(q, kh + (size_t)j * row, D) - logsum);
+                for (int j = first; j < n; j++) {
+                    double prob = exp(attention_score(a, q, kh + (size_t)j * row) - logsum);
                     for (int i = 0; i < width; i++)
                         sum[i] += prob * vh[(size_t)j * row + (size_t)(c + i)];
                 }
@@ -199,7 +235,7 @@ static void attention(es_pool *p, const es_attn *a, const float *q, const float 
 
 /* o = sum_j p_j v_j and p = softmax(s), s_j = scale q.k_j. With g = dout:
  * dv_j += p_j g;  dp_j = g.v_j;  ds_j = p_j (dp_j - sum_i p_i dp_i), and sum_i p_i dp_i = g.o;
- * dq = scale sum_j ds_j k_j;  dk_j += scale ds_j q. */
+ * dq = scale sum_j ds_j k_j;  dk_j += scale ds_j q. A capped score's slope is 1 - (score / cap)^2, which ds is multiplied with. */
 static void attention_back(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, const float *dout,
                            float *dq, float *dk, float *dv)
 {
@@ -210,18 +246,20 @@ static void attention_back(es_pool *p, const es_attn *a, const float *q, const f
         dk[i] = dv[i] = 0;
     for (int t = 0; t < a->T; t++)
         for (int h = 0; h < a->n_head; h++, q += D, dout += D, dq += D) {
-            const int n = t + 1;
+            const int n = t + 1, first = es_attn_first(a, t);
             const size_t head = (size_t)(h / group * D);
-            const double logsum = attention_logsum(a, q, k + head, n);
+            const double logsum = attention_logsum(a, q, k + head, first, n);
             double delta = 0;
-            for (int j = 0; j < n; j++)
-                delta += exp(a->scale * dot(q, k + (size_t)j * row + head, D) - logsum) * dot(dout, v + (size_t)j * row + head, D);
+            for (int j = first; j < n; j++)
+                delta += exp(attention_score(a, q, k + (size_t)j * row + head) - logsum) * dot(dout, v + (size_t)j * row + head, D);
             for (int i = 0; i < D; i++)
                 dq[i] = 0;
-            for (int j = 0; j < n; j++) {
+            for (int j = first; j < n; j++) {
                 const size_t at = (size_t)j * row + head;
-                double prob = exp(a->scale * dot(q, k + at, D) - logsum);
+                double score = attention_score(a, q, k + at), prob = exp(score - logsum);
                 double ds = a->scale * prob * (dot(dout, v + at, D) - delta);
+                if (a->cap > 0)
+                    ds *= 1 - score / a->cap * (score / a->cap);
                 for (int i = 0; i < D; i++) {
                     dv[at + (size_t)i] += (float)(prob * dout[i]);
                     dq[i] += (float)(ds * k[at + (size_t)i]);
@@ -268,6 +306,9 @@ static const es_kernels table = {
     .rope = rope,
     .swiglu = swiglu,
     .swiglu_back = swiglu_back,
+    .geglu = geglu,
+    .geglu_back = geglu_back,
+    .soft_cap = soft_cap,
     .attention = attention,
     .attention_back = attention_back,
     .log_softmax_pick = log_softmax_pick,

@@ -398,9 +398,21 @@ static void test_rope(void **state)
         }
 }
 
-static void test_swiglu(void **state)
+typedef void glu(es_pool *p, const float *gate, const float *up, float *y, size_t n);
+typedef void glu_back(es_pool *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n);
+
+static glu *glu_of(const es_kernels *k, bool gelu)
 {
-    (void)state;
+    return gelu ? k->geglu : k->swiglu;
+}
+
+static glu_back *glu_back_of(const es_kernels *k, bool gelu)
+{
+    return gelu ? k->geglu_back : k->swiglu_back;
+}
+
+static void check_glu(bool gelu)
+{
     static const size_t ns[] = {1, 3, 17, 1536, 20001};
     for (int i = 0; i < LENGTH(ns); i++) {
         size_t n = ns[i];
@@ -409,22 +421,44 @@ static void test_swiglu(void **state)
         g[n - 1] = -1000;
         for (int k = 0; k < 3; k++)
             want[k] = floats(n), got[k] = floats(n);
-        ref->swiglu(NULL, g, u, want[0], n);
-        ref->swiglu_back(NULL, g, u, dy, want[1], want[2], n);
+        glu_of(ref, gelu)(NULL, g, u, want[0], n);
+        glu_back_of(ref, gelu)(NULL, g, u, dy, want[1], want[2], n);
         EACH_VARIANT {
-            cpu->swiglu(pool, g, u, got[0], n);
-            cpu->swiglu_back(pool, g, u, dy, got[1], got[2], n);
+            glu_of(cpu, gelu)(pool, g, u, got[0], n);
+            glu_back_of(cpu, gelu)(pool, g, u, dy, got[1], got[2], n);
             for (int k = 0; k < 3; k++)
-                near_to(k ? "swiglu_back" : "swiglu", got[k], want[k], n, 2e-6);
+                near_to(k ? "glu_back" : "glu", got[k], want[k], n, 2e-6);
             memcpy(got[1], g, n * sizeof *g), memcpy(got[2], u, n * sizeof *u); /* gradients onto the inputs */
-            cpu->swiglu_back(pool, got[1], got[2], dy, got[1], got[2], n);
-            near_to("swiglu_back in place", got[1], want[1], n, 2e-6);
-            near_to("swiglu_back in place", got[2], want[2], n, 2e-6);
+            glu_back_of(cpu, gelu)(pool, got[1], got[2], dy, got[1], got[2], n);
+            near_to("glu_back in place", got[1], want[1], n, 2e-6);
+            near_to("glu_back in place", got[2], want[2], n, 2e-6);
         }
         for (int k = 0; k < 3; k++)
             free(want[k]), free(got[k]);
         free(g), free(u), free(dy);
     }
+}
+
+static void test_glu(void **state)
+{
+    (void)state;
+    check_glu(false);
+    check_glu(true);
+}
+
+static void test_soft_cap(void **state)
+{
+    (void)state;
+    enum { N = 20003 };
+    float *x = noise(N, 40), *want = copy(x, N);
+    ref->soft_cap(NULL, want, N, 30);
+    EACH_VARIANT {
+        float *got = copy(x, N);
+        cpu->soft_cap(pool, got, N, 30);
+        near_to("soft_cap", got, want, N, 2e-6);
+        free(got);
+    }
+    free(x), free(want);
 }
 
 static void test_log_softmax(void **state)
@@ -507,10 +541,16 @@ static void test_attention(void **state)
             for (int d = 0; d < LENGTH(dims); d++)
                 if (ts[t] < 100 || (p == 0 && d == 1))
                     for (int h = 0; h < LENGTH(heads); h++)
-                        check_attention((es_attn){ts[t], pos0[p], heads[h][0], heads[h][1], dims[d], 0});
-    check_attention((es_attn){1, 4000, 9, 3, 64, 0}); /* long enough for all threads */
-    check_attention((es_attn){1, 2000, 9, 3, 33, 0});
-    check_attention((es_attn){3, 900, 2, 1, 256, 0});
+                        check_attention((es_attn){ts[t], pos0[p], heads[h][0], heads[h][1], dims[d], 0, 0, 0});
+    check_attention((es_attn){1, 4000, 9, 3, 64, 0, 0, 0}); /* long enough for all threads */
+    check_attention((es_attn){1, 2000, 9, 3, 33, 0, 0, 0});
+    check_attention((es_attn){3, 900, 2, 1, 256, 0, 0, 0});
+    for (int w = 1; w < 200; w = 3 * w + 1) /* windows smaller and larger than a strip, with and without a cap */
+        for (int t = 0; t < LENGTH(ts); t++)
+            for (int p = 0; p < LENGTH(pos0); p++)
+                check_attention((es_attn){ts[t], pos0[p], 6, 2, 32, 0, w % 2 ? 2 : 0, w});
+    check_attention((es_attn){130, 0, 6, 2, 32, 0, 2, 0});
+    check_attention((es_attn){1, 4000, 9, 3, 64, 0, 2, 3500});
 }
 
 /* ---- the reference against finite differences ------------------------------------------------------------------------------------------- */
@@ -573,6 +613,7 @@ LOSS(loss_rmsnorm, ref->rmsnorm(NULL, p->x, p->norm, out, p->T, p->d, 1e-5f))
 LOSS(loss_rope, (memcpy(out, p->x, p->n_out * sizeof *out),
                  ref->rope(NULL, out, p->pos, p->cos_t, p->sin_t, p->T, 2, p->d / 2, p->neox, false)))
 LOSS(loss_swiglu, ref->swiglu(NULL, p->x, p->y, out, p->n_out))
+LOSS(loss_geglu, ref->geglu(NULL, p->x, p->y, out, p->n_out))
 LOSS(loss_attention, ref->attention(NULL, p->a, p->x, p->y, p->z, out))
 
 static double loss_pick(void *user)
@@ -616,6 +657,9 @@ static void test_gradients(void **state)
     ref->swiglu_back(NULL, p.x, p.y, p.weights, grad, grad2, n);
     check_gradient("swiglu gate", p.x, n, grad, loss_swiglu, &p);
     check_gradient("swiglu up", p.y, n, grad2, loss_swiglu, &p);
+    ref->geglu_back(NULL, p.x, p.y, p.weights, grad, grad2, n);
+    check_gradient("geglu gate", p.x, n, grad, loss_geglu, &p);
+    check_gradient("geglu up", p.y, n, grad2, loss_geglu, &p);
 
     float logprob[8], logsum[8];
     for (int t = 0; t < p.T; t++)
@@ -627,13 +671,16 @@ static void test_gradients(void **state)
     check_gradient("log_softmax_pick", p.x, n, grad, loss_pick, &p);
     free(p.x), free(p.y);
 
-    es_attn a = {p.T, 0, 6, 2, 16, 0.25f};
-    p.a = &a, p.n_out = (size_t)a.T * 96;
-    p.x = noise(p.n_out, 1), p.y = noise((size_t)a.T * 32, 1), p.z = noise((size_t)a.T * 32, 1);
-    ref->attention_back(NULL, &a, p.x, p.y, p.z, p.weights, grad, grad2, grad3);
-    check_gradient("attention q", p.x, p.n_out, grad, loss_attention, &p);
-    check_gradient("attention k", p.y, (size_t)a.T * 32, grad2, loss_attention, &p);
-    check_gradient("attention v", p.z, (size_t)a.T * 32, grad3, loss_attention, &p);
+    es_attn plain = {p.T, 0, 6, 2, 16, 0.25f, 0, 0}, capped = {p.T, 0, 6, 2, 16, 0.25f, 2, 3}, *shapes[] = {&plain, &capped};
+    p.n_out = (size_t)p.T * 96;
+    p.x = noise(p.n_out, 1), p.y = noise((size_t)p.T * 32, 1), p.z = noise((size_t)p.T * 32, 1);
+    for (int i = 0; i < 2; i++) {
+        p.a = shapes[i];
+        ref->attention_back(NULL, p.a, p.x, p.y, p.z, p.weights, grad, grad2, grad3);
+        check_gradient("attention q", p.x, p.n_out, grad, loss_attention, &p);
+        check_gradient("attention k", p.y, (size_t)p.T * 32, grad2, loss_attention, &p);
+        check_gradient("attention v", p.z, (size_t)p.T * 32, grad3, loss_attention, &p);
+    }
     free(p.x), free(p.y), free(p.z), free(p.norm), free(p.weights), free(p.cos_t), free(p.sin_t);
     free(grad), free(grad2), free(grad3);
 }
@@ -686,7 +733,7 @@ int main(void)
         cmocka_unit_test(test_gradients),   cmocka_unit_test(test_matmul),          cmocka_unit_test(test_matmul_nothing),
         cmocka_unit_test(test_matmul_half),
         cmocka_unit_test(test_matmul_nan),  cmocka_unit_test(test_gemm),            cmocka_unit_test(test_rmsnorm),
-        cmocka_unit_test(test_rope),        cmocka_unit_test(test_swiglu),          cmocka_unit_test(test_log_softmax),
+        cmocka_unit_test(test_rope),        cmocka_unit_test(test_glu), cmocka_unit_test(test_soft_cap),          cmocka_unit_test(test_log_softmax),
         cmocka_unit_test(test_log_softmax_nan), cmocka_unit_test(test_attention),   cmocka_unit_test(test_repeatable),
         cmocka_unit_test(test_describe),
     };
