@@ -32,11 +32,50 @@ static void matrix_back(const es_pass *p, int layer, es_site site, int n, const 
         p->k->gemm(p->pool, true, false, w->n_out, w->n_in, n, 1, dy, w->n_out, x, w->n_in, 1, dw, w->n_in);
 }
 
-static void norm_back(const es_pass *p, const float *weight, int n, const float *x, const float *dy, const es_grad *g)
+/* dx += the gradient through the norm of rows x[n, d_model]; without such a norm dy itself. */
+static void norm_back(const es_pass *p, int layer, es_norm which, int n, const float *x, const float *dy, float *dx, const es_grad *g)
 {
+    const float *weight = p->model->layer[layer].norm[which];
+    int d = p->model->info.d_model;
+    if (!weight) {
+        for (size_t i = 0; i < (size_t)n * d; i++)
+            dx[i] += dy[i];
+        return;
+    }
     float *dw = es_weight_grad(p, g, weight);
     if (dw)
-        es_norm_weight_back(x, dy, dw, n, p->model->info.d_model, p->model->info.norm_eps);
+        es_norm_weight_back(x, dy, dw, n, d, p->model->info.norm_eps);
+    p->k->rmsnorm_back(p->pool, x, weight, dy, dx, n, d, p->model->info.norm_eps);
+}
+
+/* The gradient of what a half of the block gave, from that of the residual it was added to: dh itself where there is no post norm. */
+static const float *branch_back(const es_pass *p, int layer, es_norm which, int n, const float *x, const float *dh, float *dbranch, const es_grad *g)
+{
+    if (!p->model->layer[layer].norm[which])
+        return dh;
+    memset(dbranch, 0, sizeof *dbranch * n * p->model->info.d_model);
+    norm_back(p, layer, which, n, x, dh, dbranch, g);
+    return dbranch;
+}
+
+/* dx in place through the norm of q or k, x[n, heads*head_dim] what entered it. copy: scratch as large as dx. */
+static void qk_norm_back(const es_pass *p, int layer, es_norm which, int n, int heads, const float *x, float *dx, float *copy, const es_grad *g)
+{
+    const float *weight = p->model->layer[layer].norm[which];
+    int width = es_norm_width(p->model, which), row = heads * p->model->info.head_dim;
+    if (!weight)
+        return;
+    float *dw = es_weight_grad(p, g, weight), eps = p->model->info.norm_eps;
+    memcpy(copy, dx, sizeof *dx * n * row);
+    memset(dx, 0, sizeof *dx * n * row);
+    if (dw)
+        es_norm_weight_back(x, copy, dw, n * (row / width), width, eps);
+    p->k->rmsnorm_back(p->pool, x, weight, copy, dx, n * (row / width), width, eps);
+}
+
+void es_glu_back(const es_pass *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n)
+{
+    (p->model->facts.family->gelu ? p->k->geglu_back : p->k->swiglu_back)(p->pool, gate, up, dy, dgate, dup, n);
 }
 
 /* Whether an entry of the block at `site` wants the gradient of its own numbers. */
@@ -116,77 +155,75 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
     const es_model_info *m = &p->model->info;
     const es_layer *l = &p->model->layer[layer];
     const es_kernels *k = p->k;
-    int n = r->n, d = m->d_model, ff = m->d_ff, q_width = m->n_head * m->head_dim, kv_width = m->n_kv * m->head_dim;
+    int n = r->n, ff = m->d_ff, q_width = m->n_head * m->head_dim, kv_width = m->n_kv * m->head_dim;
     const unsigned qkv = 1u << ES_SITE_Q | 1u << ES_SITE_K | 1u << ES_SITE_V, gate_up = 1u << ES_SITE_GATE | 1u << ES_SITE_UP;
     unsigned want = wanted_sites(p, layer, g), here = p->site_mask[layer];
     bool learns = g && g->weights;
     propagate = propagate || learns; /* its own norm's gradient needs as much */
     bool to_qkv = propagate || (want & qkv), to_o = to_qkv || (want & 1u << ES_SITE_O), to_gate = to_o || (want & gate_up);
 
-    /* out = mid + down(silu(gate) * up) */
+    /* out = mid + norm(down(f(gate) * up)) */
+    const float *dy = branch_back(p, layer, ES_NORM_FFN_POST, n, a->ff_out, dh, w->dbranch, g);
     if (learns || here & 1u << ES_SITE_DOWN)
-        k->swiglu(p->pool, a->gate, a->up, p->act, (size_t)n * ff);
+        es_glu(p, a->gate, a->up, p->act, (size_t)n * ff);
     if (to_gate)
-        k->matmul_back(p->pool, &l->site[ES_SITE_DOWN], dh, n, w->dact, false);
-    matrix_back(p, layer, ES_SITE_DOWN, n, p->act, dh, g);
-    lowrank_backward(p, layer, ES_SITE_DOWN, r, p->act, dh, to_gate ? w->dact : NULL, g);
+        k->matmul_back(p->pool, &l->site[ES_SITE_DOWN], dy, n, w->dact, false);
+    matrix_back(p, layer, ES_SITE_DOWN, n, p->act, dy, g);
+    lowrank_backward(p, layer, ES_SITE_DOWN, r, p->act, dy, to_gate ? w->dact : NULL, g);
     if (!to_gate)
         return;
 
     /* gate, up = W norm(mid) */
-    k->swiglu_back(p->pool, a->gate, a->up, w->dact, w->dgate, w->dup, (size_t)n * ff);
-    if (learns || here & gate_up)
-        k->rmsnorm(p->pool, a->mid, l->ffn_norm, p->norm, n, d, m->norm_eps);
+    es_glu_back(p, a->gate, a->up, w->dact, w->dgate, w->dup, (size_t)n * ff);
+    const float *in = learns || here & gate_up ? es_normed(p, layer, ES_NORM_FFN, a->mid, n) : NULL;
     if (to_o) {
         k->matmul_back(p->pool, &l->site[ES_SITE_GATE], w->dgate, n, w->dnorm, false);
         k->matmul_back(p->pool, &l->site[ES_SITE_UP], w->dup, n, w->dnorm, true);
     }
-    matrix_back(p, layer, ES_SITE_GATE, n, p->norm, w->dgate, g);
-    matrix_back(p, layer, ES_SITE_UP, n, p->norm, w->dup, g);
-    lowrank_backward(p, layer, ES_SITE_GATE, r, p->norm, w->dgate, to_o ? w->dnorm : NULL, g);
-    lowrank_backward(p, layer, ES_SITE_UP, r, p->norm, w->dup, to_o ? w->dnorm : NULL, g);
+    matrix_back(p, layer, ES_SITE_GATE, n, in, w->dgate, g);
+    matrix_back(p, layer, ES_SITE_UP, n, in, w->dup, g);
+    lowrank_backward(p, layer, ES_SITE_GATE, r, in, w->dgate, to_o ? w->dnorm : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_UP, r, in, w->dup, to_o ? w->dnorm : NULL, g);
     if (!to_o)
         return;
-    norm_back(p, l->ffn_norm, n, a->mid, w->dnorm, g);
-    k->rmsnorm_back(p->pool, a->mid, l->ffn_norm, w->dnorm, dh, n, d, m->norm_eps); /* dh was d out = d mid's direct part */
+    norm_back(p, layer, ES_NORM_FFN, n, a->mid, w->dnorm, dh, g); /* dh was d out = d mid's direct part */
 
-    /* mid = x + o(attention) */
+    /* mid = x + norm(o(attention)) */
+    dy = branch_back(p, layer, ES_NORM_ATTN_POST, n, a->att_out, dh, w->dbranch, g);
     if (to_qkv)
-        k->matmul_back(p->pool, &l->site[ES_SITE_O], dh, n, w->datt, false);
-    matrix_back(p, layer, ES_SITE_O, n, a->att, dh, g);
-    lowrank_backward(p, layer, ES_SITE_O, r, a->att, dh, to_qkv ? w->datt : NULL, g);
+        k->matmul_back(p->pool, &l->site[ES_SITE_O], dy, n, w->datt, false);
+    matrix_back(p, layer, ES_SITE_O, n, a->att, dy, g);
+    lowrank_backward(p, layer, ES_SITE_O, r, a->att, dy, to_qkv ? w->datt : NULL, g);
     if (!to_qkv)
         return;
 
     for (int s = 0; s < r->n_seq; s++) {
-        es_attn shape = {.T = r->start[s + 1] - r->start[s], .n_head = m->n_head, .n_kv = m->n_kv, .head_dim = m->head_dim,
-                         .scale = es_attention_scale(m)};
+        es_attn shape = es_attention_shape(p->model, layer, r, s);
         size_t at_q = (size_t)r->start[s] * q_width, at_kv = (size_t)r->start[s] * kv_width;
         if (shape.T > 0)
             k->attention_back(p->pool, &shape, a->q + at_q, a->k + at_kv, a->v + at_kv, w->datt + at_q, w->dq + at_q, w->dk + at_kv,
                               w->dv + at_kv);
     }
-    k->rope(p->pool, w->dq, r->pos, p->rope_cos, p->rope_sin, n, m->n_head, m->head_dim, false, true);
-    k->rope(p->pool, w->dk, r->pos, p->rope_cos, p->rope_sin, n, m->n_kv, m->head_dim, false, true);
+    es_rotate(p, layer, r, w->dq, m->n_head, true);
+    es_rotate(p, layer, r, w->dk, m->n_kv, true);
+    qk_norm_back(p, layer, ES_NORM_Q, n, m->n_head, a->q_in, w->dq, w->datt, g);
+    qk_norm_back(p, layer, ES_NORM_K, n, m->n_kv, a->k_in, w->dk, w->datt, g);
 
     /* q, k, v = W norm(x) */
-    if (learns || here & qkv)
-        k->rmsnorm(p->pool, a->x, l->attn_norm, p->norm, n, d, m->norm_eps);
+    in = learns || here & qkv ? es_normed(p, layer, ES_NORM_ATTN, a->x, n) : NULL;
     if (propagate) {
         k->matmul_back(p->pool, &l->site[ES_SITE_Q], w->dq, n, w->dnorm, false);
         k->matmul_back(p->pool, &l->site[ES_SITE_K], w->dk, n, w->dnorm, true);
         k->matmul_back(p->pool, &l->site[ES_SITE_V], w->dv, n, w->dnorm, true);
     }
-    matrix_back(p, layer, ES_SITE_Q, n, p->norm, w->dq, g);
-    matrix_back(p, layer, ES_SITE_K, n, p->norm, w->dk, g);
-    matrix_back(p, layer, ES_SITE_V, n, p->norm, w->dv, g);
-    lowrank_backward(p, layer, ES_SITE_Q, r, p->norm, w->dq, propagate ? w->dnorm : NULL, g);
-    lowrank_backward(p, layer, ES_SITE_K, r, p->norm, w->dk, propagate ? w->dnorm : NULL, g);
-    lowrank_backward(p, layer, ES_SITE_V, r, p->norm, w->dv, propagate ? w->dnorm : NULL, g);
-    if (propagate) {
-        norm_back(p, l->attn_norm, n, a->x, w->dnorm, g);
-        k->rmsnorm_back(p->pool, a->x, l->attn_norm, w->dnorm, dh, n, d, m->norm_eps);
-    }
+    matrix_back(p, layer, ES_SITE_Q, n, in, w->dq, g);
+    matrix_back(p, layer, ES_SITE_K, n, in, w->dk, g);
+    matrix_back(p, layer, ES_SITE_V, n, in, w->dv, g);
+    lowrank_backward(p, layer, ES_SITE_Q, r, in, w->dq, propagate ? w->dnorm : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_K, r, in, w->dk, propagate ? w->dnorm : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_V, r, in, w->dv, propagate ? w->dnorm : NULL, g);
+    if (propagate)
+        norm_back(p, layer, ES_NORM_ATTN, n, a->x, w->dnorm, dh, g);
 }
 
 void es_residual_backward(const es_pass *p, int layer, const es_rows *r, float *dh, const es_grad *g)

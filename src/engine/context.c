@@ -18,18 +18,19 @@ static int context_size(const es_model *m, const es_context_options *o)
 static void layout(es_context *c, es_arena *a)
 {
     const es_model_info *m = &c->model->info;
-    size_t d = m->d_model, ff = m->d_ff, q = (size_t)m->n_head * m->head_dim, kv = (size_t)m->n_kv * m->head_dim, half = m->head_dim / 2;
+    size_t d = m->d_model, ff = m->d_ff, q = (size_t)m->n_head * m->head_dim, kv = (size_t)m->n_kv * m->head_dim;
     size_t n_ctx = c->n_ctx;
     c->ids = es_arena_take(a, n_ctx, sizeof *c->ids);
     c->k_all = es_arena_take(a, m->n_layer * n_ctx * kv, sizeof(float));
     c->v_all = es_arena_take(a, m->n_layer * n_ctx * kv, sizeof(float));
-    c->rope_cos = es_arena_take(a, n_ctx * half, sizeof(float));
-    c->rope_sin = es_arena_take(a, n_ctx * half, sizeof(float));
+    es_rope_layout(c->model, n_ctx, a, c->pass.rope);
     c->site_mask = es_arena_take(a, m->n_layer, 1);
     c->acts.x = es_arena_take(a, CHUNK * d, sizeof(float));
     c->acts.mid = c->acts.x;
     c->acts.q = es_arena_take(a, CHUNK * q, sizeof(float));
     c->acts.att = es_arena_take(a, CHUNK * q, sizeof(float));
+    if (c->model->facts.family->post_norm)
+        c->acts.att_out = c->acts.ff_out = es_arena_take(a, CHUNK * d, sizeof(float));
     c->acts.gate = es_arena_take(a, CHUNK * ff, sizeof(float));
     c->acts.up = es_arena_take(a, CHUNK * ff, sizeof(float));
     c->pass.norm = es_arena_take(a, CHUNK * d, sizeof(float));
@@ -70,12 +71,10 @@ int es_context_open(es_context **out, const es_model *m, const es_context_option
         return code;
     }
     layout(c, &c->arena);
-    es_rope_tables(m, n_ctx, c->rope_cos, c->rope_sin);
+    es_rope_fill(m, n_ctx, c->pass.rope);
     c->pass.model = m;
     c->pass.k = o->kernels ? o->kernels : es_kernels_cpu();
     c->pass.exact = o->exact;
-    c->pass.rope_cos = c->rope_cos;
-    c->pass.rope_sin = c->rope_sin;
     c->pass.site_mask = c->site_mask;
     *out = c;
     return ES_OK;
@@ -163,9 +162,7 @@ int es_context_feed(es_context *c, const int32_t *ids, int n, const volatile boo
             return code;
         done += last;
     }
-    c->pass.k->rmsnorm(c->pass.pool, c->acts.x + (size_t)(last - 1) * m->d_model, c->model->final_norm, c->pass.norm, 1, m->d_model,
-                       m->norm_eps);
-    c->pass.k->matmul(c->pass.pool, &c->model->head, c->pass.norm, 1, c->logits, false, c->pass.exact);
+    es_logits(&c->pass, c->acts.x + (size_t)(last - 1) * m->d_model, 1, c->pass.norm, c->logits, c->pass.exact);
     memcpy(c->ids + c->length, ids, sizeof *ids * n);
     c->length += n;
     return ES_OK;

@@ -22,7 +22,6 @@ struct es_context {
     int n_ctx, length;
     int32_t *ids;        /* [n_ctx] */
     float *k_all, *v_all; /* [n_layer][n_ctx, n_kv*head_dim] */
-    float *rope_cos, *rope_sin;
     uint8_t *site_mask;
 
     es_acts acts; /* of the chunk that is being fed, CHUNK rows; k and v point into the cache */

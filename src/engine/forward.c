@@ -1,29 +1,14 @@
-/* forward: a llama block, line by line.
+/* forward: a transformer block, line by line.
  *
- *   x ── norm ── q,k,v ── rotate q,k ── attention ── o ──(+)── mid ── norm ── gate,up ── silu(gate)*up ── down ──(+)── out
- *   └────────────────────────────────────────────────────┘    └───────────────────────────────────────────────────────┘
+ *   x ── norm ── q,k,v ── rotate q,k ── attention ── o ──(+)── mid ── norm ── gate,up ── f(gate)*up ── down ──(+)── out
+ *   └────────────────────────────────────────────────────┘    └────────────────────────────────────────────────────┘
  *
+ * That is llama's. Other families (family.h) have norms elsewhere: after o and down instead of before q and gate, or both; on q and k.
  * Each of the seven matrices may carry low-rank updates from the patch: y = W x + sum scale * B (A x). */
 #include "forward.h"
 
 #include <math.h>
 #include <string.h>
-
-void es_rope_tables(const es_model *m, int n_pos, float *cos_t, float *sin_t)
-{
-    int half = m->info.head_dim / 2;
-    for (int pos = 0; pos < n_pos; pos++)
-        for (int i = 0; i < half; i++) {
-            double angle = (double)pos * m->rope_inv[i];
-            cos_t[(size_t)pos * half + i] = (float)cos(angle);
-            sin_t[(size_t)pos * half + i] = (float)sin(angle);
-        }
-}
-
-float es_attention_scale(const es_model_info *m)
-{
-    return 1 / sqrtf((float)m->head_dim);
-}
 
 int es_embed(const es_model *m, const int32_t *ids, int n, float *out, es_error *err)
 {
@@ -36,6 +21,8 @@ int es_embed(const es_model *m, const int32_t *ids, int n, float *out, es_error 
             return es_fail(err, ES_ERR_USAGE, "token %d is %d, but the vocabulary has %d", t, ids[t], w->n_out);
     for (int t = 0; t < n; t++)
         es_dequant(w->type, (const char *)w->data + row_bytes * ids[t], out + (size_t)t * d, d);
+    for (size_t i = 0; m->facts.embed_scale != 1 && i < (size_t)n * d; i++)
+        out[i] *= m->facts.embed_scale;
     return ES_OK;
 }
 
@@ -132,41 +119,103 @@ void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h
 
 /* ---- the block ------------------------------------------------------------------------------------------------------- */
 
+const float *es_normed(const es_pass *p, int layer, es_norm which, const float *x, int n)
+{
+    const float *weight = p->model->layer[layer].norm[which];
+    if (!weight)
+        return x;
+    p->k->rmsnorm(p->pool, x, weight, p->norm, n, p->model->info.d_model, p->model->info.norm_eps);
+    return p->norm;
+}
+
+/* x += norm(branch) */
+static void add_normed(const es_pass *p, int layer, es_norm which, const float *branch, int n, float *x)
+{
+    const float *y = es_normed(p, layer, which, branch, n);
+    for (size_t i = 0; i < (size_t)n * p->model->info.d_model; i++)
+        x[i] += y[i];
+}
+
+/* The norm of q or k, x[n, heads*head_dim] in place: on each head by itself, or on the whole row. keep: x as it was. */
+static void qk_norm(const es_pass *p, int layer, es_norm which, int n, int heads, float *x, float *keep)
+{
+    const float *weight = p->model->layer[layer].norm[which];
+    int width = es_norm_width(p->model, which), row = heads * p->model->info.head_dim;
+    if (!weight)
+        return;
+    if (keep)
+        memcpy(keep, x, sizeof *x * n * row);
+    p->k->rmsnorm(p->pool, x, weight, x, n * (row / width), width, p->model->info.norm_eps);
+}
+
+void es_rotate(const es_pass *p, int layer, const es_rows *r, float *x, int n_head, bool back)
+{
+    const es_rope_table *t = &p->rope[p->model->layer[layer].window > 0];
+    p->k->rope(p->pool, x, r->pos, t->cos, t->sin, r->n, n_head, p->model->info.head_dim, !p->model->facts.paired_rope, back);
+}
+
+es_attn es_attention_shape(const es_model *m, int layer, const es_rows *r, int s)
+{
+    return (es_attn){.T = r->start[s + 1] - r->start[s], .pos0 = r->pos0, .n_head = m->info.n_head, .n_kv = m->info.n_kv,
+                     .head_dim = m->info.head_dim, .scale = m->facts.attn_scale, .cap = m->facts.attn_cap, .window = m->layer[layer].window};
+}
+
+void es_glu(const es_pass *p, const float *gate, const float *up, float *y, size_t n)
+{
+    (p->model->facts.family->gelu ? p->k->geglu : p->k->swiglu)(p->pool, gate, up, y, n);
+}
+
 void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out)
 {
     const es_model_info *m = &p->model->info;
-    const es_layer *w = &p->model->layer[layer];
-    const es_kernels *k = p->k;
+    const es_family *family = p->model->facts.family;
     int n = r->n, d = m->d_model, ff = m->d_ff, q_width = m->n_head * m->head_dim, kv_width = m->n_kv * m->head_dim;
 
     /* Attention: each token asks (q) all tokens up to itself in its sequence (k) and reads a mean of what they offer (v). */
-    k->rmsnorm(p->pool, a->x, w->attn_norm, p->norm, n, d, m->norm_eps);
-    linear(p, layer, ES_SITE_Q, p->norm, n, a->q, false);
-    linear(p, layer, ES_SITE_K, p->norm, n, a->k, false);
-    linear(p, layer, ES_SITE_V, p->norm, n, a->v, false);
-    k->rope(p->pool, a->q, r->pos, p->rope_cos, p->rope_sin, n, m->n_head, m->head_dim, false, false);
-    k->rope(p->pool, a->k, r->pos, p->rope_cos, p->rope_sin, n, m->n_kv, m->head_dim, false, false);
+    const float *in = es_normed(p, layer, ES_NORM_ATTN, a->x, n);
+    linear(p, layer, ES_SITE_Q, in, n, a->q, false);
+    linear(p, layer, ES_SITE_K, in, n, a->k, false);
+    linear(p, layer, ES_SITE_V, in, n, a->v, false);
+    qk_norm(p, layer, ES_NORM_Q, n, m->n_head, a->q, a->q_in);
+    qk_norm(p, layer, ES_NORM_K, n, m->n_kv, a->k, a->k_in);
+    es_rotate(p, layer, r, a->q, m->n_head, false);
+    es_rotate(p, layer, r, a->k, m->n_kv, false);
     for (int s = 0; s < r->n_seq; s++) {
         int first = r->start[s];
-        es_attn shape = {.T = r->start[s + 1] - first, .pos0 = r->pos0, .n_head = m->n_head, .n_kv = m->n_kv, .head_dim = m->head_dim,
-                         .scale = es_attention_scale(m)};
+        es_attn shape = es_attention_shape(p->model, layer, r, s);
         ptrdiff_t kv_first = (ptrdiff_t)(first - r->pos0) * kv_width; /* position 0 of the sequence: in a cache, before a->k */
         if (shape.T > 0)
-            k->attention(p->pool, &shape, a->q + (size_t)first * q_width, a->k + kv_first, a->v + kv_first, a->att + (size_t)first * q_width);
+            p->k->attention(p->pool, &shape, a->q + (size_t)first * q_width, a->k + kv_first, a->v + kv_first, a->att + (size_t)first * q_width);
     }
     if (a->mid != a->x)
         memcpy(a->mid, a->x, sizeof *a->x * n * d);
-    linear(p, layer, ES_SITE_O, a->att, n, a->mid, true);
+    if (family->post_norm) {
+        linear(p, layer, ES_SITE_O, a->att, n, a->att_out, false);
+        add_normed(p, layer, ES_NORM_ATTN_POST, a->att_out, n, a->mid);
+    } else
+        linear(p, layer, ES_SITE_O, a->att, n, a->mid, true);
 
     /* Feed-forward: each token on its own, through d_ff gated units. */
-    k->rmsnorm(p->pool, a->mid, w->ffn_norm, p->norm, n, d, m->norm_eps);
+    in = es_normed(p, layer, ES_NORM_FFN, a->mid, n);
     if (out != a->mid)
         memcpy(out, a->mid, sizeof *out * n * d);
     for (int t = 0; t < n; t += p->ff_rows) { /* gate and up are kept only when all rows fit in one turn */
         int rows = n - t < p->ff_rows ? n - t : p->ff_rows;
-        linear(p, layer, ES_SITE_GATE, p->norm + (size_t)t * d, rows, a->gate, false);
-        linear(p, layer, ES_SITE_UP, p->norm + (size_t)t * d, rows, a->up, false);
-        k->swiglu(p->pool, a->gate, a->up, p->act, (size_t)rows * ff);
-        linear(p, layer, ES_SITE_DOWN, p->act, rows, out + (size_t)t * d, true);
+        size_t at = (size_t)t * d;
+        linear(p, layer, ES_SITE_GATE, in + at, rows, a->gate, false);
+        linear(p, layer, ES_SITE_UP, in + at, rows, a->up, false);
+        es_glu(p, a->gate, a->up, p->act, (size_t)rows * ff);
+        linear(p, layer, ES_SITE_DOWN, p->act, rows, (family->post_norm ? a->ff_out : out) + at, !family->post_norm);
     }
+    if (family->post_norm)
+        add_normed(p, layer, ES_NORM_FFN_POST, a->ff_out, n, out);
+}
+
+void es_logits(const es_pass *p, const float *h, int n, float *norm, float *logits, bool exact)
+{
+    const es_model *m = p->model;
+    p->k->rmsnorm(p->pool, h, m->final_norm, norm, n, m->info.d_model, m->info.norm_eps);
+    p->k->matmul(p->pool, &m->head, norm, n, logits, false, exact);
+    if (m->facts.final_cap > 0)
+        p->k->soft_cap(p->pool, logits, (size_t)n * m->info.n_vocab, m->facts.final_cap);
 }

@@ -22,18 +22,24 @@ typedef struct es_rows {
 typedef struct es_acts {
     float *x;         /* d_model: the residual that enters */
     float *q, *k, *v; /* n_head*head_dim, n_kv*head_dim twice; q and k rotated */
+    float *q_in, *k_in; /* q and k before their norm, for the backward pass; NULL: not kept */
     float *att;       /* n_head*head_dim: what attention read, before the output matrix */
+    float *att_out, *ff_out; /* d_model: what the two halves give, before their post norms; families with such norms only */
     float *mid;       /* d_model: the residual after attention */
     float *gate, *up; /* d_ff */
 } es_acts;
 
 /* What a pass works with. Several passes may use one model; a pass belongs to one thread. */
+typedef struct es_rope_table {
+    float *cos, *sin; /* [positions, head_dim/2] */
+} es_rope_table;
+
 typedef struct es_pass {
     const es_model *model;
     const es_kernels *k;
     es_pool *pool;
     bool exact;
-    const float *rope_cos, *rope_sin; /* [positions, head_dim/2] */
+    es_rope_table rope[2];            /* of layers that see all tokens, and of those with a window */
     const es_patch *patch;            /* NULL: the plain model */
     uint8_t *site_mask;               /* [n_layer]: bit s is set when a low-rank entry that acts sits on site s of the layer */
     float *norm;                      /* [n, d_model] scratch: a normalised input */
@@ -47,16 +53,28 @@ typedef struct es_pass {
 
 enum { ES_LOW_MIN = 8192 }; /* the largest rank a low-rank entry may have: low_cap is at least this */
 
-/* cos and sin of position * rope_inv[i] (RoFormer, Su et al. 2021, eq. 15), [n_pos, head_dim/2]. */
-void es_rope_tables(const es_model *m, int n_pos, float *cos_t, float *sin_t);
+/* The tables for positions below n_pos: room for them (the second only where the model has windows), then cos and sin of
+ * position * rope_inv[i]. */
+void es_rope_layout(const es_model *m, size_t n_pos, es_arena *a, es_rope_table rope[2]);
+void es_rope_fill(const es_model *m, int n_pos, es_rope_table rope[2]);
 
-float es_attention_scale(const es_model_info *m); /* 1/sqrt(head_dim) */
+/* Attention of sequence s of the rows in this layer. */
+es_attn es_attention_shape(const es_model *m, int layer, const es_rows *r, int s);
+/* Rotates q or k, x[n, n_head*head_dim], by its positions; back: the other way round. */
+void es_rotate(const es_pass *p, int layer, const es_rows *r, float *x, int n_head, bool back);
+/* y = f(gate) * up with the family's f, and its gradient. */
+void es_glu(const es_pass *p, const float *gate, const float *up, float *y, size_t n);
+void es_glu_back(const es_pass *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n);
+/* What a half of the block reads: x under the norm before it, in p->norm, or x itself where the family has no such norm. */
+const float *es_normed(const es_pass *p, int layer, es_norm which, const float *x, int n);
+/* Logits of rows h[n, d_model] of the last residual: final norm (into norm, same shape), head, soft cap. */
+void es_logits(const es_pass *p, const float *h, int n, float *norm, float *logits, bool exact);
 
 /* Checks the patch against the model (layers, sites, ranks; entries with scale 0 are not looked at) and sets p->patch and
  * p->site_mask. from_layer: entries below it are an error, but for addends and hooks at from_layer - 1. */
 int es_pass_set_patch(es_pass *p, const es_patch *patch, int from_layer, int max_hooks, es_error *err);
 
-/* Rows of the embedding table, out[n, d_model]. Fails when an id is outside of the vocabulary. */
+/* Rows of the embedding table, scaled where the family has it so, out[n, d_model]. Fails when an id is outside of the vocabulary. */
 int es_embed(const es_model *m, const int32_t *ids, int n, float *out, es_error *err);
 
 /* Block `layer`: a->x to out (which may be a->x), filling a on the way. */
@@ -69,6 +87,7 @@ typedef struct es_back {
     float *dnorm;              /* d_model */
     float *dq, *dk, *dv, *datt;
     float *dact, *dgate, *dup; /* d_ff */
+    float *dbranch;            /* d_model: the gradient below a post norm; NULL in families without */
 } es_back;
 
 /* dh: in, the gradient of the residual that leaves the block; out, of the one that enters, if propagate. Without propagate only

@@ -35,6 +35,28 @@ int es_site_n_out(const es_model *m, es_site s)
     }
 }
 
+static const char *const norm_names[ES_N_NORMS] = {"attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm"};
+
+const char *es_norm_name(es_norm n)
+{
+    return (unsigned)n < ES_N_NORMS ? norm_names[n] : "?";
+}
+
+int es_norm_width(const es_model *m, es_norm n)
+{
+    const es_family *f = m->facts.family;
+    switch (n) {
+    case ES_NORM_ATTN:
+    case ES_NORM_FFN: return f->pre_norm ? m->info.d_model : 0;
+    case ES_NORM_ATTN_POST:
+    case ES_NORM_FFN_POST: return f->post_norm ? m->info.d_model : 0;
+    case ES_NORM_Q:
+    case ES_NORM_K:
+        return f->qk_norm == ES_QK_HEAD ? m->info.head_dim : f->qk_norm == ES_QK_WHOLE ? (n == ES_NORM_Q ? m->info.n_head : m->info.n_kv) * m->info.head_dim : 0;
+    default: return 0;
+    }
+}
+
 /* ---- opening ---- */
 
 static void copy_str(char *out, size_t size, const char *s, size_t n)
@@ -42,15 +64,45 @@ static void copy_str(char *out, size_t size, const char *s, size_t n)
     snprintf(out, size, "%.*s", (int)(n < size ? n : size - 1), n ? s : "");
 }
 
-/* Key "llama.NAME" as a whole number. */
+/* The key NAME of the file's architecture, "llama.NAME" in a llama. */
+static const char *key_of(const es_model *m, const char *name, char key[128])
+{
+    snprintf(key, 128, "%s.%s", m->info.architecture, name);
+    return key;
+}
+
 static int get_int(const es_model *m, const char *name, bool must, int64_t max, int *out, es_error *err)
 {
     char key[128];
     int64_t v = *out;
-    snprintf(key, sizeof key, "llama.%s", name);
-    int rc = es_gguf_int(&m->gguf, key, must, 1, max, &v, err);
+    int rc = es_gguf_int(&m->gguf, key_of(m, name, key), must, 1, max, &v, err);
     *out = (int)v;
     return rc;
+}
+
+static int get_float(const es_model *m, const char *name, bool must, float *out, es_error *err)
+{
+    char key[128];
+    return es_gguf_float(&m->gguf, key_of(m, name, key), must, out, err);
+}
+
+int es_model_check(const es_model *m, es_error *err)
+{
+    const es_model_info *i = &m->info;
+    const es_facts *f = &m->facts;
+    if (i->n_head % i->n_kv != 0)
+        return es_fail(err, ES_ERR_FORMAT, "%s: %d heads cannot share %d key-value heads evenly", i->path, i->n_head, i->n_kv);
+    if (i->head_dim < 2 || i->head_dim % 2 != 0 || i->head_dim > MAX_HEAD_DIM)
+        return es_fail(err, ES_ERR_FORMAT, "%s: a head size of %d is not supported: it should be even and at most %d", i->path, i->head_dim,
+                       MAX_HEAD_DIM);
+    if (!(i->rope_base > 0) || !isfinite(i->rope_base))
+        return es_fail(err, ES_ERR_FORMAT, "%s: the rope base is %g, not a positive number", i->path, (double)i->rope_base);
+    if (!(i->norm_eps >= 0 && i->norm_eps <= 1))
+        return es_fail(err, ES_ERR_FORMAT, "%s: the norms' epsilon is %g, outside 0 to 1", i->path, (double)i->norm_eps);
+    if (!(f->attn_scale > 0 && f->attn_cap >= 0 && f->final_cap >= 0) || !isfinite(f->attn_scale + f->attn_cap + f->final_cap))
+        return es_fail(err, ES_ERR_FORMAT, "%s: an attention scale of %g or soft caps of %g and %g make no sense", i->path,
+                       (double)f->attn_scale, (double)f->attn_cap, (double)f->final_cap);
+    return ES_OK;
 }
 
 static int read_sizes(es_model *m, es_error *err)
@@ -58,6 +110,7 @@ static int read_sizes(es_model *m, es_error *err)
     const es_gguf *g = &m->gguf;
     es_model_info *i = &m->info;
     const char *s = NULL;
+    char key[128], known[256];
     size_t n = 0;
     int rc;
 
@@ -66,8 +119,10 @@ static int read_sizes(es_model *m, es_error *err)
     if ((rc = es_gguf_str(g, "general.architecture", true, &s, &n, err)) != ES_OK)
         return rc;
     copy_str(i->architecture, sizeof i->architecture, s, n);
-    if (strcmp(i->architecture, "llama") != 0 || n != 5)
-        return es_fail(err, ES_ERR_FORMAT, "%s: has the architecture '%s'; only 'llama' is supported", i->path, i->architecture);
+    const es_family *family = strlen(i->architecture) == n ? es_family_by_name(i->architecture) : NULL;
+    es_family_list(known, sizeof known);
+    if (!family)
+        return es_fail(err, ES_ERR_FORMAT, "%s: has the architecture '%s'; known are %s", i->path, i->architecture, known);
     n = 0;
     if ((rc = es_gguf_str(g, "general.name", false, &s, &n, err)) != ES_OK)
         return rc;
@@ -82,11 +137,9 @@ static int read_sizes(es_model *m, es_error *err)
     i->n_kv = i->n_head;
     if ((rc = get_int(m, "attention.head_count_kv", false, i->n_head, &i->n_kv, err)) != ES_OK)
         return rc;
-    if (i->n_head % i->n_kv != 0)
-        return es_fail(err, ES_ERR_FORMAT, "%s: %d heads cannot share %d key-value heads evenly", i->path, i->n_head, i->n_kv);
-    int value_dim, rope_dim, experts = 0;
+    int value_dim, rope_dim;
     i->head_dim = i->d_model / i->n_head;
-    if (!es_gguf_find(g, "llama.attention.key_length") && i->d_model % i->n_head != 0)
+    if (!es_gguf_find(g, key_of(m, "attention.key_length", key)) && i->d_model % i->n_head != 0)
         return es_fail(err, ES_ERR_FORMAT, "%s: a width of %d is not a multiple of %d heads, and no key_length is given", i->path,
                        i->d_model, i->n_head);
     if ((rc = get_int(m, "attention.key_length", false, MAX_HEAD_DIM, &i->head_dim, err)) != ES_OK)
@@ -95,28 +148,27 @@ static int read_sizes(es_model *m, es_error *err)
     if ((rc = get_int(m, "attention.value_length", false, MAX_HEAD_DIM, &value_dim, err)) != ES_OK ||
         (rc = get_int(m, "rope.dimension_count", false, MAX_HEAD_DIM, &rope_dim, err)) != ES_OK)
         return rc;
-    if (i->head_dim < 2 || i->head_dim % 2 != 0 || i->head_dim > MAX_HEAD_DIM || value_dim != i->head_dim || rope_dim != i->head_dim)
+    if (value_dim != i->head_dim || rope_dim != i->head_dim)
         return es_fail(err, ES_ERR_FORMAT, "%s: head size %d, value size %d, rope over %d: only one even size for all three is "
                        "supported", i->path, i->head_dim, value_dim, rope_dim);
-    int64_t e = 0;
-    if ((rc = es_gguf_int(g, "llama.expert_count", false, 0, INT32_MAX, &e, err)) != ES_OK)
+    int64_t experts = 0;
+    if ((rc = es_gguf_int(g, key_of(m, "expert_count", key), false, 0, INT32_MAX, &experts, err)) != ES_OK)
         return rc;
-    experts = (int)e;
     if (experts > 0)
-        return es_fail(err, ES_ERR_FORMAT, "%s: is a mixture of %d experts, which is not supported", i->path, experts);
+        return es_fail(err, ES_ERR_FORMAT, "%s: is a mixture of %d experts, which is not supported", i->path, (int)experts);
 
     i->rope_base = 10000.0f;
-    i->norm_eps = 0;
-    if ((rc = es_gguf_float(g, "llama.rope.freq_base", false, &i->rope_base, err)) != ES_OK ||
-        (rc = es_gguf_float(g, "llama.attention.layer_norm_rms_epsilon", true, &i->norm_eps, err)) != ES_OK)
+    es_facts *f = &m->facts;
+    *f = (es_facts){.family = family, .paired_rope = family->paired_rope, .attn_cap = family->attn_cap, .final_cap = family->final_cap};
+    f->embed_scale = family->scaled_embedding ? sqrtf((float)i->d_model) : 1;
+    f->attn_scale = 1 / sqrtf((float)(i->n_layer == family->wide_layers ? i->d_model / i->n_head : i->head_dim));
+    if ((rc = get_float(m, "rope.freq_base", false, &i->rope_base, err)) != ES_OK ||
+        (rc = get_float(m, "attention.layer_norm_rms_epsilon", true, &i->norm_eps, err)) != ES_OK ||
+        (rc = get_float(m, "attention.scale", false, &f->attn_scale, err)) != ES_OK ||
+        (rc = get_float(m, "attn_logit_softcapping", false, &f->attn_cap, err)) != ES_OK ||
+        (rc = get_float(m, "final_logit_softcapping", false, &f->final_cap, err)) != ES_OK)
         return rc;
-    if (!(i->rope_base > 0) || !isfinite(i->rope_base))
-        return es_fail(err, ES_ERR_FORMAT, "%s: the key llama.rope.freq_base is %g, not a positive number", i->path,
-                       (double)i->rope_base);
-    if (!(i->norm_eps >= 0 && i->norm_eps <= 1))
-        return es_fail(err, ES_ERR_FORMAT, "%s: the key llama.attention.layer_norm_rms_epsilon is %g, outside 0 to 1", i->path,
-                       (double)i->norm_eps);
-    return ES_OK;
+    return es_model_check(m, err);
 }
 
 /* Finds a tensor, checks its shape ([n_out, n_in]; n_out 1 for a vector), with f32 its type, and that it holds no NaN. NULL and an
@@ -166,55 +218,54 @@ static int get_vector(es_model *m, const char *name, int n, const float **out, e
 
 static int read_rope(es_model *m, es_error *err)
 {
-    const es_model_info *i = &m->info;
-    const es_gguf *g = &m->gguf;
+    es_rope_scaling s = {.factor = 1, .low = 1, .high = 32, .window_base = m->facts.family->window_rope_base};
     const char *kind = NULL;
+    char key[128];
     size_t n = 0;
-    float factor = 1;
-    int half = i->head_dim / 2, rc;
-    if ((rc = es_gguf_str(g, "llama.rope.scaling.type", false, &kind, &n, err)) != ES_OK ||
-        (rc = es_gguf_float(g, "llama.rope.scaling.factor", false, &factor, err)) != ES_OK)
+    int rc, original = m->info.n_ctx;
+    if ((rc = es_gguf_str(&m->gguf, key_of(m, "rope.scaling.type", key), false, &kind, &n, err)) != ES_OK ||
+        (rc = get_float(m, "rope.scaling.factor", false, &s.factor, err)) != ES_OK ||
+        (rc = get_float(m, "rope.freq_base_swa", false, &s.window_base, err)) != ES_OK ||
+        (rc = get_int(m, "rope.scaling.original_context_length", false, MAX_CONTEXT, &original, err)) != ES_OK)
         return rc;
-    bool linear = n == 6 && memcmp(kind, "linear", 6) == 0, none = n == 0 || (n == 4 && memcmp(kind, "none", 4) == 0);
-    if (!linear && !none)
-        return es_fail(err, ES_ERR_FORMAT, "%s: rope scaling of type '%.*s' is not supported (none and linear are)", i->path,
+    s.original = (float)original;
+    if (n == 6 && !memcmp(kind, "linear", 6))
+        s.kind = ES_ROPE_LINEAR;
+    else if (n == 4 && !memcmp(kind, "yarn", 4))
+        s.kind = ES_ROPE_YARN;
+    else if (n && !(n == 4 && !memcmp(kind, "none", 4)))
+        return es_fail(err, ES_ERR_FORMAT, "%s: rope scaling of type '%.*s' is not supported (none, linear and yarn are)", m->info.path,
                        (int)(n < 40 ? n : 40), kind);
-    if (none)
-        factor = 1;
-    if (!(factor > 0) || !isfinite(factor))
-        return es_fail(err, ES_ERR_FORMAT, "%s: the key llama.rope.scaling.factor is %g, not a positive number", i->path,
-                       (double)factor);
-    const float *divisor = NULL; /* Llama 3.1 and later stretch each frequency by its own factor */
-    if (es_gguf_find_tensor(&m->gguf, "rope_freqs.weight")) {
-        if ((rc = get_vector(m, "rope_freqs.weight", half, &divisor, err)) != ES_OK)
-            return rc;
-        for (int k = 0; k < half; k++)
-            if (!(divisor[k] > 0))
-                return es_fail(err, ES_ERR_FORMAT, "%s: the tensor rope_freqs.weight holds %g: only positive factors make sense",
-                               i->path, (double)divisor[k]);
-    }
-    m->rope_inv = es_calloc((size_t)half, sizeof *m->rope_inv);
-    if (!m->rope_inv)
-        return es_fail(err, ES_ERR_MEMORY, "%s: not enough memory to open it", i->path);
-    for (int k = 0; k < half; k++)
-        m->rope_inv[k] = (float)(pow(i->rope_base, -2.0 * k / i->head_dim) / factor / (divisor ? divisor[k] : 1.0f));
-    return ES_OK;
+    if (es_gguf_find_tensor(&m->gguf, "rope_freqs.weight") && /* Llama 3.1 and later stretch each frequency by its own factor */
+        (rc = get_vector(m, "rope_freqs.weight", m->info.head_dim / 2, &s.divisor, err)) != ES_OK)
+        return rc;
+    return es_rope_open(m, &s, err);
+}
+
+void es_model_set_windows(es_model *m, int window)
+{
+    int every = m->facts.family->full_every;
+    for (int l = 0; l < m->info.n_layer; l++)
+        m->layer[l].window = every && (l + 1) % every ? window : 0;
 }
 
 static int read_layers(es_model *m, es_error *err)
 {
-    int rc = ES_OK, d = m->info.d_model;
+    int window = 0, rc = get_int(m, "attention.sliding_window", false, MAX_CONTEXT, &window, err);
+    if (rc != ES_OK)
+        return rc;
     m->layer = es_calloc((size_t)m->info.n_layer, sizeof *m->layer);
     if (!m->layer)
         return es_fail(err, ES_ERR_MEMORY, "%s: not enough memory to open it", m->info.path);
+    es_model_set_windows(m, window);
     for (int l = 0; l < m->info.n_layer && rc == ES_OK; l++) {
         char name[64];
         es_layer *layer = &m->layer[l];
-        snprintf(name, sizeof name, "blk.%d.attn_norm.weight", l);
-        rc = get_vector(m, name, d, &layer->attn_norm, err);
-        snprintf(name, sizeof name, "blk.%d.ffn_norm.weight", l);
-        if (rc == ES_OK)
-            rc = get_vector(m, name, d, &layer->ffn_norm, err);
+        for (int i = 0; i < ES_N_NORMS && rc == ES_OK; i++) {
+            snprintf(name, sizeof name, "blk.%d.%s.weight", l, norm_names[i]);
+            if (es_norm_width(m, (es_norm)i))
+                rc = get_vector(m, name, es_norm_width(m, (es_norm)i), &layer->norm[i], err);
+        }
         for (int s = 0; s < ES_N_SITES && rc == ES_OK; s++) {
             snprintf(name, sizeof name, "blk.%d.%s.weight", l, site_names[s]);
             rc = get_weight(m, name, es_site_n_out(m, (es_site)s), es_site_n_in(m, (es_site)s), &layer->site[s], err);
@@ -228,12 +279,13 @@ static int read_weights(es_model *m, es_error *err)
     es_model_info *i = &m->info;
     const es_gguf_tensor *embd = es_gguf_find_tensor(&m->gguf, "token_embd.weight");
     int64_t n_vocab;
+    char key[128];
     int rc;
     if (!embd)
         return es_fail(err, ES_ERR_FORMAT, "%s: the tensor token_embd.weight is missing", i->path);
     n_vocab = (int64_t)embd->ne[1]; /* at most 2^31 - 1: the reader checked */
     i->n_vocab = (int)n_vocab;
-    if ((rc = es_gguf_int(&m->gguf, "llama.vocab_size", false, n_vocab, n_vocab, &n_vocab, err)) != ES_OK ||
+    if ((rc = es_gguf_int(&m->gguf, key_of(m, "vocab_size", key), false, n_vocab, n_vocab, &n_vocab, err)) != ES_OK ||
         (rc = get_weight(m, "token_embd.weight", i->n_vocab, i->d_model, &m->token_embd, err)) != ES_OK ||
         (rc = get_vector(m, "output_norm.weight", i->d_model, &m->final_norm, err)) != ES_OK)
         return rc;
@@ -245,8 +297,8 @@ static int read_weights(es_model *m, es_error *err)
         return rc;
     for (size_t t = 0; t < m->gguf.n_tensor; t++) /* a bias that is silently left out would make another model */
         if (!m->gguf.tensor[t].used)
-            return es_fail(err, ES_ERR_FORMAT, "%s: the tensor %s has no place in a llama model of %d layers as it is known here",
-                           i->path, m->gguf.tensor[t].name, i->n_layer);
+            return es_fail(err, ES_ERR_FORMAT, "%s: the tensor %s has no place in a %s model of %d layers as it is known here",
+                           i->path, m->gguf.tensor[t].name, i->architecture, i->n_layer);
     return ES_OK;
 }
 

@@ -20,12 +20,12 @@ struct es_trainer {
     float *dh;
     int *pos, *start;
     uint8_t *site_mask;
-    float *rope_cos, *rope_sin;
 
     int head_rows, head_first, head_n; /* the wanted tokens whose logits lie in `logits`; head_n 0: none */
     int *wanted, n_wanted;             /* tokens whose log-probability is wanted */
     int32_t *target;                   /* [head_rows] */
     float *logits, *p_row;             /* [head_rows, n_vocab], [n_vocab] */
+    float *cap_row;                    /* [n_vocab], where logits are capped: a row's, which its gradient needs */
     float *head_x, *head_norm, *head_dx, *head_dlogprob; /* rows of a chunk, gathered */
     float *pick, *logsum;              /* [max_tokens], by place in wanted */
 
@@ -44,14 +44,14 @@ static void layout(es_trainer *t, es_arena *a)
 {
     const es_model_info *m = &t->model->info;
     size_t n = t->o.max_tokens, d = m->d_model, ff = m->d_ff, q = (size_t)m->n_head * m->head_dim, kv = (size_t)m->n_kv * m->head_dim;
-    size_t ff_n = t->o.backward || n < FF_ROWS ? n : FF_ROWS, half = m->head_dim / 2;
+    size_t ff_n = t->o.backward || n < FF_ROWS ? n : FF_ROWS;
+    const es_family *family = t->model->facts.family;
     bool back = t->o.backward;
 
     t->pos = es_arena_take(a, n, sizeof *t->pos);
     t->start = es_arena_take(a, n + 1, sizeof *t->start);
     t->site_mask = es_arena_take(a, m->n_layer, 1);
-    t->rope_cos = es_arena_take(a, n * half, sizeof(float));
-    t->rope_sin = es_arena_take(a, n * half, sizeof(float));
+    es_rope_layout(t->model, n, a, t->pass.rope);
     t->h = es_arena_take(a, n * d, sizeof(float));
 
     t->pass.norm = es_arena_take(a, n * d, sizeof(float));
@@ -65,6 +65,10 @@ static void layout(es_trainer *t, es_arena *a)
     t->lean.att = t->back.datt = es_arena_take(a, n * q, sizeof(float));
     t->lean.gate = t->back.dgate = es_arena_take(a, ff_n * ff, sizeof(float));
     t->lean.up = t->back.dup = es_arena_take(a, ff_n * ff, sizeof(float));
+    if (family->post_norm) {
+        t->lean.att_out = es_arena_take(a, n * d, sizeof(float));
+        t->lean.ff_out = t->back.dbranch = t->lean.att_out;
+    }
     if (back) {
         t->pass.dlow = es_arena_take(a, t->pass.low_cap, sizeof(float));
         t->pass.hook_in = es_arena_take(a, (size_t)max_hooks(&t->o) * n * d, sizeof(float));
@@ -83,6 +87,14 @@ static void layout(es_trainer *t, es_arena *a)
             acts.mid = es_arena_take(a, n * d, sizeof(float));
             acts.gate = es_arena_take(a, n * ff, sizeof(float));
             acts.up = es_arena_take(a, n * ff, sizeof(float));
+            if (family->qk_norm) {
+                acts.q_in = es_arena_take(a, n * q, sizeof(float));
+                acts.k_in = es_arena_take(a, n * kv, sizeof(float));
+            }
+            if (family->post_norm) {
+                acts.att_out = es_arena_take(a, n * d, sizeof(float));
+                acts.ff_out = es_arena_take(a, n * d, sizeof(float));
+            }
             if (t->acts)
                 t->acts[l] = acts;
         }
@@ -102,6 +114,8 @@ static void layout(es_trainer *t, es_arena *a)
     t->head_norm = es_arena_take(a, rows * d, sizeof(float));
     if (back) {
         t->p_row = es_arena_take(a, m->n_vocab, sizeof(float));
+        if (t->model->facts.final_cap > 0)
+            t->cap_row = es_arena_take(a, m->n_vocab, sizeof(float));
         t->head_dx = es_arena_take(a, rows * d, sizeof(float));
         t->head_dlogprob = es_arena_take(a, rows, sizeof(float));
     }
@@ -133,12 +147,10 @@ int es_trainer_open(es_trainer **out, const es_model *m, const es_trainer_option
         return code;
     }
     layout(t, &t->arena);
-    es_rope_tables(m, o->max_tokens, t->rope_cos, t->rope_sin);
+    es_rope_fill(m, o->max_tokens, t->pass.rope);
     t->pass.model = m;
     t->pass.k = o->kernels ? o->kernels : es_kernels_cpu();
     t->pass.exact = true;
-    t->pass.rope_cos = t->rope_cos;
-    t->pass.rope_sin = t->rope_sin;
     t->pass.site_mask = t->site_mask;
     *out = t;
     return ES_OK;
@@ -203,15 +215,12 @@ int es_trainer_residual(es_trainer *t, const es_batch *b, int layer, float *out,
 /* Gathers the last residual of wanted tokens [first, first+n), norms it and makes their logits, unless they are there. */
 static void head_logits(es_trainer *t, int first, int n, bool want_logits)
 {
-    const es_model_info *m = &t->model->info;
-    const es_kernels *k = t->pass.k;
-    size_t d = m->d_model;
+    size_t d = t->model->info.d_model;
     for (int i = 0; i < n; i++)
         memcpy(t->head_x + i * d, t->h + t->wanted[first + i] * d, sizeof(float) * d);
     if (!want_logits || (t->head_n == n && t->head_first == first))
         return;
-    k->rmsnorm(t->pass.pool, t->head_x, t->model->final_norm, t->head_norm, n, m->d_model, m->norm_eps);
-    k->matmul(t->pass.pool, &t->model->head, t->head_norm, n, t->logits, false, true);
+    es_logits(&t->pass, t->head_x, n, t->head_norm, t->logits, true);
     t->head_first = first;
     t->head_n = n;
 }
@@ -268,17 +277,22 @@ static int head_backward(es_trainer *t, const es_batch *b, const float *dlogprob
         head_logits(t, first, n, true);
         chunk_targets(t, b, first, n);
         t->head_n = 0; /* the logits become their gradient */
-        if (!dlogits)
+        if (!dlogits && !t->cap_row)
             k->log_softmax_pick_back(pool, t->logits, t->target, t->logsum + first, t->head_dlogprob, n, m->n_vocab);
-        for (int i = 0; dlogits && i < n; i++) {
+        for (int i = 0; (dlogits || t->cap_row) && i < n; i++) {
             /* With dlogprob = -1 the same kernel gives p - onehot, so one pass over the row serves both gradients. */
-            float *row = t->logits + i * n_vocab, minus = -1;
+            float *row = t->logits + i * n_vocab, minus = -1, cap = t->model->facts.final_cap;
+            if (t->cap_row)
+                memcpy(t->cap_row, row, sizeof(float) * n_vocab);
             k->log_softmax_pick_back(pool, row, t->target + i, t->logsum + first + i, &minus, 1, m->n_vocab);
             memcpy(t->p_row, row, sizeof(float) * n_vocab);
             t->p_row[t->target[i]] += 1;
             for (size_t j = 0; j < n_vocab; j++)
                 row[j] *= -t->head_dlogprob[i];
-            dlogits(user, t->wanted[first + i], t->p_row, row);
+            if (dlogits)
+                dlogits(user, t->wanted[first + i], t->p_row, row);
+            for (size_t j = 0; t->cap_row && j < n_vocab; j++) /* d cap tanh(x / cap) / dx */
+                row[j] *= 1 - t->cap_row[j] / cap * (t->cap_row[j] / cap);
         }
         if (dhead) /* head_norm: the rows that entered the head, until the next line */
             k->gemm(pool, true, false, m->n_vocab, m->d_model, n, 1, t->logits, m->n_vocab, t->head_norm, m->d_model, 1, dhead, m->d_model);
@@ -310,8 +324,7 @@ int es_trainer_logits_rows(es_trainer *t, int token, int n, float *out, es_error
     int have = t->forward_done ? t->rows.n : 0;
     if (token < 0 || n < 1 || n > have || token > have - n)
         return es_fail(err, ES_ERR_USAGE, "logits of %d tokens from %d: the last forward had %d", n, token, have);
-    t->pass.k->rmsnorm(t->pass.pool, t->h + (size_t)token * m->d_model, t->model->final_norm, t->pass.norm, n, m->d_model, m->norm_eps);
-    t->pass.k->matmul(t->pass.pool, &t->model->head, t->pass.norm, n, out, false, true);
+    es_logits(&t->pass, t->h + (size_t)token * m->d_model, n, t->pass.norm, out, true);
     return ES_OK;
 }
 
@@ -324,7 +337,7 @@ int es_trainer_site_input(es_trainer *t, int layer, es_site site, float *out, es
     if (site == ES_SITE_O)
         memcpy(out, a->att, sizeof *out * t->rows.n * m->n_head * m->head_dim);
     else
-        t->pass.k->swiglu(t->pass.pool, a->gate, a->up, out, (size_t)t->rows.n * m->d_ff);
+        es_glu(&t->pass, a->gate, a->up, out, (size_t)t->rows.n * m->d_ff);
     return ES_OK;
 }
 
@@ -408,6 +421,6 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
     size_t d = (size_t)m->d_model;
     for (int i = 0; embd && i < b->n; i++)
         for (size_t j = 0; j < d && b->ids[i] >= 0 && b->ids[i] < m->n_vocab; j++) /* a residual may have come in their place */
-            embd[(size_t)b->ids[i] * d + j] += t->dh[(size_t)i * d + j];
+            embd[(size_t)b->ids[i] * d + j] += t->model->facts.embed_scale * t->dh[(size_t)i * d + j];
     return code;
 }

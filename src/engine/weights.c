@@ -26,7 +26,10 @@ static size_t array_size(const array *a)
 
 static int n_arrays(const es_model *m)
 {
-    return m->info.n_layer * (ES_N_SITES + 2) + 2 + !m->info.tied_head;
+    int norms = 0;
+    for (int i = 0; i < ES_N_NORMS; i++)
+        norms += es_norm_width(m, (es_norm)i) > 0;
+    return m->info.n_layer * (ES_N_SITES + norms) + 2 + !m->info.tied_head;
 }
 
 static void add_array(array *list, int *n, es_weight *w, const float **norm, int n_in, const char *name, int layer)
@@ -50,10 +53,10 @@ static bool list_arrays(es_model *m, array *list, size_t *n, size_t *n_matrix)
         for (int s = 0; s < ES_N_SITES; s++)
             add_array(list, &count, &m->layer[l].site[s], NULL, 0, es_site_name((es_site)s), l);
     add_array(list, &count, NULL, &m->final_norm, d, "output_norm", -1);
-    for (int l = 0; l < m->info.n_layer; l++) {
-        add_array(list, &count, NULL, &m->layer[l].attn_norm, d, "attn_norm", l);
-        add_array(list, &count, NULL, &m->layer[l].ffn_norm, d, "ffn_norm", l);
-    }
+    for (int l = 0; l < m->info.n_layer; l++)
+        for (int i = 0; i < ES_N_NORMS; i++)
+            if (es_norm_width(m, (es_norm)i) > 0)
+                add_array(list, &count, NULL, &m->layer[l].norm[i], es_norm_width(m, (es_norm)i), es_norm_name((es_norm)i), l);
     size_t at = 0, size;
     *n_matrix = 0;
     for (int i = 0; i < count; i++) {
@@ -104,10 +107,11 @@ int es_model_thaw(es_model **out, es_model *base, size_t limit, es_error *err)
     size_t half = (size_t)base->info.head_dim / 2;
     if (m) {
         m->info = base->info;
+        m->facts = base->facts;
         m->token_embd = base->token_embd;
         m->head = base->head;
         m->layer = es_calloc((size_t)base->info.n_layer, sizeof *m->layer);
-        m->rope_inv = es_calloc(half, sizeof *m->rope_inv);
+        m->rope_inv = es_calloc(2 * half, sizeof *m->rope_inv);
         m->tokenizer = es_tokenizer_share(base->tokenizer);
         memcpy(m->hash, hash, sizeof hash);
     }
@@ -116,7 +120,7 @@ int es_model_thaw(es_model **out, es_model *base, size_t limit, es_error *err)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for a model");
     else {
         memcpy(m->layer, base->layer, sizeof *m->layer * (size_t)base->info.n_layer);
-        memcpy(m->rope_inv, base->rope_inv, half * sizeof *m->rope_inv);
+        memcpy(m->rope_inv, base->rope_inv, 2 * half * sizeof *m->rope_inv);
         m->final_norm = base->final_norm;
         list = arrays_of(m, &m->n_own, &m->n_own_matrix);
         rc = list ? es_arena_open(&m->own, bytes, err) : es_fail(err, ES_ERR_MEMORY, "no memory for a model");
@@ -155,7 +159,7 @@ static bool same_shapes(const es_model *a, const es_model *b)
 {
     const es_model_info *x = &a->info, *y = &b->info;
     return x->n_layer == y->n_layer && x->d_model == y->d_model && x->n_head == y->n_head && x->n_kv == y->n_kv && x->head_dim == y->head_dim &&
-           x->d_ff == y->d_ff && x->n_vocab == y->n_vocab && x->tied_head == y->tied_head;
+           x->d_ff == y->d_ff && a->facts.family == b->facts.family && x->n_vocab == y->n_vocab && x->tied_head == y->tied_head;
 }
 
 int es_model_assign(es_model *to, const es_model *from, es_error *err)

@@ -275,11 +275,11 @@ static void eps_negative(tiny_file *f) { set_eps(f, -1e-5f); }
 static void eps_missing(tiny_file *f) { tiny_drop_kv(f, "llama.attention.layer_norm_rms_epsilon"); }
 static void rope_base_nan(tiny_file *f) { float x = NAN; tiny_set(tiny_find_kv(f, "llama.rope.freq_base"), 6, &x, 4); }
 static void rope_base_0(tiny_file *f) { float x = 0; tiny_set(tiny_find_kv(f, "llama.rope.freq_base"), 6, &x, 4); }
-static void rope_yarn(tiny_file *f) { tiny_add_kv(f, "llama.rope.scaling.type", 8, "\4\0\0\0\0\0\0\0yarn", 12); }
+static void rope_long(tiny_file *f) { tiny_add_kv(f, "llama.rope.scaling.type", 8, "\10\0\0\0\0\0\0\0longrope", 16); }
 static void rope_freqs_0(tiny_file *f) { float x[8] = {1, 1, 1, 0, 1, 1, 1, 1}; tiny_add_tensor(f, "rope_freqs.weight", ES_F32, 8, 1, x); }
 static void experts(tiny_file *f) { tiny_add_kv(f, "llama.expert_count", 4, "\10\0\0", 4); }
 static void vocab_other(tiny_file *f) { tiny_set_u32(f, "llama.vocab_size", 7); }
-static void other_architecture(tiny_file *f) { tiny_set_str(f, "general.architecture", "gemma3"); }
+static void other_architecture(tiny_file *f) { tiny_set_str(f, "general.architecture", "mamba"); }
 static void architecture_missing(tiny_file *f) { tiny_drop_kv(f, "general.architecture"); }
 static void tensor_missing(tiny_file *f) { tiny_drop_tensor(f, DOWN); }
 static void embedding_missing(tiny_file *f) { tiny_drop_tensor(f, "token_embd.weight"); }
@@ -375,13 +375,13 @@ static const struct fault {
     {"infinite epsilon", "epsilon is inf", eps_inf},
     {"negative epsilon", "epsilon is -1e-05", eps_negative},
     {"no epsilon", "epsilon is missing", eps_missing},
-    {"NaN rope base", "freq_base is nan", rope_base_nan},
-    {"rope base 0", "freq_base is 0", rope_base_0},
-    {"yarn", "'yarn'", rope_yarn},
+    {"NaN rope base", "rope base is nan", rope_base_nan},
+    {"rope base 0", "rope base is 0", rope_base_0},
+    {"longrope", "'longrope'", rope_long},
     {"rope factor 0", "rope_freqs.weight holds 0", rope_freqs_0},
     {"experts", "mixture of 8", experts},
     {"vocabulary size other", "vocab_size is 7", vocab_other},
-    {"other architecture", "'gemma3'", other_architecture},
+    {"other architecture", "'mamba'", other_architecture},
     {"no architecture", "general.architecture is missing", architecture_missing},
     {"tensor missing", DOWN " is missing", tensor_missing},
     {"embedding missing", "token_embd.weight is missing", embedding_missing},

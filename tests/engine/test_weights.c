@@ -133,7 +133,7 @@ static void check_all(const es_kernels *k, bool untied)
             snprintf(what, sizeof what, "%s of layer %d", es_site_name((es_site)s), l);
             check(&f, x + at, (size_t)w->n_out * (size_t)w->n_in, grad + at, what);
         }
-        const float *norm[2] = {f.m->layer[l].attn_norm, f.m->layer[l].ffn_norm};
+        const float *norm[2] = {f.m->layer[l].norm[ES_NORM_ATTN], f.m->layer[l].norm[ES_NORM_FFN]};
         for (int i = 0; i < 2; i++) {
             snprintf(what, sizeof what, "norm %d of layer %d", i, l);
             assert_true(norm[i] >= x + n_matrix);
