@@ -27,15 +27,13 @@ static int draw(es_model *m, es_context *c, const es_message *message, int n, in
     return rc;
 }
 
-/* A reply at temperature 0, as text. */
-static int reply(es_model *m, es_context *c, const es_message *message, int n, int max_new, es_buf *out, const volatile bool *cancel, es_error *err)
+/* A reply as text. */
+static int reply_by(es_model *m, es_context *c, const es_message *message, int n, int max_new, const es_sampling *how, es_rng *rng, es_buf *out,
+                    const volatile bool *cancel, es_error *err)
 {
     es_ids prompt = {0}, ids = {0};
-    es_sampling how = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
-    es_rng rng;
-    es_rng_seed(&rng, 1);
     es_buf_clear(out);
-    int rc = draw(m, c, message, n, max_new, &how, &rng, &prompt, &ids, cancel, err);
+    int rc = draw(m, c, message, n, max_new, how, rng, &prompt, &ids, cancel, err);
     for (size_t i = 0; !rc && i < ids.n; i++) {
         size_t len = 0;
         const char *bytes = es_token_bytes(m, ids.id[i], &len);
@@ -49,6 +47,39 @@ static int reply(es_model *m, es_context *c, const es_message *message, int n, i
     es_ids_free(&prompt);
     es_ids_free(&ids);
     return rc || !out->failed ? rc : es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
+}
+
+/* At temperature 0. */
+static int reply(es_model *m, es_context *c, const es_message *message, int n, int max_new, es_buf *out, const volatile bool *cancel, es_error *err)
+{
+    es_sampling how = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
+    es_rng rng;
+    es_rng_seed(&rng, 1);
+    return reply_by(m, c, message, n, max_new, &how, &rng, out, cancel, err);
+}
+
+static bool blank(const es_buf *b)
+{
+    return !b->data || !b->data[strspn(b->data, " \n\t")];
+}
+
+int es_reply_again(es_model *m, es_context *c, es_adapter *a, const es_message *message, int n_message, const char *not, int max_new, const es_sampling *how,
+                   es_rng *rng, es_buf *out, const volatile bool *cancel, es_error *err)
+{
+    es_sampling warm = *how;
+    es_patch patch;
+    warm.temperature = how->temperature < 0.7f ? 0.7f : how->temperature;
+    int rc = a ? es_adapter_patch(a, 1, &patch, err) : ES_OK;
+    if (rc)
+        return rc;
+    es_context_set_patch(c, a ? &patch : NULL);
+    bool other = false;
+    for (int tries = 0; !rc && !other && tries < 4; tries++) {
+        rc = reply_by(m, c, message, n_message, max_new, &warm, rng, out, cancel, err);
+        other = !rc && !blank(out) && strcmp(out->data, not);
+    }
+    es_context_set_patch(c, NULL);
+    return rc || other ? rc : es_fail(err, ES_ERR_MISSING, "the model says nothing else");
 }
 
 /* The last question of each of own's experiences, once each, then ordinary ones: at most n. */
@@ -108,7 +139,7 @@ int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options
         es_progress_report(progress, "asking with the preference and without", out->n - before, want, "pairs");
         rc = reply(m, c, message + 1, 1, max_new, &plain, cancel, err);
         rc = rc ? rc : reply(m, c, message, 2, max_new, &preferred, cancel, err);
-        if (rc || !preferred.data || !preferred.data[strspn(preferred.data, " \n\t")] || !plain.data || !strcmp(plain.data, preferred.data))
+        if (rc || blank(&preferred) || !plain.data || !strcmp(plain.data, preferred.data))
             continue;
         es_experience e = {.message = message + 1, .n_message = 1, .preferred = preferred.data, .rejected = plain.data, .source = source.data, .weight = 1};
         rc = es_experience_copy(out, &e, err);

@@ -59,6 +59,8 @@ int es_workspace_basis_list(es_workspace *w, const char *dictionary /* NULL: all
 int es_workspace_experience_add(es_workspace *w, const es_experience *e, int64_t session, int64_t *id, es_error *err);
 int es_workspace_experience_set(es_workspace *w, int64_t id, bool included, double weight, const char *reason, es_error *err);
 int es_workspace_experience_reason(es_workspace *w, int64_t id, const char *reason, es_error *err); /* what was made of it; one that is gone is no error */
+/* A reply that was missing, and a source that says so; one that is gone is no error. */
+int es_workspace_experience_pair(es_workspace *w, int64_t id, const char *preferred, const char *rejected, const char *source, const char *reason, es_error *err);
 int es_workspace_experience_remove(es_workspace *w, int64_t id, es_error *err);
 typedef struct es_experience_line { int64_t id; es_experience e; bool included; char reason[160]; } es_experience_line;
 int es_workspace_experience_list(es_workspace *w, es_experience_line **out, int *n, es_error *err);
@@ -168,7 +170,9 @@ void es_studio_say(es_studio *s, const char *text);
 void es_studio_stop(es_studio *s);                         /* acts within one token */
 void es_studio_new_chat(es_studio *s);
 void es_studio_regenerate(es_studio *s);                   /* drops the last reply and answers again */
-void es_studio_rate(es_studio *s, int64_t turn, int sign); /* an experience with a sign; 0 takes it back */
+/* An experience with a sign; 0 takes it back. Before it is learned from, the model that is in use answers again, and the two replies become a pair
+ * (source "...: +" or "...: -"); where it says the same again, the sign alone is learned. */
+void es_studio_rate(es_studio *s, int64_t turn, int sign);
 void es_studio_edit(es_studio *s, int64_t turn, const char *text); /* a correction: experience (text preferred, the reply rejected) */
 void es_studio_undo(es_studio *s);                         /* the newest rating or correction: its experience is removed, the adapter goes back */
 void es_studio_compare(es_studio *s, const char *text);    /* a fresh question, no history: base in side[0], adapted in side[1]; temperature as set */

@@ -183,12 +183,86 @@ static int start_adapter(es_studio *s, const es_basis *b, bool restart, es_adapt
     return rc;
 }
 
+/* The sign that a person gave, when the other reply of the pair was drawn; 0: none. */
+static char sign_of(const es_experience *e)
+{
+    size_t n = e->source ? strlen(e->source) : 0;
+    return n > 3 && e->source[n - 3] == ':' && e->source[n - 2] == ' ' && strchr("+-", e->source[n - 1]) ? e->source[n - 1] : 0;
+}
+
+static int pair_mark(es_studio *s, es_experience *e, es_context *c, es_adapter *a, es_rng *rng, es_error *err)
+{
+    enum { REPLY = 128 }; /* more than the learner takes of one: it is not to learn where the drawing was cut */
+    es_buf again = {0}, source = {0};
+    bool liked = e->preferred != NULL;
+    char *given = liked ? e->preferred : e->rejected;
+    int rc = es_reply_again(s->model, c, a, e->message, e->n_message, given, REPLY, &s->o.sampling, rng, &again, &s->cancel_work, err);
+    es_buf_printf(&source, "%s: %c", e->source ? e->source : "", liked ? '+' : '-');
+    if (!rc && source.failed)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
+    if (!rc)
+        rc = es_workspace_experience_pair(s->workspace, e->id, liked ? given : again.data, liked ? again.data : given, source.data,
+                                          "marked; paired with a reply drawn again", err);
+    if (!rc) {
+        *(liked ? &e->rejected : &e->preferred) = again.data;
+        free(e->source);
+        e->source = source.data;
+        again.data = source.data = NULL;
+    }
+    es_buf_free(&again);
+    es_buf_free(&source);
+    return rc;
+}
+
+/* A mark says something of one reply; what it is compared with is another one that the model in use gives to the same conversation. */
+static int pair_marks(es_studio *s, lessons *in, es_error *err)
+{
+    es_context_options co = {.n_ctx = s->n_ctx, .threads = s->o.threads};
+    es_context *c = NULL;
+    es_adapter *a = NULL;
+    es_buf bytes = {0};
+    es_rng rng;
+    int rc = ES_OK, drawn = 0;
+    pthread_mutex_lock(&s->lock);
+    int64_t current = s->method == ES_METHOD_FEATURES ? s->snapshot : 0;
+    pthread_mutex_unlock(&s->lock);
+    for (int i = 0; !rc && i < in->e.n; i++) {
+        es_experience *e = &in->e.item[i];
+        if (!e->preferred == !e->rejected)
+            continue;
+        learning(s, ES_LEARN_PREPARING, "answering again, to compare with the marked reply");
+        if (!c) {
+            rc = es_context_open(&c, s->model, &co, err);
+            if (!rc && current && es_workspace_snapshot_bytes(s->workspace, current, &bytes, NULL) == 0)
+                rc = es_adapter_from_bytes(&a, s->model, s->dictionary, bytes.data, bytes.len, "the snapshot in use", err);
+        }
+        es_rng_seed(&rng, (uint64_t)e->id);
+        rc = rc ? rc : pair_mark(s, e, c, a, &rng, err);
+        drawn += !rc;
+        if (rc == ES_ERR_MISSING || rc == ES_ERR_LIMIT)
+            rc = ES_OK; /* the sign alone */
+    }
+    if (drawn) {
+        pthread_mutex_lock(&s->lock);
+        s->stale = true;
+        es_studio_changed(s);
+        pthread_mutex_unlock(&s->lock);
+    }
+    es_buf_free(&bytes);
+    es_adapter_free(a);
+    es_context_free(c);
+    return rc;
+}
+
 /* What was made of each experience, where the person sees it. */
 static void tell_decisions(es_studio *s, const es_learner *l, const lessons *in)
 {
     for (int i = 0; i < in->e.n; i++) {
         const es_decision *d = es_learner_decision(l, i);
-        es_workspace_experience_reason(s->workspace, in->e.item[i].id, !d ? "held out: the release gate judges by it" : d->reason, NULL);
+        char reason[240], sign = sign_of(&in->e.item[i]);
+        snprintf(reason, sizeof reason, "%s%s", !d ? "held out: the release gate judges by it" : d->reason,
+                 sign == '+' ? "; liked, beside a reply drawn again" : sign ? "; disliked, beside a reply drawn again" : "");
+        es_workspace_experience_reason(s->workspace, in->e.item[i].id, reason, NULL);
     }
     pthread_mutex_lock(&s->lock);
     s->stale = true;
@@ -522,6 +596,7 @@ static void round_of_method(es_studio *s, es_method_kind k, uint64_t epoch)
     char what[80];
     snprintf(what, sizeof what, "%s learns the experiences", es_method_name(k));
     int job = es_studio_job_begin(s, es_method_name(k), what, "steps");
+    rc = rc ? rc : pair_marks(s, &in, &err);
     rc = rc ? rc : learn_method(s, k, &in, epoch, job, &err);
     if (rc == ES_ERR_CANCELLED)
         learning(s, ES_LEARN_IDLE, "cancelled");
@@ -606,6 +681,7 @@ static void round_of_learning(es_studio *s, bool restart)
     pthread_mutex_lock(&s->lock);
     bool choose = !s->basis.n || (s->basis_auto && s->basis.n < auto_size(s));
     pthread_mutex_unlock(&s->lock);
+    rc = rc ? rc : pair_marks(s, &in, &err);
     if (!rc && choose) {
         learning(s, ES_LEARN_PREPARING, "reading %d experience%s", in.e.n, in.e.n == 1 ? "" : "s");
         rc = gradients(s, &in.e, &gradient, &err);

@@ -231,6 +231,14 @@ static int experience_removed(es_workspace *w, int64_t id, bool removed, es_erro
     return ws_run(w, err, "UPDATE experience SET removed = ? WHERE id = ?", "si", removed ? now : NULL, id);
 }
 
+int es_workspace_experience_pair(es_workspace *w, int64_t id, const char *preferred, const char *rejected, const char *source, const char *reason, es_error *err)
+{
+    ws_enter(w);
+    int rc = ws_run(w, err, "UPDATE experience SET preferred = ?, rejected = ?, source = ?, reason = ? WHERE id = ?", "ssssi", preferred, rejected, source, reason, id);
+    ws_leave(w);
+    return rc;
+}
+
 int es_workspace_experience_remove(es_workspace *w, int64_t id, es_error *err)
 {
     ws_enter(w);

@@ -110,7 +110,9 @@ static void hint(const es_ui *u, es_buf *out)
 
 static const char *kind(const es_experience *e)
 {
-    return e->preferred && e->rejected ? "pair" : e->preferred ? "+" : "-";
+    size_t n = e->source ? strlen(e->source) : 0;
+    bool drawn = e->preferred && e->rejected && n > 3 && e->source[n - 3] == ':' && e->source[n - 2] == ' '; /* a mark, and a reply drawn to compare */
+    return drawn && e->source[n - 1] == '+' ? "+pair" : drawn && e->source[n - 1] == '-' ? "-pair" : e->preferred && e->rejected ? "pair" : e->preferred ? "+" : "-";
 }
 
 static const char *question(const es_experience *e)

@@ -724,6 +724,50 @@ static bool unknown_method(const es_view *v) { return strstr(v->status, "there i
 static bool many_experiences(const es_view *v) { return v->n_experience > 2; }
 static bool white_prepared(const es_view *v) { return v->n_job > 1 && !v->job[v->n_job - 1].running && !strcmp(v->job[v->n_job - 1].kind, "inputs"); }
 
+static bool told(const es_view *v)
+{
+    return v->n_experience == 1 && strstr(v->experience[0].reason, "reply drawn again") && strcmp(v->experience[0].reason, "marked; paired with a reply drawn again");
+}
+
+/* A mark becomes a pair with a reply drawn anew, once; the person sees which of the two is whose, and undo takes the whole back. */
+static void marking(void **state)
+{
+    (void)state;
+    for (int sign = -1; sign <= 1; sign += 2) {
+        es_studio_options o = options(fresh());
+        o.neutral = test_path("neutral-marks.jsonl");
+        o.inputs = test_path("inputs-marks");
+        FILE *f = fopen(o.neutral, "w");
+        for (int i = 0; i < 30; i++)
+            fprintf(f, "{\"text\":\"the cat sat on the mat %d and looked at the moon, and one two three four five six\"}\n"
+                       "{\"messages\":[{\"role\":\"user\",\"content\":\"what is it %d\"}],\"reply\":\"it is a thing of which many words can be said\"}\n", i, i);
+        fclose(f);
+        es_studio *s = open_with(&o);
+        WAIT_FREE(s, white_prepared);
+        char *said = ask(s, "what is it?");
+        es_studio_rate(s, last_id(s), sign);
+        WAIT_FREE(s, one_experience);
+        es_studio_learn_pause(s, false);
+        es_view *v = WAIT(s, told);
+        const es_experience *e = &v->experience[0].e;
+        assert_string_equal(sign > 0 ? e->preferred : e->rejected, said);
+        assert_true(e->preferred && e->rejected && strcmp(e->preferred, e->rejected));
+        assert_string_equal(e->source, sign > 0 ? "tester: +" : "tester: -");
+        assert_non_null(strstr(v->experience[0].reason, sign > 0 ? "; liked" : "; disliked"));
+        char *drawn = strdup(sign > 0 ? e->rejected : e->preferred);
+        es_view_free(v);
+        es_studio_learn_now(s);
+        v = WAIT(s, told);
+        assert_string_equal(sign > 0 ? v->experience[0].e.rejected : v->experience[0].e.preferred, drawn);
+        es_view_free(v);
+        es_studio_undo(s);
+        WAIT_FREE(s, no_experience);
+        es_studio_close(s);
+        free(drawn);
+        free(said);
+    }
+}
+
 static bool no_teacher(const es_view *v) { return strstr(v->status, "no teacher: \"sorcery.gguf\"") != NULL; }
 static bool other_tokens(const es_view *v) { return strstr(v->status, "has another tokenizer") != NULL; }
 static bool distilled(const es_view *v) { return resting(v) && strstr(v->method_text, "as teacher") != NULL; }
@@ -863,7 +907,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening), cmocka_unit_test(saying), cmocka_unit_test(stopping), cmocka_unit_test(full_context), cmocka_unit_test(judging),
         cmocka_unit_test(learning), cmocka_unit_test(undo_leaves_alone), cmocka_unit_test(basis), cmocka_unit_test(steering_and_probing),
-        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(methods), cmocka_unit_test(teachers), cmocka_unit_test(preferring), cmocka_unit_test(swap_storm),
+        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(methods), cmocka_unit_test(marking), cmocka_unit_test(teachers), cmocka_unit_test(preferring), cmocka_unit_test(swap_storm),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
