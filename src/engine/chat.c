@@ -52,7 +52,7 @@ static int recognise(const es_model *m, chatml *c, es_error *err)
     size_t n = 0;
     *c = (chatml){.start = es_tokenizer_special(m->tokenizer, "<|im_start|>"),
                   .end = es_tokenizer_special(m->tokenizer, "<|im_end|>")};
-    int rc = es_gguf_str(&m->gguf, "tokenizer.chat_template", false, &s, &n, err);
+    int rc = !m->gguf.n_kv ? ES_OK : es_gguf_str(&m->gguf, "tokenizer.chat_template", false, &s, &n, err);
     if (rc != ES_OK)
         return rc;
     if (c->start < 0 || c->end < 0) {

@@ -1,4 +1,5 @@
 #include "model.h"
+#include "folder.h"
 #include "tokenizer.h"
 
 #include <math.h>
@@ -6,8 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
-enum { MAX_LAYERS = 512, MAX_WIDTH = 1 << 20, MAX_HEADS = 4096, MAX_CONTEXT = 1 << 24, MAX_HEAD_DIM = 4096 };
 
 static const char *const site_names[ES_N_SITES] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
 
@@ -92,9 +93,9 @@ int es_model_check(const es_model *m, es_error *err)
     const es_facts *f = &m->facts;
     if (i->n_head % i->n_kv != 0)
         return es_fail(err, ES_ERR_FORMAT, "%s: %d heads cannot share %d key-value heads evenly", i->path, i->n_head, i->n_kv);
-    if (i->head_dim < 2 || i->head_dim % 2 != 0 || i->head_dim > MAX_HEAD_DIM)
+    if (i->head_dim < 2 || i->head_dim % 2 != 0 || i->head_dim > ES_MAX_HEAD_DIM)
         return es_fail(err, ES_ERR_FORMAT, "%s: a head size of %d is not supported: it should be even and at most %d", i->path, i->head_dim,
-                       MAX_HEAD_DIM);
+                       ES_MAX_HEAD_DIM);
     if (!(i->rope_base > 0) || !isfinite(i->rope_base))
         return es_fail(err, ES_ERR_FORMAT, "%s: the rope base is %g, not a positive number", i->path, (double)i->rope_base);
     if (!(i->norm_eps >= 0 && i->norm_eps <= 1))
@@ -128,11 +129,11 @@ static int read_sizes(es_model *m, es_error *err)
         return rc;
     copy_str(i->name, sizeof i->name, s, n);
 
-    if ((rc = get_int(m, "block_count", true, MAX_LAYERS, &i->n_layer, err)) != ES_OK ||
-        (rc = get_int(m, "embedding_length", true, MAX_WIDTH, &i->d_model, err)) != ES_OK ||
-        (rc = get_int(m, "feed_forward_length", true, MAX_WIDTH, &i->d_ff, err)) != ES_OK ||
-        (rc = get_int(m, "context_length", true, MAX_CONTEXT, &i->n_ctx, err)) != ES_OK ||
-        (rc = get_int(m, "attention.head_count", true, MAX_HEADS, &i->n_head, err)) != ES_OK)
+    if ((rc = get_int(m, "block_count", true, ES_MAX_LAYERS, &i->n_layer, err)) != ES_OK ||
+        (rc = get_int(m, "embedding_length", true, ES_MAX_WIDTH, &i->d_model, err)) != ES_OK ||
+        (rc = get_int(m, "feed_forward_length", true, ES_MAX_WIDTH, &i->d_ff, err)) != ES_OK ||
+        (rc = get_int(m, "context_length", true, ES_MAX_CONTEXT, &i->n_ctx, err)) != ES_OK ||
+        (rc = get_int(m, "attention.head_count", true, ES_MAX_HEADS, &i->n_head, err)) != ES_OK)
         return rc;
     i->n_kv = i->n_head;
     if ((rc = get_int(m, "attention.head_count_kv", false, i->n_head, &i->n_kv, err)) != ES_OK)
@@ -142,11 +143,11 @@ static int read_sizes(es_model *m, es_error *err)
     if (!es_gguf_find(g, key_of(m, "attention.key_length", key)) && i->d_model % i->n_head != 0)
         return es_fail(err, ES_ERR_FORMAT, "%s: a width of %d is not a multiple of %d heads, and no key_length is given", i->path,
                        i->d_model, i->n_head);
-    if ((rc = get_int(m, "attention.key_length", false, MAX_HEAD_DIM, &i->head_dim, err)) != ES_OK)
+    if ((rc = get_int(m, "attention.key_length", false, ES_MAX_HEAD_DIM, &i->head_dim, err)) != ES_OK)
         return rc;
     value_dim = rope_dim = i->head_dim;
-    if ((rc = get_int(m, "attention.value_length", false, MAX_HEAD_DIM, &value_dim, err)) != ES_OK ||
-        (rc = get_int(m, "rope.dimension_count", false, MAX_HEAD_DIM, &rope_dim, err)) != ES_OK)
+    if ((rc = get_int(m, "attention.value_length", false, ES_MAX_HEAD_DIM, &value_dim, err)) != ES_OK ||
+        (rc = get_int(m, "rope.dimension_count", false, ES_MAX_HEAD_DIM, &rope_dim, err)) != ES_OK)
         return rc;
     if (value_dim != i->head_dim || rope_dim != i->head_dim)
         return es_fail(err, ES_ERR_FORMAT, "%s: head size %d, value size %d, rope over %d: only one even size for all three is "
@@ -226,7 +227,7 @@ static int read_rope(es_model *m, es_error *err)
     if ((rc = es_gguf_str(&m->gguf, key_of(m, "rope.scaling.type", key), false, &kind, &n, err)) != ES_OK ||
         (rc = get_float(m, "rope.scaling.factor", false, &s.factor, err)) != ES_OK ||
         (rc = get_float(m, "rope.freq_base_swa", false, &s.window_base, err)) != ES_OK ||
-        (rc = get_int(m, "rope.scaling.original_context_length", false, MAX_CONTEXT, &original, err)) != ES_OK)
+        (rc = get_int(m, "rope.scaling.original_context_length", false, ES_MAX_CONTEXT, &original, err)) != ES_OK)
         return rc;
     s.original = (float)original;
     if (n == 6 && !memcmp(kind, "linear", 6))
@@ -251,7 +252,7 @@ void es_model_set_windows(es_model *m, int window)
 
 static int read_layers(es_model *m, es_error *err)
 {
-    int window = 0, rc = get_int(m, "attention.sliding_window", false, MAX_CONTEXT, &window, err);
+    int window = 0, rc = get_int(m, "attention.sliding_window", false, ES_MAX_CONTEXT, &window, err);
     if (rc != ES_OK)
         return rc;
     m->layer = es_calloc((size_t)m->info.n_layer, sizeof *m->layer);
@@ -308,12 +309,14 @@ int es_model_open(es_model **out, const char *path, es_error *err)
     es_model *m = es_calloc(1, sizeof *m);
     if (!m)
         return es_fail(err, ES_ERR_MEMORY, "%s: not enough memory to open it", path);
-    int rc = es_gguf_open(&m->gguf, path, err);
-    if (rc == ES_OK)
+    struct stat st;
+    bool folder = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    int rc = folder ? es_folder_open(m, path, err) : es_gguf_open(&m->gguf, path, err);
+    if (rc == ES_OK && !folder)
         rc = read_sizes(m, err);
-    if (rc == ES_OK)
+    if (rc == ES_OK && !folder)
         rc = read_weights(m, err);
-    if (rc == ES_OK)
+    if (rc == ES_OK && !folder)
         rc = es_tokenizer_open(&m->tokenizer, &m->gguf, m->info.n_vocab, err);
     if (rc != ES_OK) {
         es_model_free(m);
@@ -329,6 +332,14 @@ void es_model_free(es_model *m)
         return;
     es_tokenizer_free(m->tokenizer);
     es_gguf_close(&m->gguf);
+    for (size_t i = 0; i < m->n_shard; i++) {
+        es_safetensors_free(m->shard ? m->shard[i] : NULL);
+        if (m->shard_name)
+            free(m->shard_name[i]);
+    }
+    free(m->shard);
+    free(m->shard_name);
+    es_arena_close(&m->held);
     es_arena_close(&m->own);
     free(m->layer);
     free(m->rope_inv);
@@ -344,6 +355,11 @@ const es_model_info *es_model_get_info(const es_model *m)
 
 int es_model_hash(es_model *m, char out[65], es_error *err)
 {
+    if (!m->hash[0] && m->n_shard) {
+        int rc = es_folder_hash(m, m->hash, err);
+        if (rc)
+            return rc;
+    }
     if (!m->hash[0]) { /* of the mapped bytes: what is used, even if the file was replaced meanwhile */
         es_sha256_bytes(m->hash, m->gguf.map.data, m->gguf.map.size);
         if (!m->hash[0])

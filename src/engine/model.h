@@ -5,6 +5,9 @@
 #include "engine.h"
 #include "family.h"
 #include "gguf.h"
+#include "safetensors.h"
+
+enum { ES_MAX_LAYERS = 512, ES_MAX_WIDTH = 1 << 20, ES_MAX_HEADS = 4096, ES_MAX_CONTEXT = 1 << 24, ES_MAX_HEAD_DIM = 4096 };
 
 typedef struct es_tokenizer es_tokenizer;
 
@@ -46,14 +49,18 @@ int es_model_check(const es_model *m, es_error *err);
 
 struct es_model {
     es_model_info info;
-    es_gguf gguf;         /* holds the map that every weight points into */
+    es_gguf gguf;         /* holds the map that every weight points into; or these do, of a folder: */
+    es_safetensors **shard;
+    char **shard_name;    /* NULL: one file, model.safetensors */
+    size_t n_shard;
+    es_arena held;        /* a folder's norms, and what is neither F32 nor F16 there, as F32 */
     es_layer *layer;      /* [n_layer] */
     es_weight token_embd; /* [n_vocab, d_model] */
     es_weight head;       /* [n_vocab, d_model]; the embedding when tied */
     const float *final_norm; /* [d_model] */
     es_facts facts;
     float *rope_inv; /* [2, head_dim/2] angle per position of pair i: base^(-2i/head_dim), any scaling included; row 1: layers with a window */
-    es_tokenizer *tokenizer; /* perhaps shared with other models */
+    es_tokenizer *tokenizer; /* perhaps shared with other models; NULL: none */
     es_arena own;            /* thawed (weights.h): every number, one after another; matrices, then norms. The map is empty then */
     size_t n_own, n_own_matrix; /* floats */
     char hash[65];   /* "" until known */

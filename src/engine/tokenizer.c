@@ -411,7 +411,8 @@ int es_tokenizer_open(es_tokenizer **out, const es_gguf *g, int n_vocab, es_erro
 
 es_tokenizer *es_tokenizer_share(es_tokenizer *t)
 {
-    __atomic_add_fetch(&t->more_holders, 1, __ATOMIC_RELAXED);
+    if (t)
+        __atomic_add_fetch(&t->more_holders, 1, __ATOMIC_RELAXED);
     return t;
 }
 
@@ -433,7 +434,7 @@ void es_tokenizer_free(es_tokenizer *t)
 const char *es_token_bytes(const es_model *m, int32_t id, size_t *n)
 {
     const es_tokenizer *t = m->tokenizer;
-    if (id < 0 || id >= t->n_vocab) {
+    if (!t || id < 0 || id >= t->n_vocab) {
         *n = 0;
         return "";
     }
@@ -444,22 +445,22 @@ const char *es_token_bytes(const es_model *m, int32_t id, size_t *n)
 bool es_token_is_control(const es_model *m, int32_t id)
 {
     const es_tokenizer *t = m->tokenizer;
-    return id >= 0 && id < t->n_vocab && (t->type[id] == CONTROL || t->type[id] == UNKNOWN);
+    return t && id >= 0 && id < t->n_vocab && (t->type[id] == CONTROL || t->type[id] == UNKNOWN);
 }
 
 int32_t es_token_bos(const es_model *m)
 {
-    return m->tokenizer->bos;
+    return m->tokenizer ? m->tokenizer->bos : -1;
 }
 
 int32_t es_token_eos(const es_model *m)
 {
-    return m->tokenizer->eos;
+    return m->tokenizer ? m->tokenizer->eos : -1;
 }
 
 bool es_token_ends(const es_model *m, int32_t id)
 {
-    return id >= 0 && id < m->tokenizer->n_vocab && m->tokenizer->ends[id];
+    return m->tokenizer && id >= 0 && id < m->tokenizer->n_vocab && m->tokenizer->ends[id];
 }
 
 /* The longest special token at s; control ones only when asked for. -1: none. */
@@ -478,7 +479,7 @@ static int32_t special_at(const es_tokenizer *t, const char *s, size_t n, bool c
 int32_t es_tokenizer_special(const es_tokenizer *t, const char *name)
 {
     size_t n = strlen(name);
-    int32_t id = n ? special_at(t, name, n, true) : -1; /* the longest that fits is the whole name, if that is one */
+    int32_t id = t && n ? special_at(t, name, n, true) : -1; /* the longest that fits is the whole name, if that is one */
     return id >= 0 && t->at[id + 1] - t->at[id] == n ? id : -1;
 }
 
@@ -650,6 +651,8 @@ int es_tokenize(const es_model *m, const char *text, size_t n, bool special, es_
     const es_tokenizer *t = m->tokenizer;
     size_t had = out->n, plain = 0, i = 0;
     int rc = ES_OK;
+    if (!t)
+        return es_fail(err, ES_ERR_MISSING, "%s: has no tokenizer", m->info.path);
     if (n > INT32_MAX)
         return es_fail(err, ES_ERR_LIMIT, "a text of %zu bytes is over the 2 GB that can be tokenized at once", n);
     while (i < n && rc == ES_OK) {
