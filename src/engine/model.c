@@ -226,6 +226,8 @@ static int read_rope(es_model *m, es_error *err)
     int rc, original = m->info.n_ctx;
     if ((rc = es_gguf_str(&m->gguf, key_of(m, "rope.scaling.type", key), false, &kind, &n, err)) != ES_OK ||
         (rc = get_float(m, "rope.scaling.factor", false, &s.factor, err)) != ES_OK ||
+        (rc = get_float(m, "rope.scaling.yarn_beta_fast", false, &s.high, err)) != ES_OK ||
+        (rc = get_float(m, "rope.scaling.yarn_beta_slow", false, &s.low, err)) != ES_OK ||
         (rc = get_float(m, "rope.freq_base_swa", false, &s.window_base, err)) != ES_OK ||
         (rc = get_int(m, "rope.scaling.original_context_length", false, ES_MAX_CONTEXT, &original, err)) != ES_OK)
         return rc;

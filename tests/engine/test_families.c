@@ -218,6 +218,204 @@ static void from_folder(const char *name)
     es_model_free(m);
 }
 
+/* ---- the same weights as a GGUF ------------------------------------------------------------------------------------------------ */
+
+static void set_f32(tiny_file *f, const char *arch, const char *key, float v)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%s.%s", arch, key);
+    tiny_add_kv(f, name, 6, &v, 4);
+}
+
+static void set_u32(tiny_file *f, const char *arch, const char *key, int v)
+{
+    char name[128];
+    uint32_t u = (uint32_t)v;
+    snprintf(name, sizeof name, "%s.%s", arch, key);
+    tiny_add_kv(f, name, 4, &u, 4);
+}
+
+/* Rows of each head (i, i + half) become (2i, 2i + 1): how a llama's q and k lie in a GGUF. */
+static void pair_rows(const float *from, float *to, int rows, int row, int head_dim)
+{
+    for (int r = 0; r < rows; r++) {
+        int i = r % head_dim, half = head_dim / 2, at = r - i + (i < half ? 2 * i : 2 * (i - half) + 1);
+        memcpy(to + (size_t)at * (size_t)row, from + (size_t)r * (size_t)row, sizeof *to * (size_t)row);
+    }
+}
+
+static void add_matrix(tiny_file *f, const char *name, const es_weight *w, int pair_head)
+{
+    size_t n = (size_t)w->n_out * (size_t)w->n_in;
+    float *x = malloc(n * sizeof *x), *y = malloc(n * sizeof *y);
+    es_dequant(w->type, w->data, x, n);
+    if (pair_head)
+        pair_rows(x, y, w->n_out, w->n_in, pair_head);
+    tiny_add_tensor(f, name, ES_F32, (size_t)w->n_in, (size_t)w->n_out, pair_head ? y : x);
+    free(x);
+    free(y);
+}
+
+/* The folder's model m as llama.cpp's converter would write it; extra adds the family's own keys. */
+static void from_gguf(const char *name, const char *arch, void (*extra)(tiny_file *f))
+{
+    es_model *m = NULL, *again = NULL;
+    es_error err;
+    char key[128];
+    assert_ok(es_model_open(&m, folder_of(name), &err), &err);
+    const es_model_info *i = &m->info;
+    tiny_file *f = tiny_build(NULL);
+    while (f->n_tensor)
+        tiny_drop_tensor(f, f->tensor[0].name.data);
+    for (size_t k = 0; k < f->n_kv;)
+        if (f->kv[k].key.len > 6 && !memcmp(f->kv[k].key.data, "llama.", 6)) {
+            snprintf(key, sizeof key, "%.*s", (int)f->kv[k].key.len, f->kv[k].key.data);
+            tiny_drop_kv(f, key);
+        } else
+            k++;
+    tiny_set_str(f, "general.architecture", arch);
+    set_u32(f, arch, "block_count", i->n_layer);
+    set_u32(f, arch, "context_length", i->n_ctx);
+    set_u32(f, arch, "embedding_length", i->d_model);
+    set_u32(f, arch, "feed_forward_length", i->d_ff);
+    set_u32(f, arch, "attention.head_count", i->n_head);
+    set_u32(f, arch, "attention.head_count_kv", i->n_kv);
+    set_u32(f, arch, "attention.key_length", i->head_dim);
+    set_u32(f, arch, "attention.value_length", i->head_dim);
+    set_f32(f, arch, "attention.layer_norm_rms_epsilon", i->norm_eps);
+    set_f32(f, arch, "rope.freq_base", i->rope_base);
+    if (extra)
+        extra(f);
+    bool paired = !strcmp(arch, "llama");
+    add_matrix(f, "token_embd.weight", &m->token_embd, 0);
+    if (!i->tied_head)
+        add_matrix(f, "output.weight", &m->head, 0);
+    tiny_add_tensor(f, "output_norm.weight", ES_F32, (size_t)i->d_model, 1, m->final_norm);
+    for (int l = 0; l < i->n_layer; l++) {
+        for (int n = 0; n < ES_N_NORMS; n++) {
+            snprintf(key, sizeof key, "blk.%d.%s.weight", l, es_norm_name((es_norm)n));
+            if (es_norm_width(m, (es_norm)n))
+                tiny_add_tensor(f, key, ES_F32, (size_t)es_norm_width(m, (es_norm)n), 1, m->layer[l].norm[n]);
+        }
+        for (int s = 0; s < ES_N_SITES; s++) {
+            snprintf(key, sizeof key, "blk.%d.%s.weight", l, es_site_name((es_site)s));
+            add_matrix(f, key, &m->layer[l].site[s], paired && (s == ES_SITE_Q || s == ES_SITE_K) ? i->head_dim : 0);
+        }
+    }
+    if (!strcmp(name, "llama3")) { /* what the converter stores of Llama 3's scaling: what each frequency is divided by */
+        float divisor[64];
+        for (int k = 0; k < i->head_dim / 2; k++)
+            divisor[k] = powf(i->rope_base, -2.0f * (float)k / (float)i->head_dim) / m->rope_inv[k];
+        tiny_add_tensor(f, "rope_freqs.weight", ES_F32, (size_t)i->head_dim / 2, 1, divisor);
+    }
+    const char *path = test_path("%s.gguf", name);
+    tiny_write(path, f);
+    tiny_free(f);
+    assert_ok(es_model_open(&again, path, &err), &err);
+    check_family(name, again, "GGUF");
+    es_model_free(again);
+    es_model_free(m);
+}
+
+static void olmo3_keys(tiny_file *f)
+{
+    set_u32(f, "olmo2", "attention.sliding_window", 7);
+    tiny_add_kv(f, "olmo2.rope.scaling.type", 8, "\4\0\0\0\0\0\0\0yarn", 12);
+    set_f32(f, "olmo2", "rope.scaling.factor", 8);
+    set_f32(f, "olmo2", "rope.scaling.yarn_beta_fast", 4);
+    set_u32(f, "olmo2", "rope.scaling.original_context_length", 32);
+}
+
+static void gemma2_keys(tiny_file *f)
+{
+    set_u32(f, "gemma2", "attention.sliding_window", 7);
+    set_f32(f, "gemma2", "attn_logit_softcapping", 4);
+    set_f32(f, "gemma2", "final_logit_softcapping", 6);
+    set_f32(f, "gemma2", "attention.scale", 1 / sqrtf(12));
+}
+
+static void gemma3_keys(tiny_file *f)
+{
+    set_u32(f, "gemma3", "attention.sliding_window", 7);
+    tiny_add_kv(f, "gemma3.rope.scaling.type", 8, "\6\0\0\0\0\0\0\0linear", 14);
+    set_f32(f, "gemma3", "rope.scaling.factor", 4);
+}
+
+static void test_gguf(void **s)
+{
+    (void)s;
+    from_gguf("llama", "llama", NULL);
+    from_gguf("llama3", "llama", NULL);
+    from_gguf("qwen3", "qwen3", NULL);
+    from_gguf("olmo2", "olmo2", NULL);
+    from_gguf("olmo3", "olmo2", olmo3_keys);
+    from_gguf("gemma2", "gemma2", gemma2_keys);
+    from_gguf("gemma3", "gemma3", gemma3_keys);
+}
+
+/* ---- folders that are not as they should be -------------------------------------------------------------------------------------- */
+
+static void test_faults(void **state)
+{
+    (void)state;
+    static const struct { const char *key, *value, *says; } faults[] = {
+        {"model_type", "\"mamba\"", "model_type 'mamba'"},
+        {"hidden_size", "null", "\"hidden_size\" is missing"},
+        {"hidden_size", "-1", "\"hidden_size\""},
+        {"hidden_size", "1e300", "\"hidden_size\""},
+        {"hidden_size", "24.5", "not a whole number"},
+        {"hidden_size", "32", "model.embed_tokens.weight does not have the shape"},
+        {"num_hidden_layers", "5", "model.layers.4.input_layernorm.weight is missing"},
+        {"num_hidden_layers", "3", "has no place"},
+        {"num_key_value_heads", "3", "cannot share"},
+        {"head_dim", "7", "head size of 7"},
+        {"rms_norm_eps", "\"x\"", "rms_norm_eps"},
+        {"hidden_act", "\"relu\"", "gates with 'relu'"},
+        {"rope_parameters", "{\"rope_type\": \"longrope\"}", "'longrope'"},
+        {"rope_parameters", "{\"rope_type\": \"linear\", \"factor\": 0}", "rope scaling makes no sense"},
+        {"rope_parameters", "{\"rope_type\": \"default\", \"rope_theta\": 0}", "rope base is 0"},
+        {"layer_types", "[]", "names 0 layers of 4"},
+        {"layer_types", "[\"full_attention\", \"full_attention\", 3, \"full_attention\"]", "layer 2"},
+    };
+    es_error err;
+    char config[1100], weights[1100], path[1100];
+    es_buf bytes = {0};
+    snprintf(config, sizeof config, "%s/config.json", folder_of("llama"));
+    snprintf(weights, sizeof weights, "%s/model.safetensors", folder_of("llama"));
+    test_read(&bytes, weights);
+    snprintf(path, sizeof path, "%s", test_path("model.safetensors"));
+    test_write(path, bytes.data, bytes.len);
+    snprintf(path, sizeof path, "%s", test_path("config.json"));
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        json_t *c = NULL, *v = json_loads(faults[i].value, JSON_DECODE_ANY, NULL);
+        es_model *m = NULL;
+        assert_ok(es_json_file(&c, config, &err), &err);
+        assert_int_equal(json_object_set_new(c, faults[i].key, v), 0);
+        assert_int_equal(json_dump_file(c, path, 0), 0);
+        json_decref(c);
+        int rc = es_model_open(&m, test_path("."), &err);
+        print_message("%-20s %s\n", faults[i].key, err.text);
+        assert_error(rc, &err, faults[i].says);
+        assert_null(m);
+    }
+    es_model *m = NULL; /* as it should be, but the weights are cut, or hold NaN */
+    es_buf good = {0};
+    test_read(&good, config);
+    test_write(path, good.data, good.len);
+    assert_ok(es_model_open(&m, test_path("."), &err), &err);
+    es_ids ids = {0};
+    assert_error(es_tokenize(m, "a", 1, false, &ids, &err), &err, "no tokenizer");
+    es_model_free(m);
+    snprintf(path, sizeof path, "%s", test_path("model.safetensors"));
+    test_write(path, bytes.data, bytes.len / 2);
+    assert_true(es_model_open(&m, test_path("."), &err) < 0);
+    bytes.data[bytes.len - 1] = 0x7e;
+    test_write(path, bytes.data, bytes.len);
+    assert_error(es_model_open(&m, test_path("."), &err), &err, "NaN");
+    es_buf_free(&good);
+    es_buf_free(&bytes);
+}
+
 static void test_llama(void **s) { (void)s; from_folder("llama"); }
 static void test_llama3(void **s) { (void)s; from_folder("llama3"); }
 static void test_qwen3(void **s) { (void)s; from_folder("qwen3"); }
@@ -231,6 +429,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_llama), cmocka_unit_test(test_llama3), cmocka_unit_test(test_qwen3),  cmocka_unit_test(test_olmo2),
         cmocka_unit_test(test_olmo3), cmocka_unit_test(test_gemma2), cmocka_unit_test(test_gemma3),
+        cmocka_unit_test(test_gguf),  cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests_name("families", tests, NULL, NULL);
 }
