@@ -22,7 +22,8 @@ typedef struct es_model_info {
     uint64_t n_params;
 } es_model_info;
 
-/* Maps and validates the whole file (structure, shapes, types) before anything is used. */
+/* A GGUF file, or a folder with config.json and safetensors (no tokenizer yet: es_tokenize fails). Maps and validates the whole
+ * (structure, shapes, types) before anything is used. */
 int es_model_open(es_model **out, const char *path, es_error *err);
 void es_model_free(es_model *m);
 const es_model_info *es_model_get_info(const es_model *m);
