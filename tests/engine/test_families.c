@@ -353,6 +353,60 @@ static void test_gguf(void **s)
     from_gguf("gemma3", "gemma3", gemma3_keys);
 }
 
+/* ---- the same weights in other types ----------------------------------------------------------------------------------------- */
+
+/* The folder's weights written anew as `type`: F32 is used where it lies, BF16 is widened. */
+static void as_type(const char *name, es_tensor_type type, float bound)
+{
+    static golden g;
+    static float logits[N * VOCAB];
+    char path[1100];
+    es_safetensors *s = NULL;
+    es_tensor_spec spec[128];
+    es_error err;
+    es_buf config = {0};
+    read_golden(&g, name);
+    snprintf(path, sizeof path, "%s/model.safetensors", folder_of(name));
+    assert_ok(es_safetensors_open(&s, path, &err), &err);
+    size_t n = es_safetensors_count(s);
+    assert_true(n <= 128);
+    for (size_t i = 0; i < n; i++) {
+        const es_tensor *t = es_safetensors_at(s, i);
+        float *x = malloc(t->n * sizeof *x);
+        assert_true(es_tensor_f32(t, 0, t->n, x));
+        spec[i] = (es_tensor_spec){.name = t->name, .type = type, .n_dims = t->n_dims, .data = x};
+        memcpy(spec[i].dim, t->dim, sizeof spec[i].dim);
+    }
+    assert_ok(es_safetensors_write_file(test_path("model.safetensors"), spec, n, NULL, &err), &err);
+    snprintf(path, sizeof path, "%s/config.json", folder_of(name));
+    test_read(&config, path);
+    test_write(test_path("config.json"), config.data, config.len);
+    es_model *m = NULL;
+    es_trainer *t = NULL;
+    assert_ok(es_model_open(&m, test_path("."), &err), &err);
+    assert_ok(es_trainer_open(&t, m, &(es_trainer_options){.max_tokens = N, .threads = 1}, &err), &err);
+    es_batch b = {.ids = g.ids, .n = N, .start = (int[]){0, N}, .n_seq = 1};
+    assert_ok(es_trainer_forward(t, &b, NULL, NULL, NULL, 0, NULL, NULL, &err), &err);
+    assert_ok(es_trainer_logits_rows(t, 0, N, logits, &err), &err);
+    double off = worst(logits, g.logits, N * VOCAB);
+    print_message("%s as %s: logits %.1e of their range\n", name, es_tensor_type_name(type), off);
+    assert_true(off < bound);
+    es_trainer_free(t);
+    es_model_free(m);
+    for (size_t i = 0; i < n; i++)
+        free((float *)(uintptr_t)spec[i].data);
+    es_buf_free(&config);
+    es_safetensors_free(s);
+}
+
+static void test_types(void **state)
+{
+    (void)state;
+    as_type("gemma3", ES_TENSOR_F32, 1e-4f);
+    as_type("gemma3", ES_TENSOR_BF16, 3e-2f);
+    as_type("olmo2", ES_TENSOR_F32, 1e-4f);
+}
+
 /* ---- folders that are not as they should be -------------------------------------------------------------------------------------- */
 
 static void test_faults(void **state)
@@ -429,7 +483,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_llama), cmocka_unit_test(test_llama3), cmocka_unit_test(test_qwen3),  cmocka_unit_test(test_olmo2),
         cmocka_unit_test(test_olmo3), cmocka_unit_test(test_gemma2), cmocka_unit_test(test_gemma3),
-        cmocka_unit_test(test_gguf),  cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_gguf),  cmocka_unit_test(test_types), cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests_name("families", tests, NULL, NULL);
 }
