@@ -291,6 +291,12 @@ enum { ES_WHITE_RANK = 64 };
 int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_adapter *a, const es_learner_options *o, es_error *err);
 void es_learner_free(es_learner *l);
 int es_learner_add(es_learner *l, const es_experience *e, const volatile bool *cancel, es_error *err);
+/* What reading experiences in the base model gave, kept for learners to come: those of the same model, limits and adapted layers do not read them
+ * again, and learn the same to the bit. The 64 newest, about 0.8 MB each. Forms bias and lora; the others read. r outlives l, one learner at a time. */
+typedef struct es_readings es_readings;
+es_readings *es_readings_new(void); /* NULL: no memory */
+void es_readings_free(es_readings *r);
+void es_learner_recall(es_learner *l, es_readings *r);
 typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
     const char *text;
     const es_message *message; int n_message;

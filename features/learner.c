@@ -141,14 +141,30 @@ static void token_opinion(void *user, int token, const float *p, float *dl)
         es_item_token(e, token - (k->start[s + 1] - e->target.n), p, e->weight / o->weights, dl);
 }
 
-/* Forward and, with backward, the gradients (item->grad) of the n items in which[], of weights summing to 1 as share says. */
-static int pass(es_learner *l, const int *which, int n, bool backward, double weights, double *loss, int *tokens, const volatile bool *cancel,
+/* An experience's weight by what was decided of it. */
+static double weight_of(const es_learner *l, const es_item *e)
+{
+    return e->weight * (l->o.weighting ? e->decision.weight : 1);
+}
+
+/* A loss at which an experience counts as learned: of a target the same share of what it began with as of a pair, which begins with log 2. */
+static double learned_at(const es_learner *l, const es_item *e)
+{
+    return l->o.enough * (e->target.n ? e->from / M_LN2 : 1);
+}
+
+/* Forward and, with backward, the gradients (item->grad) of the n items in which[], of weights summing to 1 as share says. learned: whether
+ * all of them together are, which is known after the forward passes, and then there are no gradients; NULL: they are wanted anyhow. */
+static int pass(es_learner *l, const int *which, int n, bool backward, bool *learned, double weights, double *loss, int *tokens, const volatile bool *cancel,
                 es_error *err)
 {
     es_adapter *a = l->a;
     es_patch patch;
-    int rc = es_adapter_patch(a, 1, &patch, err);
+    int rc = es_adapter_patch(a, 1, &patch, err), passed_by = 0; /* so many at the front have no gradient yet */
+    double still = 0, enough = 0;                                 /* what is left to learn in the batches so far, and how much of it may be left */
     *loss = 0;
+    for (int i = 0; i < n; i++)
+        enough += weight_of(l, l->item[which[i]]) * learned_at(l, l->item[which[i]]);
     for (int first = 0; !rc && first < n;) {
         int end = first;
         es_pack_clear(&l->pack);
@@ -174,7 +190,9 @@ static int pass(es_learner *l, const int *which, int n, bool backward, double we
             if (e->target.n && (rc = es_item_score(l, e, l->pack.start[s + 1] - e->target.n, err)))
                 return rc;
             taught |= e->target.n > 0;
-            *loss += share * es_item_loss(l, e, slope);
+            double e_loss = es_item_loss(l, e, slope);
+            *loss += share * e_loss;
+            still += weight_of(l, e) * e_loss;
             for (int j = 0; j < 2; j++) {
                 if (!e->seq[j].n)
                     continue;
@@ -183,7 +201,9 @@ static int pass(es_learner *l, const int *which, int n, bool backward, double we
                 s++;
             }
         }
-        if (backward) {
+        if (learned && passed_by == first && still < enough)
+            passed_by = end;
+        else if (backward) {
             memset(l->slot_a, 0, l->slot_a_size * sizeof *l->slot_a);
             memset(l->slot_b, 0, l->slot_b_size * sizeof *l->slot_b);
             bool lora = a->o.form == ES_FORM_LORA;
@@ -199,6 +219,13 @@ static int pass(es_learner *l, const int *which, int n, bool backward, double we
         }
         first = end;
     }
+    if (learned)
+        *learned = passed_by == n;
+    if (!rc && passed_by && passed_by < n) { /* learned as far as the first batches told */
+        double again;
+        int twice = 0;
+        rc = pass(l, which, passed_by, true, NULL, weights, &again, &twice, cancel, err);
+    }
     return rc;
 }
 
@@ -210,6 +237,11 @@ int es_learner_anchors_kl(es_learner *l, double *kl, const volatile bool *cancel
     *kl = 0;
     if (!l->anchor_p)
         return ES_OK;
+    size_t size = l->a->n_learned * sizeof *l->kl_at;
+    if (!isnan(l->kl_there) && !memcmp(l->kl_at, l->a->param, size)) {
+        *kl = l->kl_there;
+        return ES_OK;
+    }
     es_patch patch;
     es_batch b = es_pack_batch(&l->anchors);
     size_t n_vocab = (size_t)es_model_get_info(l->m)->n_vocab;
@@ -234,6 +266,8 @@ int es_learner_anchors_kl(es_learner *l, double *kl, const volatile bool *cancel
         }
         *kl += (l->anchor_entropy[t] - cross + lse * l->anchor_mass[t]) / l->anchors.n;
     }
+    l->kl_there = rc ? NAN : *kl;
+    memcpy(l->kl_at, l->a->param, size);
     return rc;
 }
 
@@ -494,7 +528,7 @@ int es_learner_gradient(es_learner *l, double *loss, float *gradient, es_error *
             l->chosen[n++] = i;
             weights += l->item[i]->weight;
         }
-    int rc = pass(l, l->chosen, n, gradient != NULL, weights, loss, &tokens, NULL, err);
+    int rc = pass(l, l->chosen, n, gradient != NULL, NULL, weights, loss, &tokens, NULL, err);
     for (size_t j = 0; !rc && gradient && j < l->a->n_learned; j++) {
         gradient[j] = 0;
         for (int i = 0; i < n; i++)
@@ -518,7 +552,7 @@ static int weigh(es_learner *l, const volatile bool *cancel, es_error *err)
         }
     }
     if (!rc && others)
-        rc = pass(l, which, others, true, weights, &loss, &tokens, cancel, err);
+        rc = pass(l, which, others, true, NULL, weights, &loss, &tokens, cancel, err);
     n = others;
     for (int i = 0; !rc && l->o.weighting && i < l->n_chosen; i++)
         if (!l->item[l->chosen[i]]->decided)
@@ -539,41 +573,37 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         return es_fail(err, ES_ERR_USAGE, "there is nothing to learn from: no experience with a weight above 0");
     for (int i = 0; i < l->n_chosen; i++)
         weights += l->item[l->chosen[i]]->weight;
-    int rc = pass(l, l->chosen, l->n_chosen, true, weights, &out->loss, &out->tokens, cancel, err);
-    if (!rc && (l->o.weighting || l->o.shrink))
+    bool learned = false, decided = true;
+    for (int i = 0; i < l->n && l->o.weighting; i++)
+        decided &= l->item[i]->held || l->item[i]->decided || !(l->item[i]->weight > 0);
+    int rc = pass(l, l->chosen, l->n_chosen, true, decided ? &learned : NULL, weights, &out->loss, &out->tokens, cancel, err);
+    if (!rc && !learned && (l->o.weighting || l->o.shrink))
         rc = weigh(l, cancel, err);
-    if (!rc && l->o.weighting) { /* the loss, too, is of what is kept */
-        double kept = 0, slope[2];
-        out->loss = 0;
-        for (int i = 0; i < l->n_chosen; i++) {
-            es_item *it = l->item[l->chosen[i]];
-            out->loss += it->weight * it->decision.weight * es_item_loss(l, it, slope);
-            kept += it->weight * it->decision.weight;
-        }
-        out->loss = kept > 0 ? out->loss / kept : 0;
-    }
     if (rc)
         return rc;
-
-    memset(l->total, 0, n * sizeof *l->total);
-    for (int i = 0; i < l->n_chosen; i++) {
+    double kept = 0, enough = 0, slope[2];
+    out->loss = 0;
+    for (int i = 0; i < l->n_chosen; i++) { /* the loss, too, is of what is kept */
         es_item *it = l->item[l->chosen[i]];
-        for (size_t j = 0; j < n; j++)
-            l->total[j] += it->grad[j];
+        out->loss += weight_of(l, it) * es_item_loss(l, it, slope);
+        enough += weight_of(l, it) * learned_at(l, it);
+        kept += weight_of(l, it);
         out->margin += es_item_gain(it) / l->n_chosen;
     }
+    out->loss = kept > 0 ? out->loss / kept : 0;
+    enough = kept > 0 ? enough / kept : l->o.enough;
+
+    memset(l->total, 0, n * sizeof *l->total);
+    for (int i = 0; !learned && i < l->n_chosen; i++)
+        for (size_t j = 0; j < n; j++)
+            l->total[j] += l->item[l->chosen[i]]->grad[j];
     double square = 0;
     for (size_t i = 0; i < n; i++)
         square += (double)l->total[i] * l->total[i];
     if (!isfinite(out->loss) || !isfinite(square))
         return es_fail(err, ES_ERR_LIMIT, "step %d refused: its %s is not a number; the adapter is as before", out->step,
                        isfinite(out->loss) ? "gradient" : "loss");
-    double enough = 0; /* of a target the same share of what it began with as of a pair, which begins with log 2 */
-    for (int i = 0; i < l->n_chosen; i++) {
-        const es_item *it = l->item[l->chosen[i]];
-        enough += it->weight / weights * l->o.enough * (it->target.n ? it->from / M_LN2 : 1);
-    }
-    if (out->loss < enough) {
+    if (learned || out->loss < enough) {
         out->backtracked = 0;
         out->guard = "learned";
         rc = es_learner_anchors_kl(l, &out->kl, cancel, err);
@@ -639,7 +669,7 @@ int es_learner_gate(es_learner *l, es_gate_report *out, const volatile bool *can
             l->chosen[n++] = i;
     if (!n)
         return es_fail(err, ES_ERR_USAGE, "the gate has no experience to judge by");
-    int rc = pass(l, l->chosen, n, false, 1, &loss, &tokens, cancel, err);
+    int rc = pass(l, l->chosen, n, false, NULL, 1, &loss, &tokens, cancel, err);
     for (int i = 0; !rc && i < n; i++)
         out->gain += es_item_gain(l->item[l->chosen[i]]) / n;
     rc = rc ? rc : es_learner_anchors_kl(l, &out->kl, cancel, err);

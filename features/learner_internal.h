@@ -50,6 +50,7 @@ struct es_learner {
     float *logits;           /* [n_vocab] */
 
     es_item **item;
+    es_readings *readings;      /* borrowed, or NULL */
     int n, cap, n_held;
     int *order, n_order, at; /* learning items in this epoch's order (batch > 0) */
     int *chosen, n_chosen;   /* of this step */
@@ -57,6 +58,8 @@ struct es_learner {
 
     float *old, *delta, *total; /* [n_learned] before the step; the step; the gradient */
     float *second, *rate;       /* [n_learned] Adam's second moment; this step's rate of each parameter; or NULL */
+    float *kl_at;               /* [n_learned] where the adapter stood when its KL was kl_there; NULL without the guard */
+    double kl_there;            /* NAN: not measured */
     double *rest, *old_coefficient, *coefficient_sum; /* [K] */
     float *new_coefficient, *dc; /* [K], [d] */
     int updates;                /* Adam's t */

@@ -150,6 +150,140 @@ static bool hold_next(const es_learner *l)
     return l->n_held < due;
 }
 
+/* ---- readings -------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct reading { /* what measuring an experience in the base model gave */
+    es_sequence seq[2];
+    double *sum, tokens; /* [n_mean]; NULL: it was held out, whose inputs are not summed */
+    float *norms;
+    int n_norms;
+} reading;
+
+struct es_readings {
+    int d, lowest, n;
+    size_t n_mean;
+    reading item[64];
+};
+
+es_readings *es_readings_new(void)
+{
+    return es_calloc(1, sizeof(es_readings));
+}
+
+static void reading_clear(reading *r)
+{
+    es_sequence_free(&r->seq[0]);
+    es_sequence_free(&r->seq[1]);
+    free(r->sum);
+    free(r->norms);
+    *r = (reading){0};
+}
+
+void es_readings_free(es_readings *r)
+{
+    for (int i = 0; r && i < r->n; i++)
+        reading_clear(&r->item[i]);
+    free(r);
+}
+
+static int sequence_copy(es_sequence *to, const es_sequence *from, int d, es_error *err)
+{
+    size_t n = (size_t)from->n;
+    *to = *from;
+    to->ids = es_calloc(2 * n + 1, sizeof *to->ids);
+    to->resid = es_calloc(n * (size_t)d + 1, sizeof *to->resid);
+    to->target = to->ids + n;
+    if (!to->ids || !to->resid)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
+    if (n) {
+        memcpy(to->ids, from->ids, 2 * n * sizeof *to->ids);
+        memcpy(to->resid, from->resid, n * (size_t)d * sizeof *to->resid);
+    }
+    return ES_OK;
+}
+
+static bool same_sequence(const es_sequence *a, const es_sequence *b)
+{
+    return a->n == b->n && a->n_reply == b->n_reply && (!a->n || !memcmp(a->ids, b->ids, 2 * (size_t)a->n * sizeof *a->ids));
+}
+
+void es_learner_recall(es_learner *l, es_readings *r)
+{
+    const es_adapter *a = l->a;
+    l->readings = es_adapter_hooks(a) ? NULL : r; /* gain and map sum what their own basis reads */
+    if (!l->readings)
+        return;
+    int lowest = es_adapter_lowest_layer(a);
+    if (r->d != a->d || r->lowest != lowest || r->n_mean != a->n_mean) {
+        for (int i = 0; i < r->n; i++)
+            reading_clear(&r->item[i]);
+        r->n = 0;
+    }
+    r->d = a->d;
+    r->lowest = lowest;
+    r->n_mean = a->n_mean;
+}
+
+/* e as it was read before; false: it was not. */
+static bool recall(es_learner *l, es_item *e, double *sum, double *tokens, int *norms)
+{
+    es_readings *r = l->readings;
+    for (int i = 0; r && !e->target.n && i < r->n; i++) {
+        reading *x = &r->item[i];
+        es_sequence copy[2] = {0};
+        es_error err;
+        if (!same_sequence(&x->seq[0], &e->seq[0]) || !same_sequence(&x->seq[1], &e->seq[1]) || (!e->held && !x->sum))
+            continue;
+        for (int j = 0; j < 2; j++)
+            if (x->seq[j].n && sequence_copy(&copy[j], &x->seq[j], r->d, &err)) {
+                es_sequence_free(&copy[0]);
+                es_sequence_free(&copy[1]);
+                return false;
+            }
+        for (int j = 0; j < 2; j++) {
+            es_sequence_free(&e->seq[j]);
+            e->seq[j] = copy[j];
+        }
+        if (!e->held) {
+            memcpy(sum, x->sum, r->n_mean * sizeof *sum);
+            *tokens = x->tokens;
+        }
+        *norms = x->n_norms < LEARNER_NORMS - l->n_norms ? x->n_norms : LEARNER_NORMS - l->n_norms;
+        memcpy(l->norms + l->n_norms, x->norms, (size_t)*norms * sizeof *x->norms);
+        return true;
+    }
+    return false;
+}
+
+/* Keeps what was read of e, in the place of the oldest where all are taken. Without memory nothing is kept. */
+static void remember(es_learner *l, const es_item *e, const double *sum, double tokens, int norms)
+{
+    es_readings *r = l->readings;
+    es_error err;
+    if (!r || e->target.n)
+        return;
+    if (r->n == (int)(sizeof r->item / sizeof *r->item)) {
+        reading_clear(&r->item[0]);
+        memmove(r->item, r->item + 1, (size_t)--r->n * sizeof *r->item);
+    }
+    reading *x = &r->item[r->n];
+    bool ok = true;
+    for (int j = 0; j < 2; j++)
+        ok = ok && (!e->seq[j].n || !sequence_copy(&x->seq[j], &e->seq[j], r->d, &err));
+    x->norms = es_calloc((size_t)norms + 1, sizeof *x->norms);
+    x->sum = e->held ? NULL : es_calloc(r->n_mean + 1, sizeof *x->sum);
+    if (!ok || !x->norms || (!e->held && !x->sum)) {
+        reading_clear(x);
+        return;
+    }
+    memcpy(x->norms, l->norms + l->n_norms, (size_t)norms * sizeof *x->norms);
+    x->n_norms = norms;
+    x->tokens = tokens;
+    if (x->sum)
+        memcpy(x->sum, sum, r->n_mean * sizeof *sum);
+    r->n++;
+}
+
 /* Measures e, an item with its sequences, and takes it in. On an error nothing is as if it had been there. */
 static int take_in(es_learner *l, es_item *e, const char *source, const volatile bool *cancel, es_error *err)
 {
@@ -159,7 +293,11 @@ static int take_in(es_learner *l, es_item *e, const char *source, const volatile
     int norms = 0, rc = sum ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
     if (!rc && source && !(e->source = strdup(source)))
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
-    rc = rc ? rc : measure_base(l, e, sum, &tokens, &norms, cancel, err);
+    if (!rc && !recall(l, e, sum, &tokens, &norms)) {
+        rc = measure_base(l, e, sum, &tokens, &norms, cancel, err);
+        if (!rc)
+            remember(l, e, sum, tokens, norms);
+    }
     if (rc) {
         free(sum);
         return rc;
@@ -231,22 +369,6 @@ int es_learner_add_target(es_learner *l, es_sequence *reply, es_target *target, 
     }
     *reply = (es_sequence){0};
     *target = (es_target){0};
-    return ES_OK;
-}
-
-static int sequence_copy(es_sequence *to, const es_sequence *from, int d, es_error *err)
-{
-    size_t n = (size_t)from->n;
-    *to = *from;
-    to->ids = es_calloc(2 * n + 1, sizeof *to->ids);
-    to->resid = es_calloc(n * (size_t)d + 1, sizeof *to->resid);
-    to->target = to->ids + n;
-    if (!to->ids || !to->resid)
-        return es_fail(err, ES_ERR_MEMORY, "no memory for an experience");
-    if (n) {
-        memcpy(to->ids, from->ids, 2 * n * sizeof *to->ids);
-        memcpy(to->resid, from->resid, n * (size_t)d * sizeof *to->resid);
-    }
     return ES_OK;
 }
 

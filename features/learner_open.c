@@ -57,6 +57,7 @@ static void carve(es_learner *l, int cap)
     l->rest = es_arena_take(r, K, sizeof *l->rest);
     l->old_coefficient = es_arena_take(r, K, sizeof *l->old_coefficient);
     l->coefficient_sum = es_arena_take(r, K, sizeof *l->coefficient_sum);
+    l->kl_at = l->o.kappa > 0 ? es_arena_take(r, n, sizeof *l->kl_at) : NULL;
     l->new_coefficient = es_arena_take(r, K, sizeof *l->new_coefficient);
     l->dc = es_arena_take(r, d, sizeof *l->dc);
     l->cholesky = es_learner_is_adam(l) ? NULL : es_arena_take(r, K * K, sizeof *l->cholesky);
@@ -165,6 +166,7 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     l->a = a;
     l->o = *o;
     l->k = es_kernels_cpu();
+    l->kl_there = NAN;
     if (l->o.learning_rate == 0)
         l->o.learning_rate = o->optimiser == ES_OPTIMISER_METRIC ? es_learner_default(ES_FORM_BIAS).learning_rate
                                                                  : es_learner_default(a->o.form == ES_FORM_BIAS ? ES_FORM_LORA : a->o.form).learning_rate;

@@ -263,6 +263,7 @@ static void studio_free(es_studio *s)
     free(s->mark_experience);
     free(s->snr);
     es_inputs_free(s->white);
+    es_readings_free(s->readings);
     const char *owned[] = {s->o.model, s->o.dictionary, s->o.workspace, s->o.labels, s->o.starter_basis, s->o.system, s->o.author, s->o.neutral, s->o.inputs, s->teacher};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free((char *)(uintptr_t)owned[i]);

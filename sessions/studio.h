@@ -162,6 +162,7 @@ struct es_studio {
     float *suggested_score;
     int n_suggested;
 
+    es_readings *readings;  /* [work] of experiences, from round to round; NULL: none */
     es_inputs *white;       /* [work] white inputs; NULL: Adam with learned ones */
 
     /* learning [lock] */

@@ -429,6 +429,8 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
         rc = es_learner_open(&l, s->model, s->dictionary, a, &o, err);
     if (!rc && s->white && es_learner_spare(l, s->white, NULL) == ES_ERR_MEMORY) /* an adapter with other inputs is not spared, and learns */
         rc = es_fail(err, ES_ERR_MEMORY, "no memory to learn");
+    if (!rc && (s->readings || (s->readings = es_readings_new())))
+        es_learner_recall(l, s->readings);
     rc = rc ? rc : take_in(s, l, a, in, err);
     float *snr = rc ? NULL : es_calloc((size_t)b->n, sizeof *snr);
     if (!rc && !snr)

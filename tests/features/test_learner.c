@@ -811,6 +811,101 @@ static void inputs(void **state)
     es_basis_free(&b);
 }
 
+/* What was read once is taken up, to the bit, by a learner that comes later; an experience that changed is read. */
+static void readings(void **s)
+{
+    (void)s;
+    es_error err;
+    es_experiences e = fix_experiences();
+    es_step_report r;
+    es_learner_options o = options(ES_FORM_LORA);
+    o.hold_out = 0.2;
+    es_readings *kept = es_readings_new();
+    float *first = NULL;
+    for (int turn = 0; turn < 3; turn++) { /* without; read and kept; taken up */
+        es_adapter *a = adapter(ES_FORM_LORA, true, 20, 100);
+        es_learner *l;
+        assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
+        if (turn)
+            es_learner_recall(l, kept);
+        bool stopped = true;
+        for (int i = 0; i < e.n; i++)
+            assert_ok(es_learner_add(l, &e.item[i], turn == 2 ? &stopped : NULL, &err), &err); /* would be refused if it had to read */
+        for (int i = 0; i < 3; i++)
+            assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+        if (turn)
+            assert_memory_equal(first, a->param, a->n_param * sizeof *first);
+        else {
+            first = malloc(a->n_param * sizeof *first);
+            memcpy(first, a->param, a->n_param * sizeof *first);
+        }
+        if (turn == 2) {
+            es_experience other = e.item[0];
+            other.preferred = "No.";
+            assert_int_equal(es_learner_add(l, &other, &stopped, &err), ES_ERR_CANCELLED);
+            assert_ok(es_learner_add(l, &other, NULL, &err), &err);
+        }
+        es_learner_free(l);
+        es_adapter_free(a);
+    }
+    free(first);
+    es_readings_free(kept);
+    es_experiences_free(&e);
+}
+
+/* A step that finds everything learned takes no gradients and changes nothing. Where the first batch alone looks learned, nothing is missed. */
+static void learned_already(void **s)
+{
+    (void)s;
+    es_error err;
+    es_experiences e = fix_experiences();
+    es_step_report r;
+    es_learner_options o = options(ES_FORM_LORA);
+    es_adapter *a = adapter(ES_FORM_LORA, true, 20, 100);
+    es_learner *l = learner(a, &o, &e);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    l->o.enough = 1e6;
+    float *old = malloc(a->n_param * sizeof *old), *grad = malloc(a->n_learned * sizeof *grad);
+    memcpy(old, a->param, a->n_param * sizeof *old);
+    memcpy(grad, l->item[0]->grad, a->n_learned * sizeof *grad);
+    double kl = r.kl;
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_string_equal(r.guard, "learned");
+    assert_true(r.backtracked == 0 && isfinite(r.loss) && r.loss > 0 && r.kl == kl);
+    assert_memory_equal(old, a->param, a->n_param * sizeof *old);
+    assert_memory_equal(grad, l->item[0]->grad, a->n_learned * sizeof *grad);
+    l->o.enough = r.loss / 2;
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_true(r.backtracked > 0 && memcmp(old, a->param, a->n_param * sizeof *old));
+    free(old);
+    free(grad);
+    es_learner_free(l);
+    es_adapter_free(a);
+
+    float *by[2];
+    for (int way = 0; way < 2; way++) {
+        es_adapter *b = adapter(ES_FORM_LORA, true, 20, 100);
+        es_learner *many = learner(b, &o, &e);
+        while (es_learner_count(many) < LEARNER_SLOTS + 4)
+            assert_ok(es_learner_add(many, &e.item[es_learner_count(many) % e.n], NULL, &err), &err);
+        assert_ok(es_learner_step(many, &r, NULL, &err), &err);
+        double loss;
+        assert_ok(es_learner_gradient(many, &loss, NULL, &err), &err);
+        many->o.enough = way ? 0.99 * loss : 0;
+        assert_ok(es_learner_step(many, &r, NULL, &err), &err);
+        assert_true(r.backtracked > 0);
+        by[way] = malloc(b->n_param * sizeof *by[way]);
+        memcpy(by[way], b->param, b->n_param * sizeof *by[way]);
+        if (way)
+            assert_memory_equal(by[0], by[1], b->n_param * sizeof *by[way]);
+        es_learner_free(many);
+        es_adapter_free(b);
+    }
+    free(by[0]);
+    free(by[1]);
+    es_experiences_free(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -820,6 +915,7 @@ int main(void)
         cmocka_unit_test(gain_learns),      cmocka_unit_test(map_learns),
         cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
         cmocka_unit_test(white_inputs),     cmocka_unit_test(prior),            cmocka_unit_test(inputs),
+        cmocka_unit_test(readings),         cmocka_unit_test(learned_already),
         cmocka_unit_test(guards),           cmocka_unit_test(gate),             cmocka_unit_test(faults),
     };
     model = open_tiny(NULL);
