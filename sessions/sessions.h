@@ -84,6 +84,15 @@ int es_workspace_snapshot_influence(es_workspace *w, int64_t id, int64_t **exper
 int es_workspace_snapshot_current(es_workspace *w, int64_t *id); /* 0: base */
 int es_workspace_snapshot_use(es_workspace *w, int64_t id, es_error *err);
 
+/* Directions learned beforehand (es_adapter_to_bytes), by name and the dictionary's hash. One that is saved is in use; the last n_shared bytes as with
+ * snapshots. */
+typedef struct es_direction_line { char name[64]; bool used; double amplitude; int64_t snapshot; } es_direction_line; /* how far along it that snapshot went, in |h|; 0: none did */
+int es_workspace_direction_save(es_workspace *w, const char *name, const char *dictionary, const void *bytes, size_t n, size_t n_shared, es_error *err);
+int es_workspace_direction_use(es_workspace *w, const char *name, const char *dictionary, bool used, es_error *err);
+int es_workspace_direction_went(es_workspace *w, const char *name, const char *dictionary, double amplitude, int64_t snapshot, es_error *err);
+int es_workspace_direction_bytes(es_workspace *w, const char *name, const char *dictionary, es_buf *out, es_error *err);
+int es_workspace_direction_list(es_workspace *w, const char *dictionary, es_direction_line **out, int *n, es_error *err); /* free(*out) */
+
 /* ==== studio: the live model ============================================================================================================ */
 
 typedef struct es_studio es_studio;
@@ -160,6 +169,7 @@ typedef struct es_view { /* one consistent copy; every pointer lives until es_vi
     const es_experience_line *experience; int n_experience;
     const float *influence; const int64_t *influence_experience; int n_influence; /* [(n_influence+1) * n_basis] of the snapshot in use */
     const es_snapshot_line *snapshots; int n_snapshot;
+    const es_direction_line *direction; int n_direction;
     const es_job *job; int n_job;
 } es_view;
 es_view *es_studio_view(es_studio *s);
@@ -199,6 +209,9 @@ void es_studio_method(es_studio *s, const char *name);
 /* A stated preference: the model's own answers to some questions with it in its context, each paired with its answer without, become experiences
  * (source "prefer: ..."). Refused with the number where the model with the preference judges the person's own corrections no better than without. */
 void es_studio_prefer(es_studio *s, const char *text);
+/* A direction learned beforehand (adapt --direction): its file, which is kept in the workspace under the file's name without its ending, or the name of one
+ * that is kept; off: no longer. Learning then goes more readily along it, and begins anew from the base model each round. */
+void es_studio_direction(es_studio *s, const char *file_or_name, bool on);
 void es_studio_rollback(es_studio *s, int64_t snapshot);   /* 0: the base model, to the byte */
 void es_studio_job_cancel(es_studio *s, int id);
 /* Synchronous and short: for drawing a dashboard. The card's arrays are copied; es_card_copy_free. */

@@ -1021,3 +1021,11 @@ void es_studio_prefer(es_studio *s, const char *text)
     else
         es_studio_post(s, &s->work_queue, &s->work_wake, ES_CMD_PREFER, 0, 0, text);
 }
+
+void es_studio_direction(es_studio *s, const char *file_or_name, bool on)
+{
+    if (!file_or_name || !*file_or_name)
+        es_studio_say_status(s, "which direction? /direction FILE, or the name of one that is kept; /direction off NAME");
+    else
+        es_studio_post(s, &s->work_queue, &s->work_wake, ES_CMD_DIRECTION, on, 0, file_or_name);
+}

@@ -14,7 +14,7 @@ enum { ES_HISTORY = 512, ES_ACTIVE = 32, ES_JOBS = 32 };
 
 typedef enum es_command_kind {
     ES_CMD_SAY, ES_CMD_NEW_CHAT, ES_CMD_REGENERATE, ES_CMD_COMPARE, ES_CMD_STEER, ES_CMD_PROBE, /* for the chat thread */
-    ES_CMD_SUGGEST, ES_CMD_MEASURE, ES_CMD_PREFER,                            /* for the worker */
+    ES_CMD_SUGGEST, ES_CMD_MEASURE, ES_CMD_PREFER, ES_CMD_DIRECTION,                            /* for the worker */
 } es_command_kind;
 
 typedef struct es_command {
@@ -67,6 +67,8 @@ typedef struct es_stored {
     int64_t *influence_id;
     float *influence;        /* [(n_influence + 1) * basis.n] or NULL */
     int n_influence;
+    es_direction_line *direction;
+    int n_direction;
 } es_stored;
 void es_stored_drop(es_stored *d);
 

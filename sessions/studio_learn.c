@@ -10,7 +10,7 @@
 #include "prefer.h"
 #include "studio.h"
 
-enum { AUTO_FEATURES = 256 };
+enum { AUTO_FEATURES = 256, PRIOR = 10 }; /* the weight of directions: as adapt has it */
 
 static void learning(es_studio *s, es_learning_state state, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 static void learning(es_studio *s, es_learning_state state, const char *fmt, ...)
@@ -417,6 +417,98 @@ static int take_in(es_studio *s, es_learner *l, es_adapter *a, const lessons *in
     return rc;
 }
 
+/* ---- directions learned beforehand ------------------------------------------------------------------------------------------------ */
+
+typedef struct directions {
+    es_direction_line *line;
+    es_direction *item; /* [n] those in use, their adapters owned */
+    int n;
+} directions;
+
+static void directions_free(directions *d)
+{
+    for (int i = 0; i < d->n; i++)
+        es_adapter_free((es_adapter *)(uintptr_t)d->item[i].adapter);
+    free(d->item);
+    free(d->line);
+}
+
+static int directions_read(es_studio *s, directions *d, es_error *err)
+{
+    int n = 0;
+    *d = (directions){0};
+    int rc = s->white ? es_workspace_direction_list(s->workspace, s->dictionary_hash, &d->line, &n, err) : ES_OK;
+    d->item = rc ? NULL : es_calloc((size_t)n + 1, sizeof *d->item);
+    if (!rc && !d->item)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for %d directions", n);
+    for (int i = 0; !rc && i < n; i++) {
+        es_buf bytes = {0};
+        es_adapter *a = NULL;
+        if (!d->line[i].used)
+            continue;
+        rc = es_workspace_direction_bytes(s->workspace, d->line[i].name, s->dictionary_hash, &bytes, err);
+        rc = rc ? rc : es_adapter_from_bytes(&a, s->model, s->dictionary, bytes.data, bytes.len, d->line[i].name, err);
+        es_buf_free(&bytes);
+        if (!rc)
+            d->item[d->n++] = (es_direction){d->line[i].name, a};
+    }
+    return rc;
+}
+
+/* How far the adapter that was published went along each. */
+static void tell_directions(es_studio *s, es_learner *l, int64_t snapshot)
+{
+    int n = es_learner_directions(l);
+    double *went = es_calloc((size_t)n + 1, sizeof *went);
+    if (went && n)
+        es_learner_amplitudes(l, went);
+    for (int i = 0; went && i < n; i++)
+        es_workspace_direction_went(s->workspace, es_learner_direction(l, i), s->dictionary_hash, went[i], snapshot, NULL);
+    free(went);
+    pthread_mutex_lock(&s->lock);
+    s->stale = true;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static int keep_direction(es_studio *s, const char *path, char name[64], es_error *err)
+{
+    es_adapter *a = NULL;
+    es_buf bytes = {0};
+    const char *slash = strrchr(path, '/'), *from = slash ? slash + 1 : path, *dot = strrchr(from, '.');
+    size_t n = dot && dot > from ? (size_t)(dot - from) : strlen(from);
+    snprintf(name, 64, "%.*s", n < 64 ? (int)n : 63, from);
+    name[es_utf8_whole(name, strlen(name))] = 0;
+    int rc = es_adapter_load(&a, s->model, s->dictionary, path, err);
+    if (!rc && (es_adapter_get_options(a)->form != ES_FORM_LORA || !es_adapter_get_options(a)->fixed_inputs || !s->white ||
+                es_adapter_get_options(a)->rank != es_inputs_rank(s->white)))
+        rc = es_fail(err, ES_ERR_USAGE, "%.100s is no direction: make one with espalier adapt --direction", path);
+    rc = rc ? rc : es_adapter_to_bytes(a, &bytes, err);
+    rc = rc ? rc : es_workspace_direction_save(s->workspace, name, s->dictionary_hash, bytes.data, bytes.len, es_adapter_shared_bytes(a), err);
+    es_buf_free(&bytes);
+    es_adapter_free(a);
+    return rc;
+}
+
+static void direction(es_studio *s, const char *what, bool on)
+{
+    char name[64];
+    es_error err;
+    snprintf(name, sizeof name, "%.63s", what);
+    int rc = es_workspace_direction_use(s->workspace, what, s->dictionary_hash, on, &err);
+    if (rc == ES_ERR_MISSING && on && !access(what, R_OK))
+        rc = keep_direction(s, what, name, &err);
+    if (rc) {
+        es_studio_say_status(s, "%.230s", err.text);
+        return;
+    }
+    es_studio_say_status(s, on ? "learning goes more readily along %s; the Drift view tells how far" : "%s is kept, and no longer learned along", name);
+    pthread_mutex_lock(&s->lock);
+    s->stale = true;
+    pthread_mutex_unlock(&s->lock);
+    es_studio_learn_dirty(s, true);
+}
+
 static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restart, uint64_t epoch, int job, es_error *err)
 {
     es_adapter *a = NULL;
@@ -424,9 +516,13 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
     int64_t parent = 0;
     es_learner_options o = s->white ? es_learner_white() : es_learner_default(es_adapter_default(s->dictionary, s->model).form);
     o.threads = s->o.threads;
-    int rc = start_adapter(s, b, restart, &a, &parent, err);
+    directions d;
+    int rc = directions_read(s, &d, err);
+    rc = rc ? rc : start_adapter(s, b, restart || d.n, &a, &parent, err);
     if (!rc)
         rc = es_learner_open(&l, s->model, s->dictionary, a, &o, err);
+    if (!rc && d.n)
+        rc = es_learner_prior(l, d.item, d.n, PRIOR, false, err);
     if (!rc && s->white && es_learner_spare(l, s->white, NULL) == ES_ERR_MEMORY) /* an adapter with other inputs is not spared, and learns */
         rc = es_fail(err, ES_ERR_MEMORY, "no memory to learn");
     if (!rc && (s->readings || (s->readings = es_readings_new())))
@@ -473,6 +569,8 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
         pthread_mutex_lock(&s->lock);
         int64_t now = s->snapshot;
         pthread_mutex_unlock(&s->lock);
+        if (g.passed && d.n)
+            tell_directions(s, l, now);
         if (g.passed)
             learning(s, ES_LEARN_IDLE, "#%lld %s%.150s", (long long)now, restart ? "learned again from what is left; " : "", g.reason);
         else
@@ -481,6 +579,7 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
     free(snr);
     es_learner_free(l);
     es_adapter_free(a);
+    directions_free(&d);
     return rc;
 }
 
@@ -846,6 +945,8 @@ void *es_studio_work_main(void *studio)
             suggest(s, c->a);
         else if (c->kind == ES_CMD_PREFER)
             prefer(s, c->text);
+        else if (c->kind == ES_CMD_DIRECTION)
+            direction(s, c->text, c->a);
         else
             measure_again(s);
         es_studio_command_free(c);

@@ -113,6 +113,7 @@ void es_stored_drop(es_stored *d)
     es_basis_free(&d->basis);
     free(d->influence_id);
     free(d->influence);
+    free(d->direction);
     free(d);
 }
 
@@ -125,6 +126,7 @@ static es_stored *read_stored(es_studio *s)
     es_workspace_experience_list(s->workspace, &d->experience, &d->n_experience, NULL);
     es_workspace_snapshot_list(s->workspace, &d->snapshot, &d->n_snapshot, NULL);
     es_workspace_snapshot_current(s->workspace, &d->current);
+    es_workspace_direction_list(s->workspace, es_studio_dictionary_hash(s), &d->direction, &d->n_direction, NULL);
     for (int i = 0; i < d->n_snapshot; i++) {
         const es_snapshot_line *l = &d->snapshot[i];
         int n = 0, k = 0;
@@ -181,6 +183,8 @@ static void copy_stored(es_studio *s, view *w)
     v->n_experience = d->n_experience;
     v->snapshots = d->snapshot;
     v->n_snapshot = d->n_snapshot;
+    v->direction = d->direction;
+    v->n_direction = d->n_direction;
     if (d->current != v->snapshot || !d->coefficient)
         return;
     size_t rows = (size_t)d->n_influence + 1, k = (size_t)v->n_basis, from = (size_t)d->basis.n;

@@ -64,6 +64,9 @@ static const char *const migrations[] = {
     /* Fixed inputs end the bytes of many snapshots: they are kept once. */
     "CREATE TABLE shared(id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, bytes BLOB NOT NULL);"
     "ALTER TABLE snapshot_data ADD COLUMN shared INTEGER REFERENCES shared(id);",
+
+    "CREATE TABLE direction(name TEXT NOT NULL, dictionary TEXT NOT NULL, used INTEGER NOT NULL, bytes BLOB NOT NULL,"
+    " shared INTEGER REFERENCES shared(id), amplitude REAL NOT NULL DEFAULT 0, snapshot INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(name, dictionary));",
 };
 enum { VERSION = sizeof migrations / sizeof *migrations };
 

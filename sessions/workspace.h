@@ -60,4 +60,7 @@ int ws_judge(es_workspace *w, int64_t session, int64_t message, int rating, cons
 typedef struct ws_undone { int64_t message, experience /* taken back, or 0 */, restored /* put back, or 0 */, snapshot; int rating; char *edited; } ws_undone;
 int ws_judgement_undo(es_workspace *w, ws_undone *out, es_error *err); /* ES_ERR_MISSING when there is none; edited is owned */
 
+/* The id of these bytes among the shared ones. */
+int ws_share(es_workspace *w, const void *bytes, size_t n, int64_t *id, es_error *err);
+
 #endif

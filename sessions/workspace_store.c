@@ -399,8 +399,7 @@ int ws_judgement_undo(es_workspace *w, ws_undone *out, es_error *err)
 
 /* ---- snapshots ------------------------------------------------------------------------------------------------------------------------------ */
 
-/* The id of these bytes among the shared ones. */
-static int share(es_workspace *w, const void *bytes, size_t n, int64_t *id, es_error *err)
+int ws_share(es_workspace *w, const void *bytes, size_t n, int64_t *id, es_error *err)
 {
     char hash[65];
     es_sha256_bytes(hash, bytes, n);
@@ -430,7 +429,7 @@ int es_workspace_snapshot_add(es_workspace *w, const es_snapshot_line *s, const 
                     (int64_t)s->experiences, (int64_t)s->passed, s->gain, s->kl, (const void *)s->coefficient, sizeof(float) * (size_t)s->n);
         own = sqlite3_last_insert_rowid(w->db);
         if (!rc && n_shared)
-            rc = share(w, (const char *)bytes + n - n_shared, n_shared, &shared, err);
+            rc = ws_share(w, (const char *)bytes + n - n_shared, n_shared, &shared, err);
         if (!rc)
             rc = ws_run(w, err, "INSERT INTO snapshot_data(snapshot, shared, bytes, experience, influence) VALUES(?,nullif(?,0),?,?,?)", "iibbb", own, shared,
                         bytes, n - n_shared, (const void *)experience,

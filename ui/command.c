@@ -186,6 +186,15 @@ static void run_prefer(es_ui *u, const char *a)
     es_studio_prefer(u->studio, a);
 }
 
+static void run_direction(es_ui *u, const char *a)
+{
+    bool off = !strncmp(a, "off ", 4);
+    if (!*a)
+        ui_show(u, UI_DRIFT);
+    else
+        es_studio_direction(u->studio, off ? a + 4 + strspn(a + 4, " ") : a, !off);
+}
+
 static void run_rollback(es_ui *u, const char *a)
 {
     char *end;
@@ -269,6 +278,13 @@ static void complete_method(es_ui *u, const char *line, es_buf *out)
         add_line(out, "method ", es_method_name((es_method_kind)i));
 }
 
+static void complete_direction(es_ui *u, const char *line, es_buf *out)
+{
+    (void)line;
+    for (int i = 0; i < u->v->n_direction; i++)
+        add_line(out, u->v->direction[i].used ? "direction off " : "direction ", u->v->direction[i].name);
+}
+
 static void complete_on_off(es_ui *u, const char *line, es_buf *out)
 {
     (void)u, (void)line;
@@ -308,6 +324,7 @@ static const command commands[] = {
     {"cancel", "", "give up the learning that runs", run_cancel, NULL},
     {"chat", "", "the Chat view", run_chat, NULL},
     {"compare", "[QUESTION]", "base and adapted replies side by side", run_compare, NULL},
+    {"direction", "[FILE|NAME|off NAME]", "learn more readily along a direction made with adapt --direction", run_direction, complete_direction},
     {"drift", "", "the Drift view", run_drift, NULL},
     {"experiences", "", "the Experiences view", run_experiences, NULL},
     {"export-labels", "FILE", "write all labels as JSON", run_export, NULL},

@@ -246,6 +246,28 @@ static void draw_list(es_ui *u, ui_box b)
     ui_scrollbar(u, in, d->list.top, in.h, v->n_basis);
 }
 
+/* The directions that are learned along, and how far the adapter in use went; returns the rows it took. */
+static int draw_directions(es_ui *u, ui_box b)
+{
+    const es_view *v = u->v;
+    es_buf text = {0};
+    for (int i = 0; i < v->n_direction; i++) {
+        const es_direction_line *l = &v->direction[i];
+        if (!l->used)
+            continue;
+        es_buf_printf(&text, "%s%s ", text.len ? ", " : "along ", l->name);
+        if (l->snapshot && l->snapshot == v->snapshot)
+            es_buf_printf(&text, "%+.4f of |h|", l->amplitude);
+        else
+            es_buf_str(&text, "(not learned yet)");
+    }
+    if (text.data && b.h > 3)
+        ui_put_cut(u, b, 0, 1, b.w - 1, UI_ACCENT, text.data);
+    int rows = text.data && b.h > 3;
+    es_buf_free(&text);
+    return rows;
+}
+
 static void draw_plot(es_ui *u, ui_box b)
 {
     drift *d = state(u);
@@ -481,7 +503,7 @@ static void draw(es_ui *u, ui_box b)
         plot = (ui_box){b.y + top, b.x, b.h - top, left};
         influence = (ui_box){b.y + top, b.x + left, b.h - top, b.w - left};
     }
-    draw_list(u, list);
+    draw_list(u, ui_inside(list, draw_directions(u, list), 0, 0, 0));
     if (v->n_step > 0 && v->history)
         draw_plot(u, plot);
     else {

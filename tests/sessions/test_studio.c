@@ -729,19 +729,66 @@ static bool told(const es_view *v)
     return v->n_experience == 1 && strstr(v->experience[0].reason, "reply drawn again") && strcmp(v->experience[0].reason, "marked; paired with a reply drawn again");
 }
 
+static void with_inputs(es_studio_options *o)
+{
+    o->neutral = test_path("neutral-few.jsonl");
+    o->inputs = test_path("inputs-few");
+    FILE *f = fopen(o->neutral, "w");
+    for (int i = 0; i < 30; i++)
+        fprintf(f, "{\"text\":\"the cat sat on the mat %d and looked at the moon, and one two three four five six\"}\n"
+                   "{\"messages\":[{\"role\":\"user\",\"content\":\"what is it %d\"}],\"reply\":\"it is a thing of which many words can be said\"}\n", i, i);
+    fclose(f);
+}
+
+static bool no_direction(const es_view *v) { return strstr(v->status, "there is no direction sorcery") != NULL; }
+static bool bad_direction(const es_view *v) { return strstr(v->status, "bad.safetensors") != NULL; }
+static bool along(const es_view *v) { return v->n_direction == 1 && v->direction[0].used && v->snapshot && v->direction[0].snapshot == v->snapshot && resting(v); }
+static bool not_along(const es_view *v) { return v->n_direction == 1 && !v->direction[0].used && v->direction[0].snapshot != v->snapshot && resting(v); }
+
+/* A direction is taken in from its file, learned along, told of, kept over a restart, and let go. */
+static void directions(void **state)
+{
+    (void)state;
+    const char *path = fresh(), *file = test_path("terse.safetensors"), *bad = test_path("bad.safetensors");
+    es_studio_options o = options(path);
+    es_buf bytes = {0};
+    with_inputs(&o);
+    es_studio *s = open_with(&o);
+    WAIT_FREE(s, white_prepared);
+    teach(s, "tell me something", "no");
+    es_view *v = es_studio_view(s);
+    assert_ok(es_workspace_snapshot_bytes(es_studio_workspace(s), v->snapshot, &bytes, &err), &err);
+    es_view_free(v);
+    assert_ok(es_file_write(file, bytes.data, bytes.len, &err), &err);
+    assert_ok(es_file_write(bad, bytes.data, 100, &err), &err);
+    es_buf_free(&bytes);
+    es_studio_direction(s, "sorcery", true);
+    WAIT_FREE(s, no_direction);
+    es_studio_direction(s, bad, true);
+    WAIT_FREE(s, bad_direction);
+    es_studio_direction(s, file, true);
+    v = WAIT(s, along);
+    assert_string_equal(v->direction[0].name, "terse");
+    assert_true(v->direction[0].amplitude > 0);
+    es_view_free(v);
+    es_studio_close(s);
+    s = open_with(&o);
+    WAIT_FREE(s, white_prepared);
+    v = WAIT(s, along);
+    es_view_free(v);
+    es_studio_learn_pause(s, false);
+    es_studio_direction(s, "terse", false);
+    WAIT_FREE(s, not_along);
+    es_studio_close(s);
+}
+
 /* A mark becomes a pair with a reply drawn anew, once; the person sees which of the two is whose, and undo takes the whole back. */
 static void marking(void **state)
 {
     (void)state;
     for (int sign = -1; sign <= 1; sign += 2) {
         es_studio_options o = options(fresh());
-        o.neutral = test_path("neutral-marks.jsonl");
-        o.inputs = test_path("inputs-marks");
-        FILE *f = fopen(o.neutral, "w");
-        for (int i = 0; i < 30; i++)
-            fprintf(f, "{\"text\":\"the cat sat on the mat %d and looked at the moon, and one two three four five six\"}\n"
-                       "{\"messages\":[{\"role\":\"user\",\"content\":\"what is it %d\"}],\"reply\":\"it is a thing of which many words can be said\"}\n", i, i);
-        fclose(f);
+        with_inputs(&o);
         es_studio *s = open_with(&o);
         WAIT_FREE(s, white_prepared);
         char *said = ask(s, "what is it?");
@@ -907,7 +954,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening), cmocka_unit_test(saying), cmocka_unit_test(stopping), cmocka_unit_test(full_context), cmocka_unit_test(judging),
         cmocka_unit_test(learning), cmocka_unit_test(undo_leaves_alone), cmocka_unit_test(basis), cmocka_unit_test(steering_and_probing),
-        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(methods), cmocka_unit_test(marking), cmocka_unit_test(teachers), cmocka_unit_test(preferring), cmocka_unit_test(swap_storm),
+        cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(methods), cmocka_unit_test(marking), cmocka_unit_test(directions), cmocka_unit_test(teachers), cmocka_unit_test(preferring), cmocka_unit_test(swap_storm),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

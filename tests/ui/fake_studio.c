@@ -462,6 +462,7 @@ void es_studio_learn_cancel(es_studio *s) { note(s, "cancel"); s->v.learning = E
 void es_studio_experience_include(es_studio *s, int64_t id, bool included) { note(s, "include %d %d", (int)id, included); s->experience[id - 1].included = included; poke(s); }
 void es_studio_method(es_studio *s, const char *name) { note(s, "method %s", name); snprintf(s->v.method, sizeof s->v.method, "%s", name); poke(s); }
 void es_studio_prefer(es_studio *s, const char *text) { note(s, "prefer %s", text); poke(s); }
+void es_studio_direction(es_studio *s, const char *text, bool on) { note(s, "direction %s %d", text, on); poke(s); }
 void es_studio_adapter(es_studio *s, bool on) { note(s, "adapter %d", on); s->v.adapter_on = on; poke(s); }
 void es_studio_rollback(es_studio *s, int64_t id) { note(s, "rollback %d", (int)id); s->v.snapshot = id; poke(s); }
 void es_studio_job_cancel(es_studio *s, int id) { note(s, "job-cancel %d", id); poke(s); }
