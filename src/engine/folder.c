@@ -304,7 +304,7 @@ int es_folder_open(es_model *m, const char *path, es_error *err)
     snprintf(file, sizeof file, "%s/config.json", m->info.path);
     int rc = es_json_file(&c.root, file, err);
     if (rc)
-        return rc;
+        return rc == ES_ERR_MISSING ? es_fail(err, rc, "%s: is a folder without config.json, not a model", path) : rc;
     rc = read_sizes(m, &c, err);
     rc = rc ? rc : read_rope(m, &c, err);
     if (!rc && !(m->layer = es_calloc((size_t)m->info.n_layer, sizeof *m->layer)))

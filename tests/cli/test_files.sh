@@ -11,7 +11,7 @@ for cut in 0 3 4 8 24 100 1000 $((size / 2)) $((size - 1)); do
   refused 1 "cut.gguf" chat --prompt hi --model cut.gguf
 done
 refused 1 "texts.jsonl" chat --prompt hi --model texts.jsonl
-refused 1 "not a regular file" chat --prompt hi --model "$work"
+refused 1 "without config.json" chat --prompt hi --model "$work"
 refused 1 "cannot open" chat --prompt hi --model none.gguf
 refused 1 "cannot open" score none.txt "${m[@]}"
 
