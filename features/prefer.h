@@ -20,7 +20,7 @@ int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options
 /* The preference that an experience came from, within its source; NULL: it came from something else. */
 const char *es_prefer_of(const es_experience *e);
 
-/* Another reply to this conversation than `not`, as text, into out: at most max_new tokens, drawn as `how` says, at a temperature of at least 0.7, from
+/* Another reply to this conversation than `not` (neither begins with the other), as text, into out: at most max_new tokens, drawn as `how` says, at a temperature of at least 0.7, from
  * the model with a (NULL: without) in it. A few tries; ES_ERR_MISSING when it always says the same. */
 int es_reply_again(es_model *m, es_context *c, es_adapter *a, const es_message *message, int n_message, const char *not, int max_new, const es_sampling *how,
                    es_rng *rng, es_buf *out, const volatile bool *cancel, es_error *err);

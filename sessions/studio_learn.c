@@ -236,7 +236,7 @@ static int pair_marks(es_studio *s, lessons *in, es_error *err)
             if (!rc && current && es_workspace_snapshot_bytes(s->workspace, current, &bytes, NULL) == 0)
                 rc = es_adapter_from_bytes(&a, s->model, s->dictionary, bytes.data, bytes.len, "the snapshot in use", err);
         }
-        es_rng_seed(&rng, (uint64_t)e->id);
+        es_rng_seed(&rng, 0x9e3779b97f4a7c15u * (uint64_t)e->id); /* not the chat's own */
         rc = rc ? rc : pair_mark(s, e, c, a, &rng, err);
         drawn += !rc;
         if (rc == ES_ERR_MISSING || rc == ES_ERR_LIMIT)

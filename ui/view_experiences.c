@@ -312,14 +312,18 @@ static void draw_detail(es_ui *u, ui_box b)
     bool both = e->preferred && e->rejected;
     if (both)
         common_words(e->preferred, w, n, e->rejected, w + WORDS, m);
+    char mark = *kind(e);
+    bool stated = e->source && !strncmp(e->source, "prefer: ", 8);
+    const char *learn = mark == '+' ? "+ to learn (you liked it)" : mark == '-' ? "+ to learn (the model, asked again)" : stated ? "+ to learn (with the preference)" : "+ to learn (your version)";
+    const char *unlearn = mark == '+' ? "- to unlearn (the model, asked again)" : mark == '-' ? "- to unlearn (you disliked it)" : stated ? "- to unlearn (without)" : "- to unlearn (what the model said)";
     row = heading(u, in, row, UI_BOLD, "Question");
     row = text_rows(u, in, row, question(e), UI_PLAIN, NULL, 0, UI_PLAIN) + 1;
     if (e->preferred) {
-        row = heading(u, in, row, UI_GOOD, both ? "+ to learn (your version)" : "+ liked");
+        row = heading(u, in, row, UI_GOOD, both ? learn : "+ liked");
         row = text_rows(u, in, row, e->preferred, UI_PLAIN, w, both ? n : 0, UI_GOOD) + 1;
     }
     if (e->rejected) {
-        row = heading(u, in, row, UI_BAD, both ? "- to unlearn (what the model said)" : "- disliked");
+        row = heading(u, in, row, UI_BAD, both ? unlearn : "- disliked");
         row = text_rows(u, in, row, e->rejected, UI_PLAIN, w + WORDS, both ? m : 0, UI_BAD) + 1;
     }
     free(w);
