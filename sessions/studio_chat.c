@@ -786,6 +786,7 @@ void *es_studio_chat_main(void *studio)
         restore_history(s);
     pthread_mutex_lock(&s->lock);
     s->ready = !rc;
+    s->stale = true; /* directions are the dictionary's: a view drawn before found none */
     s->failed = rc != 0;
     if (rc)
         snprintf(s->status, sizeof s->status, "%.239s", err.text);
