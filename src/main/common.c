@@ -15,7 +15,7 @@
 /* ---- reporting ---------------------------------------------------------------------------------------------------- */
 
 static struct {
-    double last, began;
+    double last, began, first; /* first: done when it began */
     char what[64];
     int width; /* columns of the line now on the terminal */
 } shown;
@@ -92,6 +92,7 @@ static void report(void *user, const char *what, double done, double total, cons
     if (strncmp(what, shown.what, strcspn(what, "=")) != 0 || shown.began == 0) { /* "fvu=0.3" and "fvu=0.2" are one job */
         snprintf(shown.what, sizeof shown.what, "%s", what);
         shown.began = now;
+        shown.first = done;
         shown.last = the_app.tty_err ? 0 : now;
     }
     if (now - shown.last < (the_app.tty_err ? 0.1 : 10.0))
@@ -100,7 +101,7 @@ static void report(void *user, const char *what, double done, double total, cons
     char a[32], b[32], left[32] = "", line[200], safe[240];
     amount(a, sizeof a, done);
     amount(b, sizeof b, total);
-    double seconds = now - shown.began, rate = seconds > 0.5 ? done / seconds : 0;
+    double seconds = now - shown.began, rate = seconds > 0.5 ? (done - shown.first) / seconds : 0;
     if (rate > 0 && total > done)
         duration(left, sizeof left, (total - done) / rate);
     char speed[64] = "";

@@ -40,6 +40,7 @@ static const command commands[] = {
     {"dictionary", "stats, info", cmd_dictionary},
     {"atlas", "examples and statistics of each feature", cmd_atlas},
     {"bench", "rates of the program's own work", cmd_bench},
+    {"fetch", "get models: by name, from a URL, from the hub", cmd_fetch},
     {"doctor", "what is installed, and whether it is sound", cmd_doctor},
     {0},
 };
@@ -92,6 +93,12 @@ static const char *env_folder(const char *name)
     return v && v[0] == '/' ? v : NULL;
 }
 
+static const char *env_text(const char *name)
+{
+    const char *v = getenv(name);
+    return v && *v ? v : NULL;
+}
+
 /* The only place that reads the environment. */
 int app_settle(app *a, es_error *err)
 {
@@ -121,15 +128,15 @@ int app_settle(app *a, es_error *err)
 
     a->tty_out = isatty(STDOUT_FILENO);
     a->tty_err = isatty(STDERR_FILENO);
-    const char *no_colour = getenv("NO_COLOR");
-    a->colour = !(no_colour && *no_colour);
+    a->colour = !env_text("NO_COLOR");
     a->unicode = strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
     a->data_environment = getenv("ESPALIER_DATA");
-    a->editor = getenv("VISUAL");
-    if (!a->editor || !*a->editor)
-        a->editor = getenv("EDITOR");
-    if (a->editor && !*a->editor)
-        a->editor = NULL;
+    a->editor = env_text("VISUAL");
+    if (!a->editor)
+        a->editor = env_text("EDITOR");
+    a->hub = env_text("HF_ENDPOINT");
+    a->hub_token = env_text("HF_TOKEN");
+    a->ca_file = env_text("SSL_CERT_FILE");
     int rc = *a->config_path ? config_load(a, err) : ES_OK;
     if (a->threads == 0)
         a->threads = a->config_threads;
@@ -139,7 +146,7 @@ int app_settle(app *a, es_error *err)
 /* ./run asks this before it starts the program: where the default model must be put, or nothing when these arguments need none. */
 static int missing_model(int argc, char **argv)
 {
-    static const char *const without[] = {"train", "help", "version"};
+    static const char *const without[] = {"train", "fetch", "help", "version"};
     es_error err = {0};
     int at = 1;
     if (opts_parse_global(argc, argv, &at) != OPTS_GO)
