@@ -2,7 +2,7 @@
 _espalier() {
   local word=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]-} choices=
   case $COMP_CWORD/$command in
-    1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench doctor --home --model --dictionary --threads --json --quiet --help --version" ;;
+    1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench fetch doctor --home --model --dictionary --threads --json --quiet --help --version" ;;
     2/features) choices="list show search for-text contrast --help" ;;
     2/label) choices="add import export undo --help" ;;
     2/basis) choices="new add remove show list export --help" ;;
@@ -39,6 +39,7 @@ _espalier() {
         "dictionary stats"*) choices+=" --tokens" ;;
         "atlas "*) choices+=" --harvest --out --examples --window --tokens" ;;
         "bench "*) choices+=" --repeat --prompt --tokens --only --against --python --model-hf" ;;
+        "fetch "*) choices+=" --to --sha256 --token-file --limit --tries --stall" ;;
       esac ;;
   esac
   if [[ $word == -* || $COMP_CWORD -eq 1 || ( $COMP_CWORD -eq 2 && $choices != --* ) ]]; then

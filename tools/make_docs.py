@@ -60,7 +60,7 @@ def manual(program, helps):
     out += [".SH EXIT STATUS", "0 done, 1 failed, 2 wrong usage, 130 interrupted.", ".SH FILES",
             ".TP", roff("~/.local/share/espalier"), roff("models, dictionaries and the workspace; --home, ESPALIER_HOME and XDG_DATA_HOME change it"),
             ".TP", roff("~/.config/espalier/config.ini"), "settings", ".SH ENVIRONMENT",
-            roff("ESPALIER_HOME, XDG_DATA_HOME, XDG_CONFIG_HOME, HOME, NO_COLOR, VISUAL, EDITOR, and the locale.")]
+            roff("ESPALIER_HOME, XDG_DATA_HOME, XDG_CONFIG_HOME, HOME, NO_COLOR, VISUAL, EDITOR, and the locale; for fetch HF_TOKEN, HF_ENDPOINT, SSL_CERT_FILE and curl's proxy variables.")]
     return "\n".join(out) + "\n"
 
 
