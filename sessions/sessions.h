@@ -108,6 +108,7 @@ typedef struct es_studio_options {
     const char *author;
     es_sampling sampling;
     int max_tokens, n_ctx, threads;
+    size_t memory;                  /* a model that needs more is refused; 0: what the machine has available */
     bool learn;                     /* the worker starts unpaused */
     int prefer_loss;                /* how stated preferences are learned: an es_distil_loss on the model's own replies, or 0: through pairs */
 } es_studio_options;

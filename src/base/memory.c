@@ -104,5 +104,5 @@ int es_memory_check(size_t bytes, size_t limit, const char *what, es_error *err)
     size_t most = limit ? limit : es_memory_available();
     if (bytes <= most)
         return ES_OK;
-    return es_fail(err, ES_ERR_MEMORY, "%s needs %.1f GB of memory; %s %.1f GB", what, (double)bytes / 1e9, limit ? "it may take" : "the machine has", (double)most / 1e9);
+    return es_fail(err, ES_ERR_MEMORY, "%s needs %.2f GB of memory; %s %.2f GB", what, (double)bytes / 1e9, limit ? "it may take" : "the machine has", (double)most / 1e9);
 }

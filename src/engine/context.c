@@ -6,13 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 128, DEFAULT_CTX = 2048 };
+enum { CHUNK = 128 };
 
 static int context_size(const es_model *m, const es_context_options *o)
 {
     if (o->n_ctx > 0)
         return o->n_ctx;
-    return m->info.n_ctx > 0 && m->info.n_ctx < DEFAULT_CTX ? m->info.n_ctx : DEFAULT_CTX;
+    return m->info.n_ctx > 0 && m->info.n_ctx < ES_DEFAULT_CONTEXT ? m->info.n_ctx : ES_DEFAULT_CONTEXT;
 }
 
 static void layout(es_context *c, es_arena *a)

@@ -25,6 +25,10 @@ typedef struct es_model_info {
 /* A GGUF file, or a folder with config.json and safetensors (no tokenizer yet: es_tokenize fails). Maps and validates the whole
  * (structure, shapes, types) before anything is used. */
 int es_model_open(es_model **out, const char *path, es_error *err);
+/* The same, but refused with the numbers (ES_ERR_MEMORY), before any weight is read from a GGUF, when its weights and the keys and values of n_ctx
+ * positions (0: as a context has by default) need more than memory bytes (0: what the machine has available). */
+int es_model_open_within(es_model **out, const char *path, int n_ctx, size_t memory, es_error *err);
+size_t es_model_cache_bytes(const es_model *m, int n_ctx); /* those keys and values */
 void es_model_free(es_model *m);
 const es_model_info *es_model_get_info(const es_model *m);
 /* SHA-256 of the file, computed on the first call and kept (about 0.1 s for 100 MB); es_model_set_hash gives a remembered one. */

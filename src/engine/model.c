@@ -305,7 +305,23 @@ static int read_weights(es_model *m, es_error *err)
     return ES_OK;
 }
 
-int es_model_open(es_model **out, const char *path, es_error *err)
+size_t es_model_cache_bytes(const es_model *m, int n_ctx)
+{
+    const es_model_info *i = &m->info;
+    size_t n = (size_t)(n_ctx > 0 ? n_ctx : i->n_ctx > 0 && i->n_ctx < ES_DEFAULT_CONTEXT ? i->n_ctx : ES_DEFAULT_CONTEXT);
+    return n * (size_t)i->n_layer * (size_t)i->n_kv * (size_t)i->head_dim * 2 * sizeof(float); /* each bounded when read: under 2^63 */
+}
+
+static int check_memory(const es_model *m, int n_ctx, size_t memory, es_error *err)
+{
+    size_t cache = es_model_cache_bytes(m, n_ctx), need = SIZE_MAX;
+    char what[sizeof m->info.path + 120];
+    snprintf(what, sizeof what, "%.280s, with %.2f GB of weights and %.2f GB of keys and values,", m->info.path, (double)m->info.file_bytes / 1e9, (double)cache / 1e9);
+    es_add(m->info.file_bytes, cache, &need);
+    return es_memory_check(need, memory, what, err);
+}
+
+static int open_model(es_model **out, const char *path, bool limited, int n_ctx, size_t memory, es_error *err)
 {
     *out = NULL;
     es_model *m = es_calloc(1, sizeof *m);
@@ -316,6 +332,8 @@ int es_model_open(es_model **out, const char *path, es_error *err)
     int rc = folder ? es_folder_open(m, path, err) : es_gguf_open(&m->gguf, path, err);
     if (rc == ES_OK && !folder)
         rc = read_sizes(m, err);
+    if (rc == ES_OK && limited)
+        rc = check_memory(m, n_ctx, memory, err);
     if (rc == ES_OK && !folder)
         rc = read_weights(m, err);
     if (rc == ES_OK && !folder)
@@ -326,6 +344,16 @@ int es_model_open(es_model **out, const char *path, es_error *err)
     }
     *out = m;
     return ES_OK;
+}
+
+int es_model_open(es_model **out, const char *path, es_error *err)
+{
+    return open_model(out, path, false, 0, 0, err);
+}
+
+int es_model_open_within(es_model **out, const char *path, int n_ctx, size_t memory, es_error *err)
+{
+    return open_model(out, path, true, n_ctx, memory, err);
 }
 
 void es_model_free(es_model *m)

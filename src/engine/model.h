@@ -7,7 +7,7 @@
 #include "gguf.h"
 #include "safetensors.h"
 
-enum { ES_MAX_LAYERS = 512, ES_MAX_WIDTH = 1 << 20, ES_MAX_HEADS = 4096, ES_MAX_CONTEXT = 1 << 24, ES_MAX_HEAD_DIM = 4096 };
+enum { ES_MAX_LAYERS = 512, ES_MAX_WIDTH = 1 << 20, ES_MAX_HEADS = 4096, ES_MAX_CONTEXT = 1 << 24, ES_MAX_HEAD_DIM = 4096, ES_DEFAULT_CONTEXT = 2048 };
 
 typedef struct es_tokenizer es_tokenizer;
 

@@ -12,6 +12,7 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 typedef struct app {
     /* global options */
     const char *home_option, *model_option, *dictionary_option, *labels_option, *data_option;
+    uint64_t memory; /* 0: what the machine has available */
     int threads; /* 0: the processors there are */
     bool json, quiet;
     /* resolved */

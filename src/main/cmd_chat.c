@@ -78,6 +78,8 @@ static int one_answer(const chat_options *o)
         if (ids.n >= (size_t)n_ctx)
             rc = es_fail(&err, ES_ERR_LIMIT, "the prompt has %zu tokens and the context %d", ids.n, n_ctx);
         else
+            rc = es_memory_check(es_model_get_info(m)->file_bytes + es_context_bytes(m, &co), the_app.memory, "the model with this context", &err);
+        if (rc == ES_OK)
             rc = es_context_open(&c, m, &co, &err);
     }
     if (rc == ES_OK && adapter) {
@@ -154,6 +156,7 @@ static int workbench(const chat_options *o)
     if (o->context)
         so.n_ctx = o->context;
     so.threads = the_app.threads;
+    so.memory = the_app.memory;
     so.learn = the_app.learn;
     so.prefer_loss = the_app.prefer_loss;
     es_studio *studio = NULL;

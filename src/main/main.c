@@ -17,6 +17,7 @@ const opt app_global_options[] = {
     {"model", "FILE.gguf", OPT_TEXT, &the_app.model_option, 0, 0, "another model than the default one", NULL},
     {"dictionary", "FOLDER", OPT_TEXT, &the_app.dictionary_option, 0, 0, "another dictionary than the model's own", NULL},
     {"threads", "N", OPT_INT, &the_app.threads, 0, 256, "processors to use (default: all)", NULL},
+    {"memory", "BYTES", OPT_COUNT, &the_app.memory, 1, 9e18, "refuse a model that needs more, such as 4G (default: what is free)", NULL},
     {"json", NULL, OPT_FLAG, &the_app.json, 0, 0, "answer in JSON on standard output", NULL},
     {"quiet", NULL, OPT_FLAG, &the_app.quiet, 0, 0, "no progress on standard error", NULL},
     {0},

@@ -14,7 +14,7 @@ int app_model(es_model **out, es_error *err)
     *out = NULL;
     if (is_default && access(path, F_OK) != 0)
         return es_fail(err, ES_ERR_MISSING, "there is no model at %s: start with ./run, which gets it, or name one with --model FILE.gguf", path);
-    return es_model_open(out, path, err);
+    return es_model_open_within(out, path, the_app.config_context, the_app.memory, err);
 }
 
 int app_features_open(app_features *f, es_model *m, es_error *err)

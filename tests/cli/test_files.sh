@@ -10,6 +10,10 @@ for cut in 0 3 4 8 24 100 1000 $((size / 2)) $((size - 1)); do
   head -c "$cut" tiny.gguf >cut.gguf
   refused 1 "cut.gguf" chat --prompt hi --model cut.gguf
 done
+refused 1 "of keys and values, needs" chat --prompt hi "${m[@]}" --memory 100k
+grep -q "it may take 0.00 GB" err || fail "the limit is not named"
+want 1 doctor --memory 100k "${m[@]}"; grep -q "!! model .*needs .* GB of memory" out || fail "doctor does not tell: $(cat out)"
+want 0 doctor "${m[@]}"; grep -q "for keys and values" out || fail "doctor does not state the memory: $(cat out)"
 refused 1 "texts.jsonl" chat --prompt hi --model texts.jsonl
 refused 1 "without config.json" chat --prompt hi --model "$work"
 refused 1 "cannot open" chat --prompt hi --model none.gguf
