@@ -39,6 +39,7 @@ void es_model_set_hash(es_model *m, const char *hex);
 void es_model_unembed_row(const es_model *m, int id, float *out);
 const float *es_model_final_norm(const es_model *m);
 es_weight es_model_head(const es_model *m); /* W[n_vocab, d_model] */
+size_t es_model_decode_bytes(const es_model *m); /* of weights that a token read alone takes from memory: the layers' and the head's matrices */
 
 /* ---- tokenizer and chat template --------------------------------------------------------------------------------------------- */
 

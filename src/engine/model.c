@@ -420,3 +420,15 @@ es_weight es_model_head(const es_model *m)
 {
     return m->head;
 }
+
+size_t es_model_decode_bytes(const es_model *m)
+{
+    size_t bytes = 0;
+    for (int l = -1; l < m->info.n_layer; l++)
+        for (int s = 0; s < (l < 0 ? 1 : ES_N_SITES); s++) {
+            const es_weight *w = l < 0 ? &m->head : &m->layer[l].site[s];
+            const es_type_info *type = es_type_get(w->type);
+            bytes += (size_t)w->n_out * ((size_t)w->n_in / (size_t)type->block * (size_t)type->bytes);
+        }
+    return bytes;
+}

@@ -17,17 +17,10 @@ typedef struct bench {
     json_t *all;
 } bench;
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
 /* One line: the median of the rates, and the range. */
 static void result(bench *b, const char *name, const char *what, const char *unit, double *rate, int n)
 {
-    qsort(rate, (size_t)n, sizeof *rate, by_value);
-    double median = n % 2 ? rate[n / 2] : (rate[n / 2 - 1] + rate[n / 2]) / 2;
+    double median = bench_median(rate, n);
     json_object_set_new(b->all, name, json_pack("{s:f,s:f,s:f,s:i,s:s,s:s}", "median", median, "least", rate[0], "most", rate[n - 1], "runs", n, "unit", unit,
                                                 "what", what));
     app_progress_end();
@@ -37,12 +30,12 @@ static void result(bench *b, const char *name, const char *what, const char *uni
     }
 }
 
-static int random_ids(bench *b, es_ids *ids, int n, es_error *err)
+int bench_random_ids(const es_model *m, es_rng *rng, es_ids *ids, int n, es_error *err)
 {
     ids->n = 0;
     while (ids->n < (size_t)n) {
-        int32_t id = (int32_t)es_rng_below(&b->rng, (uint64_t)es_model_get_info(b->m)->n_vocab);
-        if (!es_token_is_control(b->m, id) && es_ids_add(ids, id) != 0)
+        int32_t id = (int32_t)es_rng_below(rng, (uint64_t)es_model_get_info(m)->n_vocab);
+        if (!es_token_is_control(m, id) && es_ids_add(ids, id) != 0)
             return es_fail(err, ES_ERR_MEMORY, "not enough memory");
     }
     return ES_OK;
@@ -57,7 +50,7 @@ static int prefill_and_decode(bench *b, es_error *err)
     char what[80];
     int n = 0, rc = es_context_open(&c, b->m, &o, err);
     if (rc == ES_OK)
-        rc = random_ids(b, &ids, b->prompt + b->tokens, err);
+        rc = bench_random_ids(b->m, &b->rng, &ids, b->prompt + b->tokens, err);
     for (int r = -1; r < b->repeat && rc == ES_OK; r++) { /* the first pass warms caches and does not count */
         rc = es_context_truncate(c, 0, err);
         double began = es_seconds();
@@ -178,7 +171,7 @@ static int dictionary(bench *b, const char *folder, es_error *err)
     snprintf(out, sizeof out, "%s/dictionary", folder);
     es_ids ids = {0};
     es_buf words = {0};
-    int rc = random_ids(b, &ids, 4096, err);
+    int rc = bench_random_ids(b->m, &b->rng, &ids, 4096, err);
     for (size_t i = 0; i < ids.n; i++) {
         size_t n;
         const char *s = es_token_bytes(b->m, ids.id[i], &n);
@@ -229,32 +222,35 @@ int cmd_bench(int argc, char **argv)
         {"prompt", "N", OPT_INT, &b.prompt, 1, 4096, "tokens of the prompt (default 512)", NULL},
         {"tokens", "N", OPT_INT, &b.tokens, 1, 4096, "tokens decoded after it (default 64)", NULL},
         {"only", "NAME", OPT_TEXT, &only, 0, 0, "chat, encode, adapt or dictionary", NULL},
-        {"against", "PEER", OPT_TEXT, &against, 0, 0, "peft: instead of all this, a learning step on 4 x 256 tokens beside PEFT's", NULL},
-        {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with torch, transformers, peft and gguf (default python3)", NULL},
+        {"against", "PEER", OPT_TEXT, &against, 0, 0, "instead of all this: llama.cpp, prefill, decode and load beside its; or peft, a learning step on 4 x 256 tokens beside PEFT's", NULL},
+        {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with llama-cpp-python, or with torch, transformers, peft and gguf (default python3)", NULL},
         {"model-hf", "DIR", OPT_TEXT, &model_hf, 0, 0, "the model for PEFT, as transformers saves it (default: the GGUF file)", NULL},
         {0},
     };
     static const command_help help = {"bench", "", "How fast this machine prefills, decodes, encodes, adapts and trains dictionaries: medians, with the range. What needs a\n"
-                                      "dictionary is left out where there is none. With --against, seconds of a step on the same tokens, the two in turns.",
+                                      "dictionary is left out where there is none. With --against, the same work on the same tokens, the two in turns.",
                                       "  espalier bench\n  espalier bench --only chat --repeat 9 --json\n"
-                                      "  espalier bench --against peft --python venv/bin/python", 0, 0};
+                                      "  espalier bench --against llama.cpp --python venv/bin/python --json\n  espalier bench --against peft --python venv/bin/python", 0, 0};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
     if (only && strcmp(only, "chat") && strcmp(only, "encode") && strcmp(only, "adapt") && strcmp(only, "dictionary"))
         return opts_usage_error("bench", "--only is chat, encode, adapt or dictionary, not '%s'", only);
-    if (against && strcmp(against, "peft"))
-        return opts_usage_error("bench", "--against is peft, not '%s'", against);
+    if (against && strcmp(against, "peft") && strcmp(against, "llama.cpp"))
+        return opts_usage_error("bench", "--against is llama.cpp or peft, not '%s'", against);
     if (against && only)
         return opts_usage_error("bench", "--only and --against do not go together");
-    if (!against && (python || model_hf))
-        return opts_usage_error("bench", "%s is for --against peft", python ? "--python" : "--model-hf");
+    bool peft = against && !strcmp(against, "peft");
+    if ((python && !against) || (model_hf && !peft))
+        return opts_usage_error("bench", "%s is for --against%s", python && !against ? "--python" : "--model-hf", python && !against ? "" : " peft");
     es_error err = {0}, missing = {0};
     b.all = json_object();
     es_rng_seed(&b.rng, 1);
     rc = app_model(&b.m, &err);
-    if (against) {
+    if (rc == ES_OK && against && !peft)
+        rc = bench_against_llama(es_model_get_info(b.m)->path, python ? python : "python3", b.repeat, b.prompt, b.tokens, b.all, &err);
+    if (peft) {
         rc = rc ? rc : app_features_open(&b.f, b.m, &err);
         rc = rc ? rc : bench_against_peft(b.m, &b.f, python ? python : "python3", model_hf, b.repeat, b.all, &err);
     }
