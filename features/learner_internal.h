@@ -1,5 +1,5 @@
 /* learner (internal): what its files share. learner_open.c: memory, anchors; learner_white.c: fixed inputs; learner_items.c: experiences come
- * in; learner.c: gradients, guards, the step, the books. */
+ * in; learner_undo.c: and go; learner.c: gradients, guards, the step, the books. */
 #ifndef ES_LEARNER_INTERNAL_H
 #define ES_LEARNER_INTERNAL_H
 
@@ -109,6 +109,9 @@ int es_learner_anchors_kl(es_learner *l, double *kl, const volatile bool *cancel
 /* out = P in, P = S G^-1 + w U S' (U^T G U)^-1 U^T: G = D D^T + lambda I on every column of M, U the prior's directions, S and S' the
  * shrinkage. in, out: [n_learned], possibly one where length is NULL; else *length is out's in the metric, were nothing shrunk. */
 void es_learner_precondition(es_learner *l, const float *in, float *out, double *length);
+/* out = G in, [n_learned] each. */
+int es_learner_metric(es_learner *l, const float *in, float *out, es_error *err);
+double es_learner_dot(const float *a, const float *b, size_t n);
 /* <G^-1 g, g>, the squared length of a gradient in the metric. scratch: [n_learned]. */
 double es_learner_metric_square(es_learner *l, const float *g, float *scratch);
 /* Where parameters (or a change of them) stand along the prior's directions: out[prior.n], lengths in the metric. */

@@ -372,23 +372,6 @@ int es_learner_add_target(es_learner *l, es_sequence *reply, es_target *target, 
     return ES_OK;
 }
 
-int es_learner_without(const es_learner *l, const int *experience, int n, es_adapter **out, es_error *err)
-{
-    *out = NULL;
-    for (int i = 0; i < n; i++)
-        if (experience[i] < 0 || experience[i] >= l->n)
-            return es_fail(err, ES_ERR_USAGE, "there is no experience %d to leave out", experience[i]);
-    int rc = es_adapter_copy(out, l->a, err);
-    for (int i = 0; !rc && i < n; i++) {
-        const float *moved = l->item[experience[i]]->moved; /* NULL: held out, and nothing moved by it */
-        for (size_t j = 0; moved && j < l->a->n_learned; j++)
-            (*out)->param[j] -= moved[j];
-    }
-    if (!rc)
-        es_adapter_refresh(*out);
-    return rc;
-}
-
 int es_learner_share(es_learner *l, const es_learner *from, es_error *err)
 {
     es_adapter *a = l->a;

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static double dot(const float *a, const float *b, size_t n)
+double es_learner_dot(const float *a, const float *b, size_t n)
 {
     double sum = 0;
     for (size_t at = 0; at < n;) { /* in short sums: floats inside, doubles outside */
@@ -47,8 +47,8 @@ static void inverse_metric(es_learner *l, const float *in, float *out)
     }
 }
 
-/* G in, G = D D^T + lambda I: through d, which is narrower. */
-static int metric(es_learner *l, const float *in, float *out, es_error *err)
+/* Through d, which is narrower. */
+int es_learner_metric(es_learner *l, const float *in, float *out, es_error *err)
 {
     es_adapter *a = l->a;
     size_t n = a->n_learned;
@@ -83,13 +83,13 @@ void es_learner_precondition(es_learner *l, const float *in, float *out, double 
     size_t n = l->a->n_learned;
     double pull = 0;
     for (int i = 0; i < p->n; i++)
-        p->u[i] = p->v[i] = dot(p->unit + (size_t)i * n, in, n);
+        p->u[i] = p->v[i] = es_learner_dot(p->unit + (size_t)i * n, in, n);
     if (p->n)
         es_linear_solve(p->gram, p->n, p->u);
     for (int i = 0; i < p->n; i++)
         pull += p->u[i] * p->v[i];
     inverse_metric(l, in, out);
-    double square = length ? dot(in, out, n) : 0;
+    double square = length ? es_learner_dot(in, out, n) : 0;
     if (l->keep)
         shrink_rows(l, out);
     for (int i = 0; i < p->n; i++) {
@@ -104,7 +104,7 @@ void es_learner_precondition(es_learner *l, const float *in, float *out, double 
 double es_learner_metric_square(es_learner *l, const float *g, float *scratch)
 {
     inverse_metric(l, g, scratch);
-    return dot(g, scratch, l->a->n_learned);
+    return es_learner_dot(g, scratch, l->a->n_learned);
 }
 
 /* ---- neutral text is spared ----------------------------------------------------------------------------------------------- */
@@ -114,9 +114,9 @@ void es_learner_shield_open(es_learner *l)
     size_t n = l->a->n_learned;
     for (int i = 0; i < 2; i++)
         inverse_metric(l, l->shield[i], l->shield_step[i]);
-    l->shield_gram[0] = dot(l->shield[0], l->shield_step[0], n);
-    l->shield_gram[1] = dot(l->shield[0], l->shield_step[1], n);
-    l->shield_gram[2] = dot(l->shield[1], l->shield_step[1], n);
+    l->shield_gram[0] = es_learner_dot(l->shield[0], l->shield_step[0], n);
+    l->shield_gram[1] = es_learner_dot(l->shield[0], l->shield_step[1], n);
+    l->shield_gram[2] = es_learner_dot(l->shield[1], l->shield_step[1], n);
 }
 
 void es_learner_shield(es_learner *l, float *x, bool decide)
@@ -125,7 +125,7 @@ void es_learner_shield(es_learner *l, float *x, bool decide)
     if (!l->shield[1])
         return;
     /* the loss of kind i changes by -<shield_i, x> */
-    double u = dot(l->shield[0], x, n), v = dot(l->shield[1], x, n), *g = l->shield_gram, c[2] = {0};
+    double u = es_learner_dot(l->shield[0], x, n), v = es_learner_dot(l->shield[1], x, n), *g = l->shield_gram, c[2] = {0};
     if (decide)
         l->shield_on = (u < 0 ? 1 : 0) | (v < 0 ? 2 : 0);
     if (l->shield_on == 3 && g[0] * g[2] - g[1] * g[1] > 1e-6 * g[0] * g[2]) {
@@ -198,8 +198,8 @@ static int take_direction(es_learner *l, int i, const es_direction *from, es_err
     if (!i)
         memcpy(l->a->param + n, b->param + b->n_learned, n_a * sizeof *b->param);
     translate(l, b, unit);
-    int rc = metric(l, unit, dual, err);
-    double square = rc ? 0 : dot(unit, dual, n);
+    int rc = es_learner_metric(l, unit, dual, err);
+    double square = rc ? 0 : es_learner_dot(unit, dual, n);
     if (!rc && !(square > 0 && isfinite(square)))
         rc = es_fail(err, ES_ERR_USAGE, "direction %s has learned nothing", from->name);
     for (size_t j = 0; !rc && j < n; j++) {
@@ -236,7 +236,7 @@ int es_learner_prior(es_learner *l, const es_direction *direction, int n, double
         rc = take_direction(l, i, &direction[i], err);
     for (int i = 0; !rc && i < n; i++)
         for (int j = 0; j < n; j++)
-            p->gram[i * n + j] = dot(p->unit + (size_t)i * len, p->dual + (size_t)j * len, len);
+            p->gram[i * n + j] = es_learner_dot(p->unit + (size_t)i * len, p->dual + (size_t)j * len, len);
     if (!rc && !es_linear_cholesky(p->gram, n, 1e-5))
         rc = es_fail(err, ES_ERR_LIMIT, "learner: the directions' products are not numbers");
     if (rc) {
@@ -263,7 +263,7 @@ void es_prior_read(es_learner *l, const float *param, double *out)
 {
     const es_prior *p = &l->prior;
     for (int i = 0; i < p->n; i++)
-        out[i] = dot(p->dual + (size_t)i * l->a->n_learned, param, l->a->n_learned);
+        out[i] = es_learner_dot(p->dual + (size_t)i * l->a->n_learned, param, l->a->n_learned);
     if (p->n)
         es_linear_solve(p->gram, p->n, out);
 }

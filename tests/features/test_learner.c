@@ -715,7 +715,7 @@ static void prior(void **state)
 
     /* without all of them nothing is left; without one the parts of the others are as they were */
     static const int all[] = {0, 1, 2};
-    assert_ok(es_learner_without(l, all, 3, &left, &err), &err);
+    assert_ok(es_learner_without(l, all, 3, false, &left, &err), &err);
     double most = 0, size = 0;
     for (size_t i = 0; i < n; i++) {
         most = fmax(most, fabs(left->param[i]));
@@ -723,11 +723,36 @@ static void prior(void **state)
     }
     assert_true(size > 0 && most < 1e-5 * size);
     es_adapter_free(left);
-    assert_ok(es_learner_without(l, all + 1, 1, &left, &err), &err);
+    assert_ok(es_learner_without(l, all + 1, 1, false, &left, &err), &err);
     assert_int_not_equal(memcmp(left->param, a->param, n * sizeof *a->param), 0);
     es_adapter_free(left);
+    /* sparing the others: what goes has no part along theirs, <x, y> = sum over matrices of tr (D^T x)^T (D^T y) + lambda x^T y, and is not nothing */
+    assert_ok(es_learner_without(l, all + 1, 1, true, &left, &err), &err);
+    for (int stays = 0; stays < 3; stays += 2) {
+        double product = 0, gone = 0, theirs = 0;
+        for (int i = 0; i < a->n_entry; i++)
+            for (int c = 0; c < 3; c++) {
+                for (int j = 0; j < a->d; j++) {
+                    double x = 0, y = 0;
+                    for (int k = 0; k < 20; k++) {
+                        size_t at = a->entry[i].b + (size_t)(3 * k + c);
+                        x += (double)a->D[k * a->d + j] * ((double)a->param[at] - left->param[at]);
+                        y += (double)a->D[k * a->d + j] * l->item[stays]->moved[at];
+                    }
+                    product += x * y;
+                    gone += x * x;
+                    theirs += y * y;
+                }
+                for (int k = 0; k < 20; k++) {
+                    size_t at = a->entry[i].b + (size_t)(3 * k + c);
+                    product += o.metric_lambda * ((double)a->param[at] - left->param[at]) * l->item[stays]->moved[at];
+                }
+            }
+        assert_true(gone > 0 && theirs > 0 && fabs(product) < 0.01 * sqrt(gone * theirs));
+    }
+    es_adapter_free(left);
     int none = 3;
-    assert_error(es_learner_without(l, &none, 1, &left, &err), &err, "no experience 3");
+    assert_error(es_learner_without(l, &none, 1, false, &left, &err), &err, "no experience 3");
     es_learner_free(l);
 
     /* swapped ones point away from the direction: left out when it is one-sided, and were they not, they could not push it below zero */
