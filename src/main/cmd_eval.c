@@ -7,6 +7,48 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Options that change nothing of what is measured, and whether a value follows. */
+static bool only_shown(const char *word, bool *value)
+{
+    static const char *const FLAG[] = {"--json", "--quiet", "--table"}, *const VALUE[] = {"--plot", "--compare", "--threads", "--memory", "--home"};
+    *value = false;
+    for (size_t i = 0; i < sizeof FLAG / sizeof *FLAG; i++)
+        if (!strcmp(word, FLAG[i]))
+            return true;
+    for (size_t i = 0; i < sizeof VALUE / sizeof *VALUE; i++) {
+        size_t n = strlen(VALUE[i]);
+        *value = !word[n];
+        if (!strncmp(word, VALUE[i], n) && (!word[n] || word[n] == '='))
+            return true;
+    }
+    return false;
+}
+
+void eval_work_words(int argc, char **argv, char hash[65])
+{
+    es_buf words = {0};
+    for (int i = 1; i < argc; i++) {
+        bool value;
+        if (only_shown(argv[i], &value))
+            i += value;
+        else
+            es_buf_printf(&words, "%s\n", argv[i]);
+    }
+    es_sha256_bytes(hash, words.data ? words.data : "", words.len);
+    es_buf_free(&words);
+}
+
+int eval_work_usual(const char *what, const char hash[65], char *out, size_t size, es_error *err)
+{
+    char folder[4096];
+    app_path(folder, sizeof folder, "eval");
+    app_path(out, size, "eval/%s-%.12s.jsonl", what, hash);
+    int rc = es_dir_make(folder, err);
+    if (!rc && !the_app.quiet)
+        fprintf(stderr, "Finished runs are kept in %s: the same command goes on with them.\n", out);
+    return rc;
+}
+
 static int eval_margin(int argc, char **argv)
 {
     const char *experiences = NULL, *adapter_path = NULL;

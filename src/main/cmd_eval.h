@@ -18,4 +18,9 @@ int eval_specs_open(const char *methods, int basis_pairs, bool signs, es_eval_sp
 /* "LABEL.OPTION=VALUE", or "all.OPTION=VALUE"; strict: the label must be there. */
 int eval_specs_set(const opt_texts *set, es_eval_spec *spec, int n, bool strict, es_error *err);
 
+/* The work file of a command that names none: in the home folder's eval/, under a name made of the command's own words (less those that only say how
+ * to run it or to show it), so that the same command goes on with it. Words: before opts_parse, which changes argv. File: makes the folder. */
+void eval_work_words(int argc, char **argv, char hash[65]);
+int eval_work_usual(const char *what, const char hash[65], char *out, size_t size, es_error *err);
+
 #endif

@@ -377,7 +377,7 @@ int eval_adapt(int argc, char **argv)
         {"garbage-kind", "KIND,KIND", OPT_TEXT, &a.kinds, 0, 0, "swap, shuffle, off-topic (default swap)", NULL},
         {"orders", "N", OPT_INT, &o.orders, 1, 100, "draws of the pairs (default 3)", &orders_given},
         {"grid", "NAME", OPT_TEXT, &grid_name, 0, 0, "published, few, selection: tasks, methods, sizes and garbage of what docs/results.md shows; whole: of everything", NULL},
-        {"work", "FILE", OPT_TEXT, &a.work, 0, 0, "where finished runs are kept; the same command goes on with it", NULL},
+        {"work", "FILE", OPT_TEXT, &a.work, 0, 0, "where finished runs are kept; the same command goes on with it (default: in the home folder's eval/, named after the command)", NULL},
         {"table", NULL, OPT_FLAG, &table_only, 0, 0, "run nothing: show what the work file holds", NULL},
         {"plot", "FILE.svg", OPT_TEXT, &a.plot, 0, 0, "draw margin against sqrt(KL) and against experiences", NULL},
         {"compare", "M,M", OPT_TEXT, &a.compare, 0, 0, "methods whose harm is read at the margin they all reach; the first against the best of the others (default features,lora,full)", NULL},
@@ -405,15 +405,17 @@ int eval_adapt(int argc, char **argv)
         {0},
     };
     static const command_help help = {
-        "eval adapt", "--task T,T --methods M,M --work FILE",
+        "eval adapt", "--task T,T --methods M,M",
         "Adapts to the same experiences in several ways, several orders and sizes, with some of the experiences made garbage, and measures each along\n"
         "its path: the margin between preferred and rejected replies on held-out pairs; KL and change of log-likelihood on documents, assistant turns and\n"
         "off-domain pairs; at its end replies of its own and multiple-choice items. Rates and numbers of steps are chosen on dev pairs. Each finished\n"
         "run is a line of the work file: stop it and start it again as you like. Prints tables with intervals; --json: {\"rows\":[...],\"ratios\":[...]}.",
-        "  espalier eval adapt --task politeness --methods none,features,free --work p.jsonl\n"
+        "  espalier eval adapt --task politeness --methods none,features,lora --experiences 8 --orders 1 --json\n"
         "  espalier eval adapt --task pairs.jsonl --methods features,lora8=lora --set lora8.rank=8 --set features.rate=0.001,0.002 --work w.jsonl\n"
         "  espalier eval adapt --grid published --work published.jsonl --plot results.svg", 0, 0};
     int n;
+    char words[65], usual[4096];
+    eval_work_words(argc, argv, words);
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
@@ -422,8 +424,8 @@ int eval_adapt(int argc, char **argv)
         grid = !strcmp(GRIDS[i].name, grid_name) ? &GRIDS[i] : grid;
     if (grid_name && !grid)
         return opts_usage_error("eval adapt", "--grid: there is no %s (published, few, selection, whole)", grid_name);
-    if (!a.work || (!table_only && !grid && (!a.tasks || !a.methods)))
-        return opts_usage_error("eval adapt", "--%s is missing", !a.work ? "work" : !a.tasks ? "task" : "methods");
+    if ((!table_only || !a.work) && !grid && (!a.tasks || !a.methods))
+        return opts_usage_error("eval adapt", "--%s is missing", !a.tasks ? "task" : "methods");
     if (a.sizes.n > ES_EVAL_SIZES || a.at.n > ES_EVAL_POINTS)
         return opts_usage_error("eval adapt", "--%s: at most %d", a.at.n > ES_EVAL_POINTS ? "at" : "experiences", (int)ES_EVAL_SIZES);
     if (grid) { /* what the command line leaves open */
@@ -446,9 +448,11 @@ int eval_adapt(int argc, char **argv)
         o.at[i] = a.at.value[i];
     o.n_at = a.at.n ? a.at.n : o.n_at;
     o.threads = the_app.threads;
-    o.work = a.work;
-    split.seed = o.seed;
     es_error err = {0};
+    if (!a.work && eval_work_usual("adapt", words, usual, sizeof usual, &err))
+        return app_fail(&err);
+    a.work = o.work = a.work ? a.work : usual;
+    split.seed = o.seed;
     if (table_only)
         return report(&a, o.seed, &err);
 

@@ -359,25 +359,28 @@ int eval_sequence(int argc, char **argv)
         {"basis-pairs", "N", OPT_INT, &basis_pairs, 1, 100000, "features, bias: a basis of an equal part for each trait, chosen on so many other pairs of each", NULL},
         {"signs", NULL, OPT_FLAG, &signs, 0, 0, "with one-sided bounds", NULL},
         {"neutral", "FILE", OPT_TEXT, &neutral, 0, 0, "as in eval adapt", NULL},
-        {"work", "FILE", OPT_TEXT, &o.work, 0, 0, "where finished runs are kept; the same command goes on with it", NULL},
+        {"work", "FILE", OPT_TEXT, &o.work, 0, 0, "where finished runs are kept; the same command goes on with it (default: in the home folder's eval/, named after the command)", NULL},
         {"table", NULL, OPT_FLAG, &table_only, 0, 0, "run nothing: show what the work file holds", NULL},
         {"data", "DIR", OPT_TEXT, &the_app.data_option, 0, 0, "as in eval adapt", NULL},
         {"seed", "S", OPT_COUNT, &o.seed, 0, 1e12, "of the draws (default 1)", NULL},
         {0},
     };
     static const command_help help = {
-        "eval sequence", "--work FILE",
-        "Learns several traits one after another and measures the held-out margin of all of them after each; then, for each trait, does the same\n"
-        "without its experiences, which is how it is undone. Says what earlier traits keep while later ones are learned, and how much undoing one changes\n"
-        "the others. With --json: {\"rows\":[{\"method\",\"order\",\"task\",\"margin_learned\",\"margin_end\",\"kept\",\"margin_undone\",...}]}.",
+        "eval sequence", "",
+        "Learns several traits one after another and measures the held-out margin of all of them after each; then undoes each: by the stored parts of its\n"
+        "experiences, plainly and sparing the others, or where a method keeps none by learning again without them. Says what earlier traits keep while\n"
+        "later ones are learned, and how much undoing one changes the others. With --json: {\"rows\":[{\"method\",\"order\",\"task\",\"margin_learned\",\"margin_end\",\"kept\",\"margin_undone\",...}]}.",
         "  espalier eval sequence --methods features,lora,full --work sequence.jsonl", 0, 0};
     int n;
+    char words[65], usual[4096];
+    eval_work_words(argc, argv, words);
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    if (!o.work)
-        return opts_usage_error("eval sequence", "--work is missing");
     es_error err = {0};
+    if (!o.work && eval_work_usual("sequence", words, usual, sizeof usual, &err))
+        return app_fail(&err);
+    o.work = o.work ? o.work : usual;
     es_model *m = NULL;
     app_features f = {0};
     tasks ts = {0};

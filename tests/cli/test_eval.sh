@@ -53,7 +53,8 @@ refused 1 "no method" eval adapt --task task.jsonl --methods magic --work w.json
 refused 1 "loose.colour" eval adapt --task task.jsonl --methods none --set loose.colour=2 --work w.jsonl "${d[@]}" "${small[@]}"
 refused 1 "no option" eval adapt --task task.jsonl --methods lora --set lora.colour=2 --work w.jsonl "${d[@]}" "${small[@]}"
 refused 1 "pool has" eval adapt --task task.jsonl --methods features --basis-pairs 40 --work w.jsonl "${d[@]}" "${small[@]}"
-refused 2 "--work" eval adapt --task task.jsonl --methods none
+want 0 eval adapt --task task.jsonl --methods none "${d[@]}" "${small[@]}" --json; first=$(cat out)
+want 0 eval adapt --task task.jsonl --methods none "${d[@]}" "${small[@]}" --json --quiet --table; [ "$first" = "$(cat out)" ] || fail "the usual work file is not found again"
 refused 2 "--grid" eval adapt --grid some --work w.jsonl
 
 mkdir -p data/tasks; cp task.jsonl data/tasks/mine.jsonl # a task in the data folder
