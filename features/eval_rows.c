@@ -83,24 +83,41 @@ static bool read_at_margin(json_t *line, double margin, double out[N_READ])
     return false;
 }
 
-static double most_harm(json_t *line)
+/* What a margin can be read at: the mean KL on documents and in assistant turns, or on documents alone the KL or what the log-likelihood loses. */
+typedef enum harm_kind { HARM_KL, HARM_KL_DOCUMENTS, HARM_DNLL, N_HARM } harm_kind;
+static const char *const EQUAL[N_HARM] = {"equal_kl", "equal_kl_documents", "equal_dnll"};
+static const char *const MARGIN_AT[N_HARM] = {"margin_at_equal_kl", "margin_at_equal_kl_documents", "margin_at_equal_dnll"};
+static const double HARM_LEAST[N_HARM] = {0, 0, 0.001}; /* below it d(nll) is noise of the texts: nothing is read there */
+
+/* In a scale in which it grows about as the margin does: the root of a KL. */
+static double harm_of(json_t *p, harm_kind kind)
+{
+    return kind == HARM_DNLL ? number(p, "dnll") : sqrt(fmax(kind == HARM_KL ? point_harm(p) : number(p, "kl"), 0));
+}
+
+static double harm_scale(harm_kind kind, double harm)
+{
+    return kind == HARM_DNLL ? harm : sqrt(fmax(harm, 0));
+}
+
+static double most_harm(json_t *line, harm_kind kind)
 {
     double most = 0;
     size_t i;
     json_t *p;
     json_array_foreach(json_object_get(line, "path"), i, p)
-        most = fmax(most, point_harm(p));
-    return most;
+        most = fmax(most, harm_of(p, kind));
+    return kind == HARM_DNLL ? most : most * most;
 }
 
 /* The margin where the path first has so much harm; the last one when it never has. */
-static double margin_at_harm(json_t *line, double harm)
+static double margin_at_harm(json_t *line, harm_kind kind, double harm)
 {
-    double m0 = 0, h0 = 0, want = sqrt(fmax(harm, 0));
+    double m0 = 0, h0 = 0, want = harm_scale(kind, harm);
     size_t i;
     json_t *p;
     json_array_foreach(json_object_get(line, "path"), i, p) {
-        double m = number(p, "margin"), h = sqrt(fmax(point_harm(p), 0));
+        double m = number(p, "margin"), h = harm_of(p, kind);
         if (h >= want && h > h0)
             return m0 + (want - h0) / (h - h0) * (m - m0);
         m0 = m;
@@ -137,20 +154,25 @@ static bool is_one_of(const char *label, const char *const *list, int n)
 
 /* The largest margin, and the largest harm, that all compared methods reach in this setting and order; 0: they do not all reach any, or
  * some are missing. */
-static void common_reach(json_t *lines, json_t *like, const char *const *compared, int n, double *margin, double *harm)
+static void common_reach(json_t *lines, json_t *like, const char *const *compared, int n, double *margin, double harm[N_HARM])
 {
     size_t i;
     json_t *x;
     int seen = 0;
-    *margin = *harm = INFINITY;
+    *margin = INFINITY;
+    for (int k = 0; k < N_HARM; k++)
+        harm[k] = INFINITY;
     json_array_foreach(lines, i, x)
         if (same_setting(x, like) && number(x, "order") == number(like, "order") && is_one_of(string(x, "method"), compared, n)) {
             *margin = fmin(*margin, best_margin(x));
-            *harm = fmin(*harm, most_harm(x));
+            for (int k = 0; k < N_HARM; k++)
+                harm[k] = fmin(harm[k], most_harm(x, (harm_kind)k));
             seen++;
         }
-    if (seen < n || n < 1)
-        *margin = *harm = 0;
+    if (seen < n || n < 1) {
+        *margin = 0;
+        memset(harm, 0, N_HARM * sizeof *harm);
+    }
 }
 
 static json_t *row_of(json_t *lines, json_t *x, const char *const *compared, int n_compared)
@@ -175,15 +197,18 @@ static json_t *row_of(json_t *lines, json_t *x, const char *const *compared, int
         json_object_set_new(row, "margin", json_real(0));
         json_object_set_new(row, "gain", json_real(0));
     }
-    double harm = point_harm(last), margin, most, at[N_READ];
+    double harm = point_harm(last), margin, most[N_HARM], at[N_READ];
     json_object_set_new(row, "margin_per_sqrt_kl", harm > 0 ? json_real(number(row, "margin") / sqrt(harm)) : json_null());
-    common_reach(lines, x, compared, n_compared, &margin, &most);
+    common_reach(lines, x, compared, n_compared, &margin, most);
     bool reaches = margin > 0 && read_at_margin(x, margin, at);
     json_object_set_new(row, "equal_margin", margin > 0 ? json_real(margin) : json_null());
     for (int k = 0; k < N_READ; k++)
         json_object_set_new(row, READ_AT[k], reaches ? json_real(at[k]) : json_null());
-    json_object_set_new(row, "equal_kl", most > 0 ? json_real(most) : json_null());
-    json_object_set_new(row, "margin_at_equal_kl", most > 0 ? json_real(margin_at_harm(x, most)) : json_null());
+    for (int k = 0; k < N_HARM; k++) {
+        bool there = most[k] > HARM_LEAST[k];
+        json_object_set_new(row, EQUAL[k], there ? json_real(most[k]) : json_null());
+        json_object_set_new(row, MARGIN_AT[k], there ? json_real(margin_at_harm(x, (harm_kind)k, most[k])) : json_null());
+    }
     return row;
 }
 
@@ -307,8 +332,8 @@ static void effect_table(json_t *rows, bool any_task, es_buf *out)
     size_t i;
     json_t *x;
     es_buf_str(out, "| task | pairs | garbage | method | margin | gain | KL raw | d(nll) raw | KL chat | d(nll) chat | KL off-domain | margin / sqrt(KL) | "
-                    "void | equal margin | KL there | d(nll) there | KL chat there | d(nll) chat there | margin at equal KL |\n"
-                    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+                    "void | equal margin | KL there | d(nll) there | KL chat there | d(nll) chat there | margin at equal KL | at equal KL raw | at equal d(nll) raw |\n"
+                    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     json_array_foreach(rows, i, x) {
         if (seen_before(rows, i, any_task))
             continue;
@@ -325,7 +350,8 @@ static void effect_table(json_t *rows, bool any_task, es_buf *out)
         cell(rows, x, NULL, "equal_margin", "%.3f", any_task, out);
         for (int k = 0; k < N_READ; k++)
             cell(rows, x, NULL, READ_AT[k], k % 2 ? "%+.4f" : "%.4f", any_task, out);
-        cell(rows, x, NULL, "margin_at_equal_kl", "%.3f", any_task, out);
+        for (int k = 0; k < N_HARM; k++)
+            cell(rows, x, NULL, MARGIN_AT[k], "%.3f", any_task, out);
         es_buf_str(out, "\n");
     }
 }
@@ -525,7 +551,8 @@ static double member_of(json_t *x, const char *key)
 int es_eval_ratios(json_t *rows, const char *label, const char *const *others, int n_others, uint64_t seed, json_t **out, es_error *err)
 {
     static const struct { const char *what; bool more; } WHAT[] = {
-        {"dnll_at_equal", false}, {"dnll_chat_at_equal", false}, {"kl_at_equal", false}, {"kl_chat_at_equal", false}, {"margin_at_equal_kl", true}};
+        {"dnll_at_equal", false}, {"dnll_chat_at_equal", false}, {"kl_at_equal", false}, {"kl_chat_at_equal", false}, {"margin_at_equal_kl", true},
+        {"margin_at_equal_kl_documents", true}, {"margin_at_equal_dnll", true}};
     size_t i, j;
     json_t *x, *tasks = json_array();
     int orders = 0, rc = ES_OK;
@@ -587,9 +614,9 @@ int es_eval_ratios(json_t *rows, const char *label, const char *const *others, i
                 const char *task = json_string_value(json_array_get(tasks, (size_t)t));
                 json_t *bad = find_row(rows, x, task, string(x, "method"), o), *good = find_row(rows, clean, task, string(x, "method"), o);
                 size_t at = (size_t)t * (size_t)orders + (size_t)o;
-                double harm = bad && good ? fmin(most_harm(bad), most_harm(good)) : NAN;
-                g.own[at] = bad && good ? margin_at_harm(bad, harm) : NAN;
-                g.other[at] = bad && good ? margin_at_harm(good, harm) : NAN;
+                double harm = bad && good ? fmin(most_harm(bad, HARM_KL), most_harm(good, HARM_KL)) : NAN;
+                g.own[at] = bad && good ? margin_at_harm(bad, HARM_KL, harm) : NAN;
+                g.other[at] = bad && good ? margin_at_harm(good, HARM_KL, harm) : NAN;
             }
         json_decref(clean);
         add_ratio(*out, x, string(x, "method"), "itself, clean", "margin_kept", &g, seed);

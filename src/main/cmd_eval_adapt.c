@@ -135,7 +135,7 @@ static const struct grid {
      {{ALL_TASKS, "features,curated=features,curated-free=free,lora8=lora,lora,full", "1,2,4", "0", "swap", 3}},
      "4,8", "politeness,snakecase", 4, 1000, 600, 40, 40, 1},
     {"selection", /* what the chosen features are worth against random ones, and against no constraint */
-     {{ALL_TASKS, "features,curated=features,chosen16=features,random16=random,free,curated-free=free", "8,32", "0", "swap", 3}},
+     {{ALL_TASKS, "features,curated=features,chosen4=features,random4=random,chosen16=features,random16=random,chosen64=features,random64=random,free,curated-free=free", "8,32", "0", "swap", 3}},
      "4,8", "politeness,snakecase", 4, 1000, 600, 40, 40, 1},
     {"whole", {{ALL_TASKS, ALL_METHODS ",free,bias,random", "1,2,4,8,16,32", "0,0.2,0.4", "swap,shuffle,off-topic", 3}}, "2,4,8", NULL, 0, 1500, 1000, 64, 64, 3},
     {0},
@@ -152,9 +152,11 @@ static void usual_options(es_eval_spec *s)
         s->prior = s->o.white = s->o.weighting = true;
         s->o.one_sided = curated;
     }
-    if (!strcmp(s->label, "chosen16") || !strcmp(s->label, "random16"))
-        s->o.basis_size = 16;
-    if (!strcmp(s->label, "chosen16"))
+    bool chosen = !strncmp(s->label, "chosen", 6), drawn = !strncmp(s->label, "random", 6);
+    int size = chosen || drawn ? atoi(s->label + 6) : 0; /* chosen16, random16 */
+    if (size > 0)
+        s->o.basis_size = size;
+    if (size > 0 && chosen)
         s->basis_pairs = s->basis_pairs ? s->basis_pairs : GRID_RESERVE;
     if (!strcmp(s->label, "lora8"))
         s->o.rank = 8;
