@@ -38,6 +38,14 @@ static const struct {
 };
 enum { N_OPTION = sizeof OPTION / sizeof *OPTION };
 
+static void usual_rates(es_eval_spec *s)
+{
+    s->rate[0] = s->o.rate / 2;
+    s->rate[1] = s->o.rate;
+    s->rate[2] = s->o.rate * 2;
+    s->n_rate = 3;
+}
+
 int es_eval_spec_new(es_eval_spec *out, const char *text, es_error *err)
 {
     const char *equals = strchr(text, '='), *method = equals ? equals + 1 : text;
@@ -56,12 +64,8 @@ int es_eval_spec_new(es_eval_spec *out, const char *text, es_error *err)
     out->o = es_method_default(out->kind);
     out->o.max_prompt = 64;
     out->o.max_reply = 64;
-    if (out->o.rate > 0) {
-        out->rate[0] = out->o.rate / 2;
-        out->rate[1] = out->o.rate;
-        out->rate[2] = out->o.rate * 2;
-        out->n_rate = 3;
-    }
+    if (out->o.rate > 0)
+        usual_rates(out);
     return ES_OK;
 }
 
@@ -87,6 +91,13 @@ int es_eval_spec_set(es_eval_spec *s, const char *option, const char *value, es_
                 return ES_OK;
         }
     }
+    if (!strcmp(option, "form")) {
+        if (!es_form_named(value, &s->o.form))
+            return es_fail(err, ES_ERR_USAGE, "%s.form: there is no form \"%.32s\" (bias, gain, map, lora)", s->label, value);
+        s->o.rate = es_learner_default(s->o.form).learning_rate;
+        usual_rates(s);
+        return ES_OK;
+    }
     if (!strcmp(option, "preference")) {
         if (snprintf(s->preference, sizeof s->preference, "%s", value) >= (int)sizeof s->preference)
             return es_fail(err, ES_ERR_USAGE, "%s.preference: at most %zu bytes", s->label, sizeof s->preference - 1);
@@ -109,7 +120,7 @@ int es_eval_spec_set(es_eval_spec *s, const char *option, const char *value, es_
     es_buf names = {0};
     for (int i = 0; i < N_OPTION; i++)
         es_buf_printf(&names, " %s", OPTION[i].name);
-    int rc = es_fail(err, ES_ERR_USAGE, "%s has no option \"%.32s\"; there are rate preference%s", s->label, option, names.data ? names.data : "");
+    int rc = es_fail(err, ES_ERR_USAGE, "%s has no option \"%.32s\"; there are rate form preference%s", s->label, option, names.data ? names.data : "");
     es_buf_free(&names);
     return rc;
 }
@@ -125,6 +136,8 @@ void es_eval_spec_text(const es_eval_spec *s, es_buf *out)
                                                    : (double)*(const uint64_t *)at;
         es_buf_printf(out, " %s=%.10g", OPTION[i].name, v);
     }
+    if (s->o.form != es_method_default(s->kind).form)
+        es_buf_printf(out, " form=%s", es_form_name(s->o.form));
     if (s->o.basis)
         es_buf_printf(out, " basis=%s@%d/%d", s->o.basis->name, s->o.basis->version, s->o.basis->n);
     if (*s->preference)

@@ -67,7 +67,7 @@ typedef struct es_eval_spec { /* a row of the table: a method with its options *
 
 /* "features", or "LABEL=features" for the same method under other options. Rates: 0.5, 1 and 2 times the method's default. */
 int es_eval_spec_new(es_eval_spec *out, const char *text, es_error *err);
-/* One option by its name in es_method_options, or rate (several with commas), basis_pairs, signs. */
+/* One option by its name in es_method_options, or rate (several with commas), form (by name; brings that form's usual rates), basis_pairs, signs. */
 int es_eval_spec_set(es_eval_spec *s, const char *option, const char *value, es_error *err);
 void es_eval_spec_text(const es_eval_spec *s, es_buf *out); /* all of them as "name=value ..." */
 

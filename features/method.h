@@ -47,6 +47,7 @@ typedef struct es_method_options {
     const es_atlas *a;         /* may be NULL */
     const es_basis *basis;     /* features; NULL: chosen by the gradient of the experiences at the first step */
     int basis_size;
+    es_form form;              /* features, random: of the adapter; white is for lora */
     double rate;               /* learning rate; 0: the method's own default */
     int rank;                  /* low-rank methods; 0: the method's own default */
     int batch;                 /* experiences a step; 0: all */

@@ -29,6 +29,8 @@ static int features_open(void **self, es_method_kind k, es_model *base, const es
 {
     if (!o->s && k != ES_METHOD_FREE)
         return es_fail(err, ES_ERR_USAGE, "%s needs a dictionary", es_method_name(k));
+    if (k == ES_METHOD_FREE && o->form != ES_FORM_LORA)
+        return es_fail(err, ES_ERR_USAGE, "%s has the form lora only", es_method_name(k));
     features_method *m = es_calloc(1, sizeof *m);
     if (!m)
         return es_fail(err, ES_ERR_MEMORY, "no memory for a method");
@@ -69,7 +71,7 @@ static int set_inputs(features_method *m, const volatile bool *cancel, es_error 
 static int start(features_method *m, const volatile bool *cancel, es_error *err)
 {
     es_adapter_options ao = es_adapter_default(m->o.s, m->base);
-    ao.form = m->kind == ES_METHOD_BIAS ? ES_FORM_BIAS : ES_FORM_LORA;
+    ao.form = m->o.form;
     ao.constrained = m->kind != ES_METHOD_FREE;
     ao.rank = m->o.rank > 0 ? m->o.rank : ao.rank;
     ao.seed = m->o.seed;

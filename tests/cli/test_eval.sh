@@ -44,6 +44,11 @@ assert all(0 <= d["weight"] <= 1 and -1.001 <= d["agreement"] <= 1.001 for d in 
 bad = [d["agreement"] for d in seen if d["garbage"]]; good = [d["agreement"] for d in seen if not d["garbage"]]
 assert max(bad) < min(good), seen # swapped ones point the other way
 PY
+# The other forms of the constrained adapter beside it
+want 0 eval adapt --task task.jsonl --methods features,g=features,m=features "${small[@]}" "${d[@]}" --set all.basis_size=8 --set features.rank=4 --set g.form=gain --set m.form=map --set m.rate=0.001 \
+  --work f.jsonl --json --experiences 2 --orders 1
+is '{r["method"]: r["parameters"] for r in v["rows"]}["g"] == 8 and {r["method"]: r["parameters"] for r in v["rows"]}["m"] == 72' out || fail "forms"
+refused 1 "no form" eval adapt --task task.jsonl --methods features --set features.form=round --work x.jsonl "${d[@]}" "${small[@]}"
 refused 1 "prior needs white inputs" eval adapt --task task.jsonl --methods features --set features.prior=1 --work x.jsonl "${d[@]}" "${small[@]}"
 refused 1 "weighed by a prior" eval adapt --task task.jsonl --methods lora --set lora.weighting=1 --work x.jsonl "${d[@]}" "${small[@]}"
 
