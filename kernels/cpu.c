@@ -366,6 +366,7 @@ static const es_kernels table = {
     .attention_back = es_cpu_attention_back,
     .log_softmax_pick = log_softmax_pick,
     .log_softmax_pick_back = log_softmax_pick_back,
+    ES_HOST_OPS,
 };
 
 const es_simd *es_cpu_simd;

@@ -1,5 +1,5 @@
 /* kernels: the op table. One scalar reference (readable; the documentation of the fast one), one CPU table (OpenBLAS and
- * SIMD). A CUDA table will fill the same struct from kernels/cuda. All backends pass the same op test.
+ * SIMD), one for CUDA (kernels/cuda). All backends pass the same op tests.
  *
  * Matrices are row-major f32 unless said otherwise. T tokens (rows), a weight W[N,K] maps rows of K to rows of N:
  * y[T,N] = x[T,K] W^T. Weights may be quantised; activations are f32. */
@@ -116,7 +116,46 @@ typedef struct es_kernels {
     /* In place: logits[t,:] = dlogprob[t] * (onehot(target[t]) - softmax(logits[t,:])), given logsum. */
     void (*log_softmax_pick_back)(es_pool *p, float *logits, const int32_t *target, const float *logsum, const float *dlogprob,
                                   int T, int V);
+
+    /* ---- what a whole model needs besides, so that it runs wherever the table's memory is ----
+     * Every pointer above and below is to the table's memory (host memory for the CPU tables, the card's for CUDA) unless it says
+     * "host". A call may return before its work is done; a pool's work is done in the order of its calls. Ops cannot fail one by one:
+     * the pool keeps its first failure, does nothing more, and sync tells. CPU tables never fail here but in alloc. */
+
+    /* Uninitialised, 64-byte aligned. ES_ERR_MEMORY names what was wanted and what is free. */
+    int (*alloc)(es_pool *p, void **out, size_t bytes, es_error *err);
+    void (*release)(es_pool *p, void *memory); /* waits for the pool's work first; NULL goes */
+    void (*upload)(es_pool *p, void *to, const void *host, size_t bytes);   /* host may be reused on return */
+    void (*download)(es_pool *p, void *host, const void *from, size_t bytes); /* has arrived on return; zeros when the pool failed */
+    void (*copy)(es_pool *p, void *to, const void *from, size_t bytes); /* the two do not overlap */
+    void (*clear)(es_pool *p, void *memory, size_t bytes);
+    /* Waits for the pool's work. The first failure since the last call, ES_ERR_MEMORY or ES_ERR_DEVICE; 0: none. */
+    int (*sync)(es_pool *p, es_error *err);
+
+    /* y += alpha x. */
+    void (*axpy)(es_pool *p, float alpha, const float *x, float *y, size_t n);
+    /* Row i of out[n, d] = row index[i] of x; and the other way: row index[i] of out = row i of x[n, d], no index twice. */
+    void (*gather_rows)(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
+    void (*scatter_rows)(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
+    /* out[T, w.n_in] = scale * the rows ids[t] of w, which the caller has checked. Back: dw[ids[t]] += scale * dh[t], dw[n_rows, d]. */
+    void (*embed)(es_pool *p, const es_weight *w, const int32_t *ids, int T, float scale, float *out);
+    void (*embed_back)(es_pool *p, const float *dh, const int32_t *ids, int T, int d, float scale, float *dw, int n_rows);
+    /* Rows of h[T, d] with pos[t] >= min_pos: += scale * v[d]. Back: dv += scale * the sum of these rows of dh. */
+    void (*add_vector)(es_pool *p, float *h, const int *pos, int min_pos, float scale, const float *v, int T, int d);
+    void (*add_vector_back)(es_pool *p, const float *dh, const int *pos, int min_pos, float scale, int T, int d, float *dv);
+    /* dw[d] += the gradient of rmsnorm's weight. */
+    void (*rmsnorm_weight_back)(es_pool *p, const float *x, const float *dy, float *dw, int T, int d, float eps);
+    /* dx[i] *= 1 - (y[i] / cap)^2: through soft_cap, y being what it gave. */
+    void (*soft_cap_back)(es_pool *p, const float *y, float *dx, size_t n, float cap);
+    /* The k <= ES_TOP_MAX largest of x[n] and where they were, largest first, of equal ones the lower place first; a NaN counts as
+     * -infinity. logsum (may be NULL): log sum exp of all. k <= n. */
+    void (*top)(es_pool *p, const float *x, int n, int k, int32_t *index, float *value, float *logsum);
+    /* Adam (Kingma & Ba 2015) on x with gradient g: m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; x -= rate m / (sqrt(v) + eps).
+     * Bias corrections and decay are in rate, eps and keep: x *= keep first. */
+    void (*adam)(es_pool *p, float *x, const float *g, float *m, float *v, size_t n, float b1, float b2, float rate, float eps, float keep);
 } es_kernels;
+
+enum { ES_TOP_MAX = 1024 };
 
 const es_kernels *es_kernels_scalar(void); /* single-threaded reference: ignores the pool (which may be NULL) */
 const es_kernels *es_kernels_cpu(void);    /* OpenBLAS and SIMD, dispatched at run time; needs a pool */

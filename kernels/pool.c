@@ -34,6 +34,8 @@ struct es_pool {
     int started; /* workers that run, for es_pool_free */
     pthread_t *worker;
     char *scratch;
+    void *device; /* an accelerator's stream, whose pool this is; else NULL */
+    void (*close_device)(void *device);
 };
 
 static inline void pause_cpu(void)
@@ -129,10 +131,33 @@ int es_pool_open(es_pool **out, int threads, es_error *err)
     return ES_OK;
 }
 
+int es_pool_open_device(es_pool **out, void *device, void (*close)(void *device), es_error *err)
+{
+    *out = NULL;
+    es_pool *p = es_calloc(1, sizeof *p);
+    if (!p)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a pool");
+    p->threads = 1;
+    p->device = device;
+    p->close_device = close;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    pthread_cond_init(&p->done, NULL);
+    *out = p;
+    return ES_OK;
+}
+
+void *es_pool_device(const es_pool *p)
+{
+    return p ? p->device : NULL;
+}
+
 void es_pool_free(es_pool *p)
 {
     if (!p)
         return;
+    if (p->device)
+        p->close_device(p->device);
     pthread_mutex_lock(&p->lock);
     atomic_store(&p->stop, true);
     pthread_cond_broadcast(&p->wake);

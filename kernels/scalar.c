@@ -366,6 +366,7 @@ static const es_kernels table = {
     .attention_back = attention_back,
     .log_softmax_pick = log_softmax_pick,
     .log_softmax_pick_back = log_softmax_pick_back,
+    ES_HOST_OPS,
 };
 
 const es_kernels *es_kernels_scalar(void)

@@ -1,0 +1,258 @@
+// Attention forward, for prompts and for decoding, by tiles of positions with a running maximum and sum (Milakov & Gimelshein 2018; Dao et
+// al. 2022). For few tokens the positions are shared out among blocks, whose results are then joined, because one block a head would leave
+// most of the card idle. Limits: decoding reads the cache once (bandwidth); a prompt does its products in f32 without tensor cores.
+#include "attention.cuh"
+
+enum { SEQUENCES = 64, MAX_SPLITS = 64 };
+
+struct sequence {
+    const void *k, *v; // rows of n_kv * D from position 0
+    int pos0, T, row;  // row: of q and out, its first
+};
+struct sequences {
+    sequence s[SEQUENCES];
+};
+struct result { // where it goes: out, or parts to be joined, or what the backward pass needs
+    float *out;
+    float *part; // [row, head, split][D + 2]: sum, maximum, numbers; NULL: not split
+    float *logsum, *delta; // [row, head]; NULL: not wanted. delta = dout . out
+    const float *dout;
+};
+
+// Grid: rows of queries / R, key-value heads, sequences * splits.
+template <class KV, int R, int EACH>
+static __global__ void attend(es_attend a, sequences all, const float *q, result to, int splits)
+{
+    const sequence seq = all.s[blockIdx.z / splits];
+    const int D = a.D, split = blockIdx.z % splits, row0 = blockIdx.x * R, rows = seq.T * a.group;
+    if (row0 >= rows)
+        return;
+    ES_SHARED(float, qs);                // [R][D]
+    float *ss = qs + R * D;              // [R][ES_POSITIONS]
+    float *top = ss + R * ES_POSITIONS;  // [R] running maximum, sum, factor of what is there
+    float *mass = top + R, *shrink = mass + R, *red = shrink + R;
+    const int threads = blockDim.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, head0 = blockIdx.y * a.group;
+    const int last = row0 + R < rows ? row0 + R - 1 : rows - 1;
+    // positions that some row here sees, and this block's share of them in whole tiles
+    const int first = es_first_seen(a, seq.pos0 + row0 / a.group) / ES_POSITIONS, end = seq.pos0 + last / a.group + 1;
+    const int tiles = (end + ES_POSITIONS - 1) / ES_POSITIONS - first;
+    const int from = first + tiles * split / splits, until = first + tiles * (split + 1) / splits;
+    const KV *k = (const KV *)seq.k + (size_t)blockIdx.y * D, *v = (const KV *)seq.v + (size_t)blockIdx.y * D;
+    const size_t step = (size_t)a.n_kv * D;
+
+    for (int e = threadIdx.x; e < R * D; e += threads) {
+        const int row = row0 + e / D;
+        qs[e] = row < rows ? q[((size_t)(seq.row + row / a.group) * a.n_head + head0 + row % a.group) * D + e % D] : 0;
+    }
+    if (threadIdx.x < R) {
+        top[threadIdx.x] = -INFINITY;
+        mass[threadIdx.x] = 0;
+    }
+    float sum[EACH][R] = {};
+    __syncthreads();
+    for (int tile = from; tile < until; tile++) {
+        const int p0 = tile * ES_POSITIONS;
+        for (int j = threadIdx.x / ES_LANES; j < ES_POSITIONS; j += threads / ES_LANES) {
+            const int p = p0 + j;
+            float dot[R];
+            es_dots<R>(qs, k + (size_t)p * step, D, p < end, dot);
+            if (threadIdx.x % ES_LANES == 0)
+#pragma unroll
+                for (int r = 0; r < R; r++) {
+                    const int row = row0 + r, pos = seq.pos0 + row / a.group;
+                    const bool seen = row < rows && p <= pos && p >= es_first_seen(a, pos);
+                    ss[r * ES_POSITIONS + j] = seen ? es_score(a, dot[r]) : -INFINITY;
+                }
+        }
+        __syncthreads();
+        for (int r = warp; r < R; r += threads / 32) {
+            float *s = ss + r * ES_POSITIONS;
+            const float s0 = s[lane], s1 = s[lane + 32], old = top[r], max = fmaxf(old, es_warp_max(fmaxf(s0, s1)));
+            const float p_0 = s0 == -INFINITY ? 0 : expf(s0 - max), p_1 = s1 == -INFINITY ? 0 : expf(s1 - max), both = es_warp_sum(p_0 + p_1);
+            s[lane] = p_0;
+            s[lane + 32] = p_1;
+            if (lane == 0) {
+                const float f = old == -INFINITY ? 0 : expf(old - max);
+                shrink[r] = f;
+                mass[r] = mass[r] * f + both;
+                top[r] = max;
+            }
+        }
+        __syncthreads();
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            const int d = threadIdx.x + e * threads;
+            if (d >= D)
+                continue;
+#pragma unroll
+            for (int r = 0; r < R; r++)
+                sum[e][r] *= shrink[r];
+            for (int j = 0; j < ES_POSITIONS && p0 + j < end; j += 4) {
+                float x[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    x[i] = p0 + j + i < end ? es_as_float(v[(size_t)(p0 + j + i) * step + d]) : 0;
+#pragma unroll
+                for (int r = 0; r < R; r++) {
+                    const float4 w = *(const float4 *)(ss + r * ES_POSITIONS + j);
+                    sum[e][r] += w.x * x[0] + w.y * x[1] + w.z * x[2] + w.w * x[3];
+                }
+            }
+        }
+        __syncthreads(); // before the next tile's scores
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const int row = row0 + r;
+        if (row >= rows) // the same for the whole block
+            break;
+        const size_t at = (size_t)(seq.row + row / a.group) * a.n_head + head0 + row % a.group;
+        if (to.logsum) {
+            float along = 0;
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                const int d = threadIdx.x + e * threads;
+                along += d < D ? to.dout[at * D + d] * sum[e][r] : 0;
+            }
+            along = es_block_sum(along, red);
+            if (threadIdx.x == 0) {
+                to.delta[at] = along / mass[r];
+                to.logsum[at] = top[r] + logf(mass[r]);
+            }
+            continue;
+        }
+        float *part = to.part ? to.part + (at * splits + split) * (D + 2) : NULL;
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            const int d = threadIdx.x + e * threads;
+            if (d < D)
+                *(part ? part + 2 + d : to.out + at * D + d) = part ? sum[e][r] : sum[e][r] / mass[r];
+        }
+        if (part && threadIdx.x == 0) {
+            part[0] = top[r];
+            part[1] = mass[r];
+        }
+    }
+}
+
+// Grid: rows * heads.
+static __global__ void join_parts(const float *part, float *out, int D, int splits)
+{
+    const float *p = part + (size_t)blockIdx.x * splits * (D + 2);
+    float max = -INFINITY, mass = 0;
+    for (int i = 0; i < splits; i++)
+        max = fmaxf(max, p[(size_t)i * (D + 2)]);
+    for (int i = 0; i < splits; i++) {
+        const float top = p[(size_t)i * (D + 2)];
+        mass += top == -INFINITY ? 0 : expf(top - max) * p[(size_t)i * (D + 2) + 1];
+    }
+    for (int d = threadIdx.x; d < D; d += blockDim.x) {
+        float sum = 0;
+        for (int i = 0; i < splits; i++) {
+            const float top = p[(size_t)i * (D + 2)];
+            sum += top == -INFINITY ? 0 : expf(top - max) * p[(size_t)i * (D + 2) + 2 + d];
+        }
+        out[(size_t)blockIdx.x * D + d] = sum / mass;
+    }
+}
+
+template <class KV, int R, int EACH>
+static void launch(es_stream *s, const es_attend &a, const sequences &all, int n_seq, int tiles, const float *q, const result &to, int splits)
+{
+    const int threads = es_attend_threads(a.D);
+    dim3 grid(tiles, a.n_kv, n_seq * splits);
+    ES_LAUNCH(s, (attend<KV, R, EACH>), grid, threads, (R * (a.D + ES_POSITIONS + 3) + 32) * sizeof(float), a, all, q, to, splits);
+}
+
+template <class KV>
+static void run(es_stream *s, const es_attend &a, const sequences &all, int n_seq, int most_rows, int most_positions, int n_rows, const float *q,
+                result to)
+{
+    // 16 rows a block reuse a key 16 times; few rows waste less with 4.
+    const bool wide = most_rows > 8 && a.D <= 256;
+    const int R = wide ? 16 : 4, tiles = (most_rows + R - 1) / R;
+    const size_t blocks = (size_t)tiles * a.n_kv * n_seq, want = (size_t)s->card->sms * 2;
+    size_t splits = to.logsum ? 1 : blocks >= want ? 1 : (want + blocks - 1) / blocks, longest = (size_t)most_positions / (2 * ES_POSITIONS);
+    splits = splits > longest ? longest : splits;
+    splits = splits > MAX_SPLITS ? (size_t)MAX_SPLITS : splits;
+    const size_t each = sizeof(float) * (size_t)n_rows * a.n_head * (a.D + 2);
+    splits = splits * each > s->o.workspace ? s->o.workspace / each : splits;
+    splits = splits < 2 ? 1 : splits;
+    to.part = splits > 1 ? (float *)s->work : NULL;
+    if (wide)
+        launch<KV, 16, 1>(s, a, all, n_seq, tiles, q, to, (int)splits);
+    else if (a.D <= 256)
+        launch<KV, 4, 1>(s, a, all, n_seq, tiles, q, to, (int)splits);
+    else
+        launch<KV, 4, 2>(s, a, all, n_seq, tiles, q, to, (int)splits);
+    if (to.part)
+        ES_LAUNCH(s, join_parts, n_rows * a.n_head, a.D <= 64 ? 64 : 128, 0, (const float *)to.part, to.out, a.D, (int)splits);
+}
+
+static int span(const es_attn *a) // positions that the tokens see
+{
+    return a->pos0 + a->T - es_attn_first(a, a->pos0);
+}
+
+static void attention(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out)
+{
+    es_stream *s = es_stream_of(p);
+    sequences one = {};
+    if (a->T < 1 || !es_attend_can(s, a))
+        return;
+    one.s[0] = sequence{k, v, a->pos0, a->T, 0};
+    result to = {};
+    to.out = out;
+    run<float>(s, es_attend_of(a), one, 1, a->T * (a->n_head / a->n_kv), span(a), a->T, q, to);
+}
+
+static void attention_half(es_pool *p, const es_attn *a, int n_seq, const float *q, const uint16_t *const *k, const uint16_t *const *v,
+                           float *out)
+{
+    es_stream *s = es_stream_of(p);
+    for (int from = 0; from < n_seq;) {
+        sequences some = {};
+        int n = 0, rows = 0, most_rows = 0, most = 0;
+        const es_attn *shape = &a[from];
+        if (!es_attend_can(s, shape))
+            return;
+        // those of one shape together; a sequence without tokens takes no place
+        for (; from < n_seq && n < SEQUENCES && a[from].n_head == shape->n_head && a[from].n_kv == shape->n_kv &&
+               a[from].head_dim == shape->head_dim && a[from].scale == shape->scale && a[from].cap == shape->cap && a[from].window == shape->window;
+             from++) {
+            const es_attn *one = &a[from];
+            if (one->T < 1)
+                continue;
+            some.s[n++] = sequence{k[from], v[from], one->pos0, one->T, rows};
+            rows += one->T;
+            most_rows = one->T > most_rows ? one->T : most_rows;
+            most = span(one) > most ? span(one) : most;
+        }
+        result to = {};
+        to.out = out;
+        if (n > 0)
+            run<__half>(s, es_attend_of(shape), some, n, most_rows * (shape->n_head / shape->n_kv), most, rows, q, to);
+        const size_t done = (size_t)rows * shape->n_head * shape->head_dim;
+        q += done;
+        out += done;
+    }
+}
+
+// For attention_back.cu: logsum and delta [T, n_head].
+void es_attention_stats(es_stream *s, const es_attn *a, const float *q, const float *k, const float *v, const float *dout, float *logsum,
+                        float *delta)
+{
+    sequences one = {};
+    one.s[0] = sequence{k, v, a->pos0, a->T, 0};
+    result to = {};
+    to.logsum = logsum;
+    to.delta = delta;
+    to.dout = dout;
+    run<float>(s, es_attend_of(a), one, 1, a->T * (a->n_head / a->n_kv), span(a), a->T, q, to);
+}
+
+void es_attention_ops(es_kernels *k)
+{
+    k->attention = attention;
+    k->attention_half = attention_half;
+}

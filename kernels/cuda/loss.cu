@@ -1,0 +1,201 @@
+// What is done with a row of logits: its log-sum and gradient, and its largest for sampling. All of it waits for memory.
+#include "device.cuh"
+
+enum { THREADS = 512, TOP_THREADS = 1024 };
+
+// max and sum of e^(x - max), over pieces in any order: (m, s) and (m', s') make (M, s e^(m-M) + s' e^(m'-M)). A NaN makes the sum one.
+struct log_sum { float max, sum; };
+
+static __device__ __forceinline__ log_sum joined(log_sum a, log_sum b)
+{
+    const float max = fmaxf(a.max, b.max);
+    if (max == -INFINITY)
+        return {max, a.sum + b.sum}; // nothing yet, or a NaN
+    return {max, a.sum * expf(a.max - max) + b.sum * expf(b.max - max)};
+}
+
+// red: 64 floats.
+static __device__ log_sum row_log_sum(const float *x, int n, float *red)
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    log_sum all = {-INFINITY, 0};
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        all = joined(all, log_sum{x[i], isnan(x[i]) ? x[i] : x[i] == -INFINITY ? 0.0f : 1.0f});
+    for (int turn = 0; turn < 2; turn++) { // over the warp, then over the warps' results
+        for (int step = 16; step > 0; step >>= 1) {
+            log_sum other = {__shfl_xor_sync(0xffffffffu, all.max, step), __shfl_xor_sync(0xffffffffu, all.sum, step)};
+            all = joined(all, other);
+        }
+        if (turn)
+            break;
+        __syncthreads();
+        if (lane == 0) {
+            red[2 * warp] = all.max;
+            red[2 * warp + 1] = all.sum;
+        }
+        __syncthreads();
+        all = lane < warps ? log_sum{red[2 * lane], red[2 * lane + 1]} : log_sum{-INFINITY, 0};
+    }
+    return all;
+}
+
+static __global__ void pick_rows(const float *logits, const int32_t *target, int V, float *logprob, float *logsum)
+{
+    ES_SHARED(float, red);
+    const float *row = logits + (size_t)blockIdx.x * V;
+    const log_sum all = row_log_sum(row, V, red);
+    if (threadIdx.x == 0) {
+        const float log_all = all.max + logf(all.sum);
+        logsum[blockIdx.x] = log_all;
+        logprob[blockIdx.x] = row[target[blockIdx.x]] - log_all;
+    }
+}
+
+static __global__ void pick_rows_back(float *logits, const int32_t *target, const float *logsum, const float *dlogprob, int V)
+{
+    float *row = logits + (size_t)blockIdx.y * V;
+    const float d = dlogprob[blockIdx.y], all = logsum[blockIdx.y];
+    const int hit = target[blockIdx.y];
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < V; i += gridDim.x * blockDim.x)
+        row[i] = (i == hit ? d : 0) - d * expf(row[i] - all);
+}
+
+static void log_softmax_pick(es_pool *p, const float *logits, const int32_t *target, int T, int V, float *logprob, float *logsum)
+{
+    es_stream *s = es_stream_of(p);
+    if (T > 0)
+        ES_LAUNCH(s, pick_rows, T, THREADS, 64 * sizeof(float), logits, target, V, logprob, logsum);
+}
+
+enum { ROWS_AT_ONCE = 32768 }; // a grid's height is at most 65535
+
+static void log_softmax_pick_back(es_pool *p, float *logits, const int32_t *target, const float *logsum, const float *dlogprob, int T, int V)
+{
+    es_stream *s = es_stream_of(p);
+    for (int t = 0; t < T; t += ROWS_AT_ONCE) {
+        dim3 grid(es_ceil_div(V, THREADS * 8), T - t < ROWS_AT_ONCE ? T - t : ROWS_AT_ONCE);
+        ES_LAUNCH(s, pick_rows_back, grid, THREADS, 0, logits + (size_t)t * V, target + t, logsum + t, dlogprob + t, V);
+    }
+}
+
+// ---- the k largest --------------------------------------------------------------------------------------------------------------------
+
+// Larger floats are larger keys; a NaN is the least, as -infinity; -0 and 0 are one.
+static __device__ __forceinline__ uint32_t key_of(float x)
+{
+    if (isnan(x))
+        x = -INFINITY;
+    const uint32_t bits = __float_as_uint(x + 0.0f);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+static __device__ __forceinline__ float value_of(uint32_t key)
+{
+    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// One block. The k-th largest key is found a byte at a time, from the top: a histogram of the byte among the keys that agree above it.
+// Then the larger keys and, in order of place, as many equal ones as are left over are collected and put in order by their ranks.
+static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int n, int k, int32_t *index, float *value, float *logsum)
+{
+    ES_SHARED(uint32_t, count);                     // [256] histogram; later [32] places of warps, twice
+    uint32_t *state = count + 256;                  // [4] prefix, how many of the equal are wanted, taken, taken of the equal
+    uint32_t *keys = state + 4;                     // [k]
+    int32_t *place = (int32_t *)(keys + ES_TOP_MAX); // [k]
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (threadIdx.x == 0) {
+        state[0] = 0;
+        state[1] = (uint32_t)k;
+    }
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        __syncthreads();
+        const uint32_t prefix = state[0], wanted = state[1], above = shift == 24 ? 0 : 0xffffffffu << (shift + 8);
+        if (threadIdx.x < 256)
+            count[threadIdx.x] = 0;
+        __syncthreads();
+        for (int i = threadIdx.x; i < n; i += TOP_THREADS) {
+            const uint32_t key = key_of(x[i]);
+            if ((key & above) == prefix)
+                atomicAdd(&count[key >> shift & 255], 1u);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            uint32_t seen = 0;
+            int byte = 255;
+            while (seen + count[byte] < wanted)
+                seen += count[byte--];
+            state[0] = prefix | (uint32_t)byte << shift;
+            state[1] = wanted - seen;
+        }
+    }
+    __syncthreads();
+    const uint32_t least = state[0], equal = state[1];
+    if (threadIdx.x == 0)
+        state[2] = state[3] = 0;
+    for (int from = 0; from < n; from += TOP_THREADS) { // in order of place, a block's width at a time
+        const int i = from + threadIdx.x;
+        const uint32_t key = i < n ? key_of(x[i]) : 0;
+        const unsigned over = __ballot_sync(0xffffffffu, i < n && key > least), same = __ballot_sync(0xffffffffu, i < n && key == least);
+        __syncthreads(); // state and counts of the last turn have been read
+        if (lane == 0) {
+            count[warp] = __popc(over);
+            count[32 + warp] = __popc(same);
+        }
+        __syncthreads();
+        uint32_t before = state[2], before_same = state[3], all = 0, all_same = 0;
+        for (int w = 0; w < TOP_THREADS / 32; w++) {
+            before += w < warp ? count[w] : 0;
+            before_same += w < warp ? count[32 + w] : 0;
+            all += count[w];
+            all_same += count[32 + w];
+        }
+        const unsigned lower = (1u << lane) - 1;
+        before += __popc(over & lower);
+        before_same += __popc(same & lower);
+        // The larger ones fill from the front, the equal ones behind all of those: there are k - equal of them.
+        if (i < n && (key > least || (key == least && before_same < equal))) {
+            const uint32_t at = key > least ? before : (uint32_t)k - equal + before_same;
+            keys[at] = key;
+            place[at] = i;
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            state[2] += all;
+            state[3] += all_same;
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < k; i += TOP_THREADS) {
+        int rank = 0;
+        for (int j = 0; j < k; j++)
+            rank += keys[j] > keys[i] || (keys[j] == keys[i] && place[j] < place[i]);
+        index[rank] = place[i];
+        value[rank] = value_of(keys[i]);
+    }
+    if (!logsum)
+        return;
+    __syncthreads();
+    float *red = (float *)count, sum = 0, most = -INFINITY;
+    for (int i = threadIdx.x; i < k; i += TOP_THREADS)
+        most = fmaxf(most, value_of(keys[i]));
+    most = es_block_max(most, red);
+    for (int i = threadIdx.x; i < n; i += TOP_THREADS)
+        sum += most == -INFINITY || isnan(x[i]) ? 0 : expf(x[i] - most);
+    sum = es_block_sum(sum, red);
+    if (threadIdx.x == 0)
+        *logsum = sum > 0 ? most + logf(sum) : most;
+}
+
+static void top(es_pool *p, const float *x, int n, int k, int32_t *index, float *value, float *logsum)
+{
+    es_stream *s = es_stream_of(p);
+    if (k > 0 && k <= ES_TOP_MAX)
+        ES_LAUNCH(s, top_of, 1, TOP_THREADS, (256 + 4 + 2 * ES_TOP_MAX) * sizeof(uint32_t), x, n, k, index, value, logsum);
+}
+
+void es_loss_ops(es_kernels *k)
+{
+    k->log_softmax_pick = log_softmax_pick;
+    k->log_softmax_pick_back = log_softmax_pick_back;
+    k->top = top;
+}

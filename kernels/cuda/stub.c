@@ -1,0 +1,85 @@
+/* What es_cuda.h promises, in a build without CUDA: there is no card, and everything says why. */
+#include <stdio.h>
+
+#include "es_cuda.h"
+
+static const char reason[] = "this build has no CUDA (configure with -DESPALIER_CUDA=ON where nvcc is installed)";
+
+int es_cuda_count(void)
+{
+    return 0;
+}
+
+int es_cuda_open(int index, es_cuda **out, es_error *err)
+{
+    (void)index;
+    *out = NULL;
+    return es_fail(err, ES_ERR_MISSING, "%s", reason);
+}
+
+void es_cuda_close(es_cuda *c)
+{
+    (void)c;
+}
+
+void es_cuda_describe(const es_cuda *c, char *out, size_t n)
+{
+    (void)c;
+    snprintf(out, n, "cuda: %s", reason);
+}
+
+void es_cuda_memory(const es_cuda *c, size_t *free_bytes, size_t *total_bytes)
+{
+    (void)c;
+    *free_bytes = *total_bytes = 0;
+}
+
+bool es_cuda_lost(const es_cuda *c)
+{
+    (void)c;
+    return false;
+}
+
+int es_cuda_pool_open(es_pool **out, es_cuda *c, const es_cuda_pool_options *o, es_error *err)
+{
+    (void)c, (void)o;
+    *out = NULL;
+    return es_fail(err, ES_ERR_MISSING, "%s", reason);
+}
+
+/* No pool of this build is a card's, so no op can be asked for; the plain reference is what the table's members may then be. */
+const es_kernels *es_cuda_table(void)
+{
+    return es_kernels_scalar();
+}
+
+void es_cuda_after(es_pool *pool, es_pool *other)
+{
+    (void)pool, (void)other;
+}
+
+void es_cuda_step_begin(es_pool *pool)
+{
+    (void)pool;
+}
+
+void es_cuda_step_end(es_pool *pool)
+{
+    (void)pool;
+}
+
+void es_cuda_use_blas(es_pool *pool, bool use)
+{
+    (void)pool, (void)use;
+}
+
+void es_cuda_timer_start(es_pool *pool)
+{
+    (void)pool;
+}
+
+double es_cuda_timer_stop(es_pool *pool)
+{
+    (void)pool;
+    return 0;
+}

@@ -1,0 +1,23 @@
+/* What the tests ask of the shim beyond CUDA's own functions. C. */
+#ifndef SHIM_H
+#define SHIM_H
+
+#include <stddef.h>
+
+/* In which order the threads of a block, and the blocks, run between their barriers: 0 as numbered, 1 backwards, 2 and more shuffled by that
+ * seed. A kernel whose result changes lacks a barrier, or adds up in an order that it does not control. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+void shim_order(int order);
+void shim_cards(int n);            /* cards there are; 1 to begin with */
+void shim_memory(size_t bytes);    /* of the card; allocations beyond fail */
+size_t shim_memory_used(void);
+void shim_lose_card(int lose);     /* every call fails from now on, as after a fault; 0: a new process, so to speak */
+void shim_blas(int there);         /* whether a new pool finds cuBLAS */
+long shim_launches(void);          /* kernels started so far; those of a graph count each time */
+#ifdef __cplusplus
+}
+#endif
+
+#endif
