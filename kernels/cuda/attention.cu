@@ -1,7 +1,9 @@
 // Attention forward, for prompts and for decoding, by tiles of positions with a running maximum and sum (Milakov & Gimelshein 2018; Dao et
 // al. 2022). For few tokens the positions are shared out among blocks, whose results are then joined, because one block a head would leave
-// most of the card idle. Limits: decoding reads the cache once (bandwidth); a prompt does its products in f32 without tensor cores.
+// most of the card idle. Limits: decoding reads the cache once (bandwidth); a prompt does its products in f32 without tensor cores,
+// unless the pool is of lower precision: then attention_products.cu does.
 #include "attention.cuh"
+#include "attention_products.cuh"
 
 enum { SEQUENCES = 64, MAX_SPLITS = 64 };
 
@@ -198,7 +200,7 @@ static void attention(es_pool *p, const es_attn *a, const float *q, const float 
 {
     es_stream *s = es_stream_of(p);
     sequences one = {};
-    if (a->T < 1 || !es_attend_can(s, a))
+    if (a->T < 1 || !es_attend_can(s, a) || !es_stream_ready(s) || es_attention_by_products(s, a, q, k, v, false, out))
         return;
     one.s[0] = sequence{k, v, a->pos0, a->T, 0};
     result to = {};
@@ -214,8 +216,15 @@ static void attention_half(es_pool *p, const es_attn *a, int n_seq, const float 
         sequences some = {};
         int n = 0, rows = 0, most_rows = 0, most = 0;
         const es_attn *shape = &a[from];
-        if (!es_attend_can(s, shape))
+        if (!es_attend_can(s, shape) || !es_stream_ready(s))
             return;
+        if (shape->T > 0 && es_attention_by_products(s, shape, q, k[from], v[from], true, out)) { // a prompt, by itself
+            const size_t done = (size_t)shape->T * shape->n_head * shape->head_dim;
+            q += done;
+            out += done;
+            from++;
+            continue;
+        }
         // those of one shape together; a sequence without tokens takes no place
         for (; from < n_seq && n < SEQUENCES && a[from].n_head == shape->n_head && a[from].n_kv == shape->n_kv &&
                a[from].head_dim == shape->head_dim && a[from].scale == shape->scale && a[from].cap == shape->cap && a[from].window == shape->window;

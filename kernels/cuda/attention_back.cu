@@ -2,6 +2,7 @@
 // bits: dq by blocks of queries, dk and dv by blocks of keys. Probabilities are computed anew from the log-sums (scalar.c has the equations).
 // Limit: f32 multiply-adds without tensor cores.
 #include "attention.cuh"
+#include "attention_products.cuh"
 
 void es_attention_stats(es_stream *s, const es_attn *a, const float *q, const float *k, const float *v, const float *dout, float *logsum,
                         float *delta);
@@ -169,7 +170,7 @@ static void attention_back(es_pool *p, const es_attn *a, const float *q, const f
                            float *dv)
 {
     es_stream *s = es_stream_of(p);
-    if (a->T < 1 || !es_attend_can(s, a))
+    if (a->T < 1 || !es_attend_can(s, a) || !es_stream_ready(s) || es_attention_back_by_products(s, a, q, k, v, dout, dq, dk, dv))
         return;
     if (2 * sizeof(float) * (size_t)a->T * a->n_head > s->o.workspace) {
         es_stream_fail(s, ES_ERR_LIMIT, "attention over %d tokens and %d heads wants a larger workspace than %zu bytes", a->T, a->n_head,

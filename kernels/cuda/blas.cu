@@ -20,6 +20,9 @@ static struct {
     cublasStatus_t (*gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *, const void *, cudaDataType,
                            int, const void *, cudaDataType, int, const void *, void *, cudaDataType, int, cublasComputeType_t,
                            cublasGemmAlgo_t);
+    cublasStatus_t (*gemms)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *, const void *, cudaDataType,
+                            int, long long, const void *, cudaDataType, int, long long, const void *, void *, cudaDataType, int, long long,
+                            int, cublasComputeType_t, cublasGemmAlgo_t);
 } blas;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -40,7 +43,8 @@ static void load(void)
     if (!blas.library)
         return;
     if (find(&blas.create, "cublasCreate_v2") && find(&blas.destroy, "cublasDestroy_v2") && find(&blas.set_stream, "cublasSetStream_v2") &&
-        find(&blas.set_workspace, "cublasSetWorkspace_v2") && find(&blas.gemm, "cublasGemmEx"))
+        find(&blas.set_workspace, "cublasSetWorkspace_v2") && find(&blas.gemm, "cublasGemmEx") &&
+        find(&blas.gemms, "cublasGemmStridedBatchedEx"))
         return;
     dlclose(blas.library);
     blas.library = NULL;
@@ -81,14 +85,19 @@ void es_blas_close(es_blas *b)
 
 // cuBLAS counts by columns: a row-major C is its C^T = op(B)^T op(A)^T, and a row-major matrix is the transposed one as it lies.
 bool es_blas_product(es_stream *s, es_product kind, bool ta, bool tb, int m, int n, int k, float alpha, const void *a, int lda,
-                     const void *b, int ldb, float beta, float *c, int ldc)
+                     const void *b, int ldb, float beta, float *c, int ldc, es_batch_of batch)
 {
     if (!s->blas)
         return false;
     cudaDataType type = kind == ES_PRODUCT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
     cublasComputeType_t compute = kind == ES_PRODUCT_TF32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
-    cublasStatus_t status = blas.gemm(s->blas->handle, tb ? CUBLAS_OP_T : CUBLAS_OP_N, ta ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &alpha, b,
-                                      type, ldb, a, type, lda, &beta, c, CUDA_R_32F, ldc, compute, CUBLAS_GEMM_DEFAULT);
+    const cublasOperation_t op_a = ta ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = tb ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasStatus_t status =
+        batch.count == 1 ? blas.gemm(s->blas->handle, op_b, op_a, n, m, k, &alpha, b, type, ldb, a, type, lda, &beta, c, CUDA_R_32F, ldc, compute,
+                                     CUBLAS_GEMM_DEFAULT)
+                         : blas.gemms(s->blas->handle, op_b, op_a, n, m, k, &alpha, b, type, ldb, (long long)batch.b, a, type, lda,
+                                      (long long)batch.a, &beta, c, CUDA_R_32F, ldc, (long long)batch.c, batch.count, compute,
+                                      CUBLAS_GEMM_DEFAULT);
     if (status == CUBLAS_STATUS_SUCCESS)
         return true;
     if (status == CUBLAS_STATUS_NOT_SUPPORTED)

@@ -87,12 +87,16 @@ typedef enum es_product { ES_PRODUCT_F32, ES_PRODUCT_TF32, ES_PRODUCT_BF16 } es_
 es_blas *es_blas_open(es_stream *s); // NULL: there is no cuBLAS, and the kernels of gemm.cu do
 void es_blas_close(es_blas *b);
 bool es_blas_there(void);
+struct es_batch_of { // products of one shape, whose matrices lie so many elements apart; 0: the same one for all
+    int count;
+    size_t a, b, c;
+};
 // Row-major C[m,n] = alpha op(A) op(B) + beta C, C in f32; A and B in bfloat16 with ES_PRODUCT_BF16, else in f32.
 bool es_blas_product(es_stream *s, es_product kind, bool ta, bool tb, int m, int n, int k, float alpha, const void *a, int lda,
-                     const void *b, int ldb, float beta, float *c, int ldc);
+                     const void *b, int ldb, float beta, float *c, int ldc, es_batch_of batch);
 // The same by cuBLAS where it is there, else by a kernel.
 void es_product_do(es_stream *s, es_product kind, bool ta, bool tb, int m, int n, int k, float alpha, const void *a, int lda,
-                   const void *b, int ldb, float beta, float *c, int ldc);
+                   const void *b, int ldb, float beta, float *c, int ldc, es_batch_of batch = {1, 0, 0, 0});
 void es_to_bf16(es_stream *s, const float *x, __nv_bfloat16 *y, size_t n); // rows.cu
 
 // ---- the parts of the table, one a file ---------------------------------------------------------------------------------------------

@@ -9,8 +9,11 @@ enum { TILE = 64, DEPTH = 16, THREADS = 256, EACH = 4 };
 // A block makes a 64x64 tile of C, a thread 4x4 of it.
 template <class T>
 static __global__ void __launch_bounds__(THREADS) product(const T *a, size_t a_row, size_t a_step, const T *b, size_t b_row, size_t b_step, int m,
-                                                   int n, int k, float alpha, float beta, float *c, int ldc)
+                                                   int n, int k, float alpha, float beta, float *c, int ldc, es_batch_of batch)
 {
+    a += blockIdx.z * batch.a;
+    b += blockIdx.z * batch.b;
+    c += blockIdx.z * batch.c;
     ES_SHARED(float, as); // [DEPTH][TILE + 1]; the odd row spreads the banks
     float *bs = as + DEPTH * (TILE + 1);
     const int row0 = blockIdx.y * TILE, column0 = blockIdx.x * TILE, ty = threadIdx.x / 16, tx = threadIdx.x % 16;
@@ -48,26 +51,26 @@ static __global__ void __launch_bounds__(THREADS) product(const T *a, size_t a_r
 
 template <class T>
 static void start(es_stream *s, bool ta, bool tb, int m, int n, int k, float alpha, const void *a, int lda, const void *b, int ldb, float beta,
-                  float *c, int ldc)
+                  float *c, int ldc, es_batch_of batch)
 {
     const size_t one = 1, as = (size_t)lda, bs = (size_t)ldb;
-    dim3 grid(es_ceil_div(n, TILE), es_ceil_div(m, TILE));
-    if (grid.y > 65535) {
+    dim3 grid(es_ceil_div(n, TILE), es_ceil_div(m, TILE), batch.count);
+    if (grid.y > 65535 || grid.z > 65535) {
         es_stream_fail(s, ES_ERR_LIMIT, "a product of %d rows without cuBLAS", m);
         return;
     }
     ES_LAUNCH(s, (product<T>), grid, THREADS, 2 * DEPTH * (TILE + 1) * sizeof(float), (const T *)a, ta ? one : as, ta ? as : one,
-              (const T *)b, tb ? bs : one, tb ? one : bs, m, n, k, alpha, beta, c, ldc);
+              (const T *)b, tb ? bs : one, tb ? one : bs, m, n, k, alpha, beta, c, ldc, batch);
 }
 
 void es_product_do(es_stream *s, es_product kind, bool ta, bool tb, int m, int n, int k, float alpha, const void *a, int lda,
-                   const void *b, int ldb, float beta, float *c, int ldc)
+                   const void *b, int ldb, float beta, float *c, int ldc, es_batch_of batch)
 {
-    if (m < 1 || n < 1 || !es_stream_ready(s))
+    if (m < 1 || n < 1 || batch.count < 1 || !es_stream_ready(s))
         return;
-    if (k > 0 && s->use_blas && es_blas_product(s, kind, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
+    if (k > 0 && s->use_blas && es_blas_product(s, kind, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, batch))
         return;
-    (kind == ES_PRODUCT_BF16 ? start<__nv_bfloat16> : start<float>)(s, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    (kind == ES_PRODUCT_BF16 ? start<__nv_bfloat16> : start<float>)(s, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, batch);
 }
 
 // Both sides are f32 here, so bfloat16 would cost a pass over each; TF32 is what a pool of lower precision gets.

@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "es_cuda.h"
+#include "sparse.h"
 
 static const char reason[] = "this build has no CUDA (configure with -DESPALIER_CUDA=ON where nvcc is installed)";
 
@@ -82,4 +83,9 @@ double es_cuda_timer_stop(es_pool *pool)
 {
     (void)pool;
     return 0;
+}
+
+const es_sparse_kernels *es_cuda_sparse(void)
+{
+    return es_sparse_scalar();
 }

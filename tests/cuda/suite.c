@@ -215,6 +215,7 @@ static int times(void)
 
 static void run(const char *group, const suite_test *t)
 {
+    es_pool *const own = pool;
     n_bits = 0;
     for (volatile int time = 0; time < times(); time++) {
 #ifdef ES_SHIM
@@ -226,6 +227,9 @@ static void run(const char *group, const suite_test *t)
         if (setjmp(out_of_test)) {
             fprintf(stderr, "FAILED %s.%s (time %d)\n", group, t->name, time + 1);
             free_all();
+            if (pool != own) /* one that the test opened */
+                es_pool_free(pool);
+            pool = own;
             k->sync(pool, NULL);
             failed++;
             return;
@@ -242,6 +246,7 @@ int main(int argc, char **argv)
 {
     static const struct { const char *name; const suite_test *tests; } groups[] = {
         {"device", device_tests}, {"rows", rows_tests}, {"matmul", matmul_tests}, {"attention", attention_tests}, {"sparse", sparse_tests},
+        {"model", model_tests},
     };
     char line[256];
     es_error err;

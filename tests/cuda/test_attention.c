@@ -92,9 +92,44 @@ static void test_backward(void)
         char what[64];
         snprintf(what, sizeof what, "attention_back, shape %d", i);
         near_sized(what, gdv, dv, nk, 5e-6, 1e-3);
-        near_sized(what, gdk, dk, nk, 1e-5, 1e-3);
-        near_sized(what, gdq, dq, nq, 1e-5, 1e-3);
+        near_sized(what, gdk, dk, nk, 1e-5, 0.1); /* a window of 1: nothing but rounding is left of them */
+        near_sized(what, gdq, dq, nq, 1e-5, 0.1);
     }
+}
+
+/* On a pool of lower precision, many tokens go through products in TF32, in strips. */
+static void test_products(void)
+{
+    static const shape many[] = {{70, 0, 4, 2, 16, 0, 0}, {65, 30, 3, 1, 24, 5, 0}, {130, 0, 2, 2, 32, 0, 20}, {90, 40, 4, 1, 16, 2, 33}};
+    es_pool *before = pool;
+    const es_cuda_pool_options o = {.precision = ES_CUDA_BF16, .workspace = 1 << 16};
+    es_error err;
+    if (es_cuda_pool_open(&pool, card, &o, &err))
+        FAIL("%s", err.text);
+    for (int i = 0; i < LENGTH(many); i++) {
+        es_attn a = attn(&many[i]);
+        size_t nq = (size_t)(a.T * a.n_head * a.head_dim), nk = (size_t)((a.pos0 + a.T) * a.n_kv * a.head_dim);
+        float *q = noise(nq, 1), *kk = noise(nk, 1), *v = noise(nk, 1), *out = host(nq * 4), *gout = room(nq * 4), *gq = UP(q, nq);
+        k->attention(pool, &a, gq, UP(kk, nk), UP(v, nk), gout);
+        ref->attention(NULL, &a, q, kk, v, out);
+        near_to("attention by products", gout, out, nq, 2e-3);
+        uint16_t *hk = halves(nk, 1), *hv = halves(nk, 1);
+        const uint16_t *pk = hk, *pv = hv, *gk = UP(hk, nk), *gv = UP(hv, nk);
+        k->attention_half(pool, &a, 1, gq, &gk, &gv, gout);
+        ref->attention_half(NULL, &a, 1, q, &pk, &pv, out);
+        near_to("attention_half by products", gout, out, nq, 2e-3);
+        a.pos0 = 0;
+        nk = (size_t)(a.T * a.n_kv * a.head_dim);
+        float *d = noise(nq, 1), *dq = host(nq * 4), *dk = host(nk * 4), *dv = host(nk * 4), *gdq = room(nq * 4), *gdk = room(nk * 4), *gdv = room(nk * 4);
+        k->attention_back(pool, &a, gq, UP(kk, nk), UP(v, nk), UP(d, nq), gdq, gdk, gdv);
+        ref->attention_back(NULL, &a, q, kk, v, d, dq, dk, dv);
+        near_to("attention_back by products, v", gdv, dv, nk, 2e-3);
+        near_to("attention_back by products, k", gdk, dk, nk, 4e-3);
+        near_to("attention_back by products, q", gdq, dq, nq, 4e-3);
+    }
+    free_all();
+    es_pool_free(pool);
+    pool = before;
 }
 
 static void test_limit(void) /* what cannot be done is an error, not a crash */
@@ -109,5 +144,5 @@ static void test_limit(void) /* what cannot be done is an error, not a crash */
 }
 
 const suite_test attention_tests[] = {
-    {"forward", test_forward}, {"half", test_half}, {"split", test_split}, {"backward", test_backward}, {"limit", test_limit}, {NULL, NULL},
+    {"forward", test_forward}, {"half", test_half}, {"split", test_split}, {"backward", test_backward}, {"products", test_products}, {"limit", test_limit}, {NULL, NULL},
 };

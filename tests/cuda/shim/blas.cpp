@@ -22,8 +22,11 @@ static float element(es_product kind, const void *p, size_t i)
 }
 
 static void product(es_product kind, bool ta, bool tb, int m, int n, int k, float alpha, const void *a, int lda, const void *b, int ldb,
-                    float beta, float *c, int ldc)
+                    float beta, float *c, int ldc, es_batch_of batch)
 {
+    a = (const char *)a + blockIdx.z * batch.a * (kind == ES_PRODUCT_BF16 ? 2 : 4);
+    b = (const char *)b + blockIdx.z * batch.b * (kind == ES_PRODUCT_BF16 ? 2 : 4);
+    c += blockIdx.z * batch.c;
     for (int i = threadIdx.x; i < m; i += blockDim.x)
         for (int j = 0; j < n; j++) {
             double s = 0;
@@ -36,10 +39,10 @@ static void product(es_product kind, bool ta, bool tb, int m, int n, int k, floa
 }
 
 bool es_blas_product(es_stream *s, es_product kind, bool ta, bool tb, int m, int n, int k, float alpha, const void *a, int lda,
-                     const void *b, int ldb, float beta, float *c, int ldc)
+                     const void *b, int ldb, float beta, float *c, int ldc, es_batch_of batch)
 {
     if (!s->blas)
         return false;
-    ES_LAUNCH(s, product, 1, 32, 0, kind, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    ES_LAUNCH(s, product, dim3(1, 1, batch.count), 32, 0, kind, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, batch);
     return true;
 }
