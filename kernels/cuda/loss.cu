@@ -189,7 +189,9 @@ static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int
 static void top(es_pool *p, const float *x, int n, int k, int32_t *index, float *value, float *logsum)
 {
     es_stream *s = es_stream_of(p);
-    if (k > 0 && k <= ES_TOP_MAX)
+    if (k < 1 || k > n || k > ES_TOP_MAX)
+        es_stream_fail(s, ES_ERR_USAGE, "the %d largest of %d numbers: 1 to %d go", k, n, n < ES_TOP_MAX ? n : (int)ES_TOP_MAX);
+    else
         ES_LAUNCH(s, top_of, 1, TOP_THREADS, (256 + 4 + 2 * ES_TOP_MAX) * sizeof(uint32_t), x, n, k, index, value, logsum);
 }
 

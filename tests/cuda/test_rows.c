@@ -207,6 +207,14 @@ static void test_top(void)
     x[17] = NAN, x[18] = -INFINITY;
     check_top(x, 4000, 300);
     check_top(x, 4000, 1);
+    es_error err; /* what cannot be is an error */
+    float *gx = UP(x, 4);
+    k->top(pool, gx, 4, 5, (int32_t *)gx, gx, NULL);
+    CHECK(k->sync(pool, &err) == ES_ERR_USAGE);
+    k->top(pool, gx, 4000, ES_TOP_MAX + 1, (int32_t *)gx, gx, NULL);
+    CHECK(k->sync(pool, &err) == ES_ERR_USAGE);
+    k->top(pool, gx, 4, 2, (int32_t *)room(8), room(8), NULL); /* without the sum */
+    synced();
 }
 
 const suite_test rows_tests[] = {
