@@ -63,6 +63,25 @@ void es_cpu_attention(es_pool *p, const es_attn *a, const float *q, const float 
 void es_cpu_attention_back(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, const float *dout, float *dq,
                            float *dk, float *dv);
 
+/* ---- pieces of blocks (quant.c has the layouts) ------------------------------------------------------------------------------ */
+
+extern const int8_t es_iq4_nl[16]; /* what IQ4_NL's nibbles stand for */
+
+/* Of Q4_K and Q5_K: scale and minimum (6 bits each) of sub-block j < 8, from 12 bytes. Byte j has scale j and byte 4 + j minimum j
+ * in its low 6 bits, j < 4; byte 4 + j, j >= 4, has the low 4 bits of both, whose high 2 bits are on top of bytes j - 4 and j. */
+static inline void es_scale_min(const uint8_t *s, int j, int *scale, int *min)
+{
+    *scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
+    *min = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
+}
+
+/* Of Q3_K: the scale (-32 .. 31) of 16 elements, j < 16, from 12 bytes. Nibble j of the first 8 bytes (low nibbles, then high ones)
+ * has the low 4 bits; pair j / 4 of bits of byte 8 + j % 4 the high 2. */
+static inline int es_scale_q3_k(const uint8_t *s, int j)
+{
+    return ((s[j % 8] >> j / 8 * 4 & 15) | (s[8 + j % 4] >> j / 4 * 2 & 3) << 4) - 32;
+}
+
 /* ---- small helpers -------------------------------------------------------------------------------------------------------- */
 
 static inline size_t es_row_bytes(es_type type, int n)

@@ -15,7 +15,8 @@
 /* ---- quantised blocks (layouts as in ggml's ggml-common.h; type numbers as in GGUF) -------------------------------------- */
 
 typedef enum es_type {
-    ES_F32 = 0, ES_F16 = 1, ES_Q4_0 = 2, ES_Q4_1 = 3, ES_Q8_0 = 8, ES_Q6_K = 14,
+    ES_F32 = 0, ES_F16 = 1, ES_Q4_0 = 2, ES_Q4_1 = 3, ES_Q5_0 = 6, ES_Q5_1 = 7, ES_Q8_0 = 8, ES_Q2_K = 10, ES_Q3_K = 11, ES_Q4_K = 12,
+    ES_Q5_K = 13, ES_Q6_K = 14, ES_IQ4_NL = 20, ES_BF16 = 30,
 } es_type;
 
 typedef struct es_type_info {
@@ -24,6 +25,8 @@ typedef struct es_type_info {
     int bytes;  /* bytes of a block */
 } es_type_info;
 const es_type_info *es_type_get(int type); /* NULL when the type is not supported */
+/* "F32, F16, ... and BF16" into out[n], for messages. */
+void es_type_list(char *out, size_t n);
 /* Elements [0,n) of quantised data as f32; n is a multiple of the block. */
 void es_dequant(es_type type, const void *src, float *dst, size_t n);
 void es_f16_to_f32(const uint16_t *src, float *dst, size_t n);

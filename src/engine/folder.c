@@ -179,9 +179,10 @@ static int take(loader *l, const char *name, int n_out, int n_in, float plus, es
         l->m->info.n_params += t->n;
         l->m->info.file_bytes += t->bytes;
     }
-    *out = (es_weight){.type = t->type == ES_TENSOR_F16 ? ES_F16 : ES_F32, .n_out = n_out ? n_out : 1, .n_in = n_in, .data = t->data};
-    size_t size = t->type == ES_TENSOR_F16 ? 2 : 4;
-    if (n_out && (t->type == ES_TENSOR_F16 || t->type == ES_TENSOR_F32) && (uintptr_t)t->data % size == 0)
+    *out = (es_weight){.type = t->type == ES_TENSOR_F16 ? ES_F16 : t->type == ES_TENSOR_BF16 ? ES_BF16 : ES_F32, .n_out = n_out ? n_out : 1,
+                       .n_in = n_in, .data = t->data};
+    bool mapped = t->type == ES_TENSOR_F16 || t->type == ES_TENSOR_BF16 || t->type == ES_TENSOR_F32;
+    if (n_out && mapped && (uintptr_t)t->data % (size_t)es_type_get((int)out->type)->bytes == 0)
         return ES_OK;
     float *to = es_arena_take(&l->held, t->n, sizeof *to);
     *out = (es_weight){.type = ES_F32, .n_out = out->n_out, .n_in = n_in, .data = to};
@@ -254,7 +255,7 @@ static int read_weights(es_model *m, const config *c, es_error *err)
     m->info.tied_head = !find(m, "lm_head.weight") || json_is_true(json_object_get(c->root, "tie_word_embeddings"));
     rc = rc ? rc : take_all(&l, err);
     rc = rc ? rc : check_rest(&l, err);
-    rc = rc ? rc : es_memory_check(l.held.used, 0, "the weights that are not F32 or F16 in the file", err);
+    rc = rc ? rc : es_memory_check(l.held.used, 0, "the weights that are not F32, F16 or BF16 in the file", err);
     rc = rc ? rc : es_arena_open(&m->held, l.held.used, err);
     if (!rc) {
         l.held = m->held;

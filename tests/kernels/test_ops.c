@@ -75,7 +75,8 @@ static double norm(const float *x, size_t n)
 
 /* ---- weights ------------------------------------------------------------------------------------------------------------------ */
 
-static const es_type types[] = {ES_F32, ES_F16, ES_Q4_0, ES_Q4_1, ES_Q8_0, ES_Q6_K};
+static const es_type types[] = {ES_F32, ES_F16, ES_BF16, ES_Q4_0, ES_Q4_1, ES_Q5_0, ES_Q5_1, ES_Q8_0,
+                                ES_Q2_K, ES_Q3_K, ES_Q4_K, ES_Q5_K, ES_Q6_K, ES_IQ4_NL};
 
 static void put_half(uint8_t *at, float f)
 {
@@ -97,10 +98,18 @@ static es_weight random_weight(es_type type, int n_out, int n_in)
         float d = 0.01f * es_rng_normal(&rng);
         switch (type) {
         case ES_F32: memcpy(b, &d, 4); break;
+        case ES_BF16: memcpy(b, (const char *)&d + 2, 2); break; /* the upper half */
         case ES_F16:
         case ES_Q4_0:
+        case ES_Q5_0:
         case ES_Q8_0: put_half(b, d); break;
+        case ES_IQ4_NL: put_half(b, 0.1f * d); break;
         case ES_Q4_1: put_half(b, d), put_half(b + 2, -7 * d); break;
+        case ES_Q5_1: put_half(b, d), put_half(b + 2, -15 * d); break;
+        case ES_Q2_K: put_half(b + 80, 0.1f * d), put_half(b + 82, 0.2f * d); break;
+        case ES_Q3_K: put_half(b + 108, 0.1f * d); break;
+        case ES_Q4_K: put_half(b, 0.03f * d), put_half(b + 2, 0.2f * d); break;
+        case ES_Q5_K: put_half(b, 0.03f * d), put_half(b + 2, 0.4f * d); break;
         case ES_Q6_K: put_half(b + 208, 0.01f * d); break;
         }
     }
@@ -147,7 +156,7 @@ static void test_golden_values(void **state)
         sections++;
     }
     fclose(f);
-    assert_int_equal(sections, 5);
+    assert_int_equal(sections, LENGTH(types) - 1); /* F32 needs none */
 }
 
 static void test_types(void **state)
@@ -157,6 +166,14 @@ static void test_types(void **state)
     assert_null(es_type_get(-1));
     assert_null(es_type_get(4)); /* numbers that GGUF has given up or we do not read */
     assert_null(es_type_get(15));
+    assert_null(es_type_get(31));
+    for (int i = 0; i < LENGTH(types); i++)
+        assert_int_equal(es_row_bytes(types[i], 512), 512 / es_type_get((int)types[i])->block * es_type_get((int)types[i])->bytes);
+    char list[128], tiny[8];
+    es_type_list(list, sizeof list);
+    assert_string_equal(list, "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL and BF16");
+    es_type_list(tiny, sizeof tiny);
+    assert_string_equal(tiny, "F32, F1");
     assert_null(es_type_get(1 << 30));
 }
 
