@@ -372,7 +372,9 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static void open_table(void)
 {
     openblas_set_num_threads(1); /* threads are the pools' business */
-    es_cpu_simd = es_simd_avx512() ? es_simd_avx512() : es_simd_avx2() ? es_simd_avx2() : es_simd_plain();
+    const es_simd *best_first[] = {es_simd_avx512(), es_simd_avx2(), es_simd_neon(), es_simd_plain()};
+    for (int i = 0; !es_cpu_simd; i++)
+        es_cpu_simd = best_first[i];
 }
 
 const es_kernels *es_kernels_cpu(void)

@@ -53,7 +53,7 @@ typedef struct es_simd {
 } es_simd;
 
 /* NULL when the compiler's target or the processor at run time lacks it. */
-const es_simd *es_simd_plain(void), *es_simd_avx2(void), *es_simd_avx512(void);
+const es_simd *es_simd_plain(void), *es_simd_avx2(void), *es_simd_avx512(void), *es_simd_neon(void);
 /* For tests: makes the CPU table use s from now on; no op may be running. */
 void es_kernels_cpu_use(const es_simd *s);
 extern const es_simd *es_cpu_simd; /* what the CPU table uses; set once es_kernels_cpu() was called */

@@ -275,11 +275,12 @@ static void log_softmax_pick(es_pool *p, const float *logits, const int32_t *tar
 {
     (void)p;
     for (int t = 0; t < T; t++, logits += V) {
-        double max = -INFINITY, sum = 0;
+        float max = -INFINITY; /* not double: GCC 12 for 64-bit ARM crashes on a reduction that widens */
+        double sum = 0;
         for (int i = 0; i < V; i++)
-            max = fmax(max, logits[i]);
+            max = fmaxf(max, logits[i]);
         for (int i = 0; i < V; i++)
-            sum += exp(logits[i] - max);
+            sum += exp((double)logits[i] - max);
         logsum[t] = (float)(max + log(sum));
         logprob[t] = (float)(logits[target[t]] - (max + log(sum)));
     }

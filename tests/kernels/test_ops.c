@@ -14,7 +14,7 @@
 
 static es_pool *pool;
 static es_rng rng;
-static const es_simd *variants[3];
+static const es_simd *variants[4];
 static int n_variants;
 static const es_kernels *ref, *cpu;
 
@@ -247,7 +247,7 @@ static void test_matmul(void **state)
     for (int i = 0; i < LENGTH(types); i++) {
         int block = es_type_get((int)types[i])->block;
         for (int t = 0; t < LENGTH(ts); t++)
-            for (int n = 0; n < LENGTH(ns); n++) {
+            for (int n = 0; n < LENGTH(ns) - (ts[t] > 100); n++) { /* 33 tokens do for more than a panel of rows: it is slow where emulated */
                 check_matmul(types[i], ns[n], block == 256 ? 256 : block == 32 ? 96 : 77, ts[t]);
                 if (n == 2)
                     check_matmul(types[i], ns[n], block == 256 ? 512 : block == 32 ? 32 : 1, ts[t]);
@@ -284,6 +284,8 @@ static void check_matmul_half(es_type type, int N, int K, int T)
 static void test_matmul_half(void **state)
 {
     (void)state;
+    if (es_kernels_half() == cpu)
+        return; /* no products of its own on this processor: test_matmul has them */
     static const int ts[] = {31, 32, 47, 130}, ns[] = {2, 31, 34, 70, 300, 520};
     for (int i = 0; i < LENGTH(types); i++) {
         int block = es_type_get((int)types[i])->block;
@@ -366,6 +368,18 @@ static void test_gemm(void **state)
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------------------ */
 
+/* The root mean square of r w dy, r = 1 / |x|: what a gradient through the norm is a difference of; of one element it is zero. */
+static double norm_term(const float *x, const float *w, const float *dy, int T, int d)
+{
+    double s = 0;
+    for (int t = 0; t < T; t++, x += d, dy += d) {
+        double r = sqrt((double)d) / norm(x, (size_t)d);
+        for (int i = 0; i < d; i++)
+            s += r * w[i] * dy[i] * r * w[i] * dy[i];
+    }
+    return sqrt(s / T / d);
+}
+
 static void test_rmsnorm(void **state)
 {
     (void)state;
@@ -383,7 +397,7 @@ static void test_rmsnorm(void **state)
                 near_to("rmsnorm", y, want, n, 1e-6);
                 memcpy(dx, dx0, n * sizeof *dx);
                 cpu->rmsnorm_back(pool, x, w, dy, dx, T, d, 1e-5f);
-                near_to("rmsnorm_back", dx, want_dx, n, 1e-6);
+                near_sized("rmsnorm_back", dx, want_dx, n, 1e-6, norm_term(x, w, dy, T, d));
                 memcpy(dx, x, n * sizeof *dx); /* in place */
                 cpu->rmsnorm(pool, dx, w, dx, T, d, 1e-5f);
                 near_to("rmsnorm in place", dx, want, n, 1e-6);
@@ -736,7 +750,7 @@ static void test_describe(void **state)
 
 int main(void)
 {
-    const es_simd *all[] = {es_simd_plain(), es_simd_avx2(), es_simd_avx512()};
+    const es_simd *all[] = {es_simd_plain(), es_simd_avx2(), es_simd_avx512(), es_simd_neon()};
     for (int i = 0; i < LENGTH(all); i++)
         if (all[i])
             variants[n_variants++] = all[i];
