@@ -3,8 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "prefer.h"
@@ -911,7 +909,7 @@ static void prepare_inputs(es_studio *s)
 void *es_studio_work_main(void *studio)
 {
     es_studio *s = studio;
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 10); /* on Linux a thread's own: speech goes first */
+    es_thread_give_way(); /* speech goes first */
     pthread_mutex_lock(&s->lock);
     while (!s->ready && !s->failed && !s->quit)
         pthread_cond_wait(&s->work_wake, &s->lock);
