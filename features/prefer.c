@@ -187,8 +187,15 @@ const char *es_prefer_of(const es_experience *e)
 
 /* ---- by token losses --------------------------------------------------------------------------------------------------------------- */
 
+typedef struct drawn { /* a reply that waits for es_onpolicy_add */
+    const es_experience *of;
+    es_ids prompt, ids;
+} drawn;
+
 struct es_onpolicy {
     es_model *m;
+    drawn *ahead;
+    int n_ahead;
     es_context *c;
     es_distil_loss loss;
     int max_new, threads;
@@ -199,7 +206,7 @@ struct es_onpolicy {
 
 int es_onpolicy_open(es_onpolicy **out, es_model *m, int loss, int max_new, int n_ctx, int threads, uint64_t seed, es_error *err)
 {
-    es_context_options co = {.n_ctx = n_ctx, .threads = threads};
+    es_context_options co = {.n_ctx = n_ctx, .threads = threads, .n_seq = ES_STREAMS};
     es_onpolicy *p = es_calloc(1, sizeof *p);
     *out = NULL;
     if (!p)
@@ -217,10 +224,22 @@ int es_onpolicy_open(es_onpolicy **out, es_model *m, int loss, int max_new, int 
     return rc;
 }
 
+static void forget_drawn(es_onpolicy *p)
+{
+    for (int i = 0; i < p->n_ahead; i++) {
+        es_ids_free(&p->ahead[i].prompt);
+        es_ids_free(&p->ahead[i].ids);
+    }
+    free(p->ahead);
+    p->ahead = NULL;
+    p->n_ahead = 0;
+}
+
 void es_onpolicy_free(es_onpolicy *p)
 {
     if (!p)
         return;
+    forget_drawn(p);
     es_teacher_free(p->teacher);
     es_context_free(p->c);
     free(p->preference);
@@ -240,10 +259,60 @@ static int teacher_of(es_onpolicy *p, const char *preference, es_error *err)
     return es_teacher_open(&p->teacher, p->m, &o, err);
 }
 
+static const es_sampling as_it_is = {.temperature = 1, .top_p = 1, .repeat_penalty = 1};
+
+int es_onpolicy_ahead(es_onpolicy *p, es_adapter *a, const es_experiences *e, const volatile bool *cancel, es_error *err)
+{
+    es_reply *reply = es_calloc((size_t)e->n + 1, sizeof *reply);
+    es_patch patch;
+    forget_drawn(p);
+    p->ahead = es_calloc((size_t)e->n + 1, sizeof *p->ahead);
+    int rc = reply && p->ahead ? es_adapter_patch(a, 1, &patch, err) : es_fail(err, ES_ERR_MEMORY, "no memory to draw replies");
+    for (int i = 0; !rc && i < e->n; i++) {
+        const es_experience *x = &e->item[i];
+        drawn *d = &p->ahead[p->n_ahead];
+        if (!es_prefer_of(x))
+            continue;
+        d->of = x;
+        rc = es_chat_render(p->m, x->message, (size_t)x->n_message, true, &d->prompt, err);
+        es_reply *r = &reply[p->n_ahead++];
+        *r = (es_reply){.prompt = d->prompt.id, .n_prompt = (int)d->prompt.n, .max_new = p->max_new, .sampling = as_it_is};
+        r->sampling.seed = es_rng_next(&p->rng);
+        if (!rc && r->n_prompt + p->max_new > es_context_size(p->c))
+            rc = es_fail(err, ES_ERR_LIMIT, "a question of %d tokens leaves no room for a reply in %d", r->n_prompt, es_context_size(p->c));
+    }
+    if (!rc) {
+        es_context_set_patch(p->c, &patch);
+        rc = es_generate(p->c, reply, p->n_ahead, NULL, NULL, cancel, err);
+        es_context_set_patch(p->c, NULL);
+    }
+    for (int i = 0; i < p->n_ahead; i++)
+        p->ahead[i].ids = reply[i].ids;
+    free(reply);
+    if (rc)
+        forget_drawn(p);
+    return rc;
+}
+
+/* The reply drawn ahead, once; otherwise one that is drawn now. */
+static int draw_one(es_onpolicy *p, const es_experience *e, const es_patch *patch, es_ids *prompt, es_ids *ids, const volatile bool *cancel, es_error *err)
+{
+    for (int i = 0; i < p->n_ahead; i++)
+        if (p->ahead[i].of == e) {
+            *prompt = p->ahead[i].prompt;
+            *ids = p->ahead[i].ids;
+            p->ahead[i] = (drawn){0};
+            return ES_OK;
+        }
+    es_context_set_patch(p->c, patch);
+    int rc = draw(p->m, p->c, e->message, e->n_message, p->max_new, &as_it_is, &p->rng, prompt, ids, cancel, err);
+    es_context_set_patch(p->c, NULL);
+    return rc;
+}
+
 int es_onpolicy_add(es_onpolicy *p, es_learner *l, es_adapter *a, const es_experience *e, const volatile bool *cancel, es_error *err)
 {
     const char *preference = es_prefer_of(e);
-    es_sampling how = {.temperature = 1, .top_p = 1, .repeat_penalty = 1};
     es_patch patch;
     es_sequence s = {0};
     es_target target = {0};
@@ -254,9 +323,7 @@ int es_onpolicy_add(es_onpolicy *p, es_learner *l, es_adapter *a, const es_exper
     for (int tries = 0; !rc && s.n_reply <= ES_DISTIL_MASKED; tries++) { /* a reply may end inside what is masked */
         es_ids prompt = {0}, ids = {0};
         es_sequence_free(&s);
-        es_context_set_patch(p->c, &patch);
-        rc = draw(p->m, p->c, e->message, e->n_message, p->max_new, &how, &p->rng, &prompt, &ids, cancel, err);
-        es_context_set_patch(p->c, NULL);
+        rc = draw_one(p, e, &patch, &prompt, &ids, cancel, err);
         if (!rc && tries == 8)
             rc = es_fail(err, ES_ERR_LIMIT, "the model ends its replies within %d tokens: there is nothing that could be scored", ES_DISTIL_MASKED);
         int skip = prompt.n > 128 ? (int)prompt.n - 128 : 0;

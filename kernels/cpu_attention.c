@@ -237,22 +237,22 @@ static void decode(es_pool *p, attention_job *j)
     }
 }
 
-static void attend(es_pool *p, attention_job *j)
+/* false: a head, or the heads of a group, of a hundred thousand numbers, for which there is no room */
+static bool attend(es_pool *p, attention_job *j)
 {
     if (j->a->T == 1 && range_fits(j->a))
         decode(p, j);
-    else
+    else if (cut(j))
         es_pool_run(p, attention_part, j);
+    else
+        return false;
+    return true;
 }
 
 void es_cpu_attention(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out)
 {
     attention_job j = {.pool = p, .a = a, .q = q, .k = k, .v = v, .out = out};
-    if (a->T <= 0)
-        return;
-    if (cut(&j))
-        attend(p, &j);
-    else /* a head group of a hundred thousand numbers */
+    if (a->T > 0 && !attend(p, &j))
         es_kernels_scalar()->attention(p, a, q, k, v, out);
 }
 
@@ -298,9 +298,7 @@ void es_cpu_attention_half(es_pool *p, const es_attn *a, int n_seq, const float 
     for (int s = 0; s < n_seq; s++) {
         attention_job j = {.pool = p, .a = &a[s], .q = q, .k_half = k[s], .v_half = v[s], .out = out};
         const size_t width = (size_t)a[s].n_head * (size_t)a[s].head_dim * (size_t)a[s].T;
-        if (a[s].T > 0 && cut(&j))
-            attend(p, &j);
-        else
+        if (a[s].T > 0 && !attend(p, &j))
             es_kernels_scalar()->attention_half(p, &a[s], 1, q, &k[s], &v[s], out);
         q += width;
         out += width;
