@@ -38,7 +38,7 @@ _espalier() {
         "train "*) choices+=" --layer --out --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --checkpoint --seed --f32" ;;
         "dictionary stats"*) choices+=" --tokens" ;;
         "atlas "*) choices+=" --harvest --out --examples --window --tokens" ;;
-        "bench "*) choices+=" --repeat --prompt --tokens --only --against --python --model-hf" ;;
+        "bench "*) choices+=" --repeat --prompt --tokens --context --only --against --python --model-hf" ;;
         "fetch "*) choices+=" --to --sha256 --token-file --limit --tries --stall" ;;
       esac ;;
   esac

@@ -305,6 +305,8 @@ int cmd_adapt(int argc, char **argv)
     es_onpolicy *drawn = NULL;
     if (rc == ES_OK && loss)
         rc = es_onpolicy_open(&drawn, a.m, (int)loss, 0, 1024, the_app.threads, seed, &a.err);
+    if (rc == ES_OK && drawn)
+        rc = es_onpolicy_ahead(drawn, a.adapter, &a.e, &app_cancel, &a.err);
     for (int i = 0; i < a.e.n && rc == ES_OK; i++) {
         bool stated = drawn && es_prefer_of(&a.e.item[i]);
         rc = stated ? es_onpolicy_add(drawn, a.learner, a.adapter, &a.e.item[i], &app_cancel, &a.err) : es_learner_add(a.learner, &a.e.item[i], &app_cancel, &a.err);
