@@ -190,11 +190,15 @@ int es_basis_measure(const es_basis *b, const es_dictionary *s, const es_atlas *
 
 /* ==== adapter =========================================================================================================================== */
 
-/* bias, gain, map: on the residual after the dictionary's layer, by D c, by D (s * f) with f the activations of the basis' features, or by
+/* An adapter is of one form and one or several parts, each a dictionary with a basis. Parts lie by their dictionaries' layers (those of one layer in the
+ * order given), and so do the coefficients, part after part. bias, gain, map: each part acts after its dictionary's layer. lora: a layer of the band writes
+ * through the D of the highest dictionary that is not above it, and through the lowest one's where all are. Of dictionaries of one layer D is what they
+ * have together (gain and map: the residual is read before any of them has acted).
+ * bias, gain, map: on the residual after the dictionary's layer, by D c, by D (s * f) with f the activations of the basis' features, or by
  * D (c + M u) with u their activations before the threshold; gain and map leave a sequence's first token alone. lora: on matrices.
  * gain needs a dictionary whose features fire each by itself (not topk); neither gain nor map take one that normalises each token. */
 typedef enum es_form { ES_FORM_BIAS, ES_FORM_GAIN, ES_FORM_MAP, ES_FORM_LORA } es_form;
-enum { ES_MAP_MAX = 512 }; /* features that a map may have: it has K + K K parameters */
+enum { ES_MAP_MAX = 512, ES_PARTS_MAX = 16 }; /* features that a map may have at one layer, of K + K K parameters; parts of an adapter */
 const char *es_form_name(es_form f);
 bool es_form_named(const char *name, es_form *out); /* false: there is no such form */
 
@@ -208,14 +212,24 @@ typedef struct es_adapter_options {
     bool fixed_inputs;           /* lora: A stays as it began (es_learner_whiten may whiten it); only M (or B) is learned */
     uint64_t seed;               /* of A's random start */
 } es_adapter_options;
-/* Form lora, constrained; band: the dictionary's layer to the last one (both matrices of a layer write its output residual). */
+/* Form lora, constrained; band: the dictionary's layer to the last one (both matrices of a layer write its output residual). Of several parts: s of the
+ * lowest layer. */
 es_adapter_options es_adapter_default(const es_dictionary *s, const es_model *m);
 
 int es_adapter_new(es_adapter **out, es_model *m, const es_dictionary *s, const es_basis *b, const es_adapter_options *o, es_error *err);
+typedef struct es_part { const es_dictionary *dictionary; const es_basis *basis; } es_part;
+/* The same with n parts (1 to ES_PARTS_MAX); a dictionary is in one of them only. */
+int es_adapter_new_parts(es_adapter **out, es_model *m, const es_part *part, int n, const es_adapter_options *o, es_error *err);
 int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err);
 void es_adapter_free(es_adapter *a);
 const es_adapter_options *es_adapter_get_options(const es_adapter *a);
-const es_basis *es_adapter_basis(const es_adapter *a); /* NULL when unconstrained */
+const es_basis *es_adapter_basis(const es_adapter *a); /* of the first part; NULL when unconstrained */
+int es_adapter_parts(const es_adapter *a);             /* 0 when unconstrained */
+/* The basis of part i; its coefficients are *first .. *first + n - 1 (first may be NULL). */
+const es_basis *es_adapter_part_basis(const es_adapter *a, int i, int *first);
+int es_adapter_features(const es_adapter *a);          /* K: coefficients of all parts */
+/* What coefficient k is of: its part, and its feature there (feature may be NULL). */
+int es_adapter_part_of(const es_adapter *a, int k, int *feature);
 uint64_t es_adapter_parameters(const es_adapter *a);
 int es_adapter_steps(const es_adapter *a); /* learning steps behind it */
 /* Fills *out with borrowed arrays that live as long as the adapter and follow its parameters; scale multiplies everything. One
@@ -232,10 +246,18 @@ int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err);
 size_t es_adapter_shared_bytes(const es_adapter *a); /* how many of them, at the end, are its fixed inputs */
 int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s, const void *bytes, size_t n, const char *what, es_error *err);
 int es_adapter_load(es_adapter **out, es_model *m, const es_dictionary *s, const char *path, es_error *err);
+/* The same with several dictionaries at hand, in any order and more than are wanted; one that is missing is ES_ERR_MISMATCH, named with those at hand. */
+int es_adapter_from_bytes_parts(es_adapter **out, es_model *m, const es_dictionary *const *s, int n_s, const void *bytes, size_t n, const char *what, es_error *err);
+int es_adapter_load_parts(es_adapter **out, es_model *m, const es_dictionary *const *s, int n_s, const char *path, es_error *err);
+/* The SHA-256 of each dictionary that a file wants, in its parts' order; *n 0: none. Reads its metadata only. */
+int es_adapter_wants(const char *path, char hash[ES_PARTS_MAX][65], int *n, es_error *err);
 int es_adapter_save(const es_adapter *a, const char *path, es_error *err);
 /* The table itself, borrowed: bias: c [K]; gain: s [K]; map: c [K], then M [K, K], a row for each feature that is added to, a column for
- * each that is read. NULL: form lora. */
+ * each that is read (with several layers an M for each, of its features). NULL: form lora. */
 const float *es_adapter_table(const es_adapter *a);
+/* Where the residual is read: layer i of es_adapter_layers, its coefficients *first .. *first + *n - 1. */
+int es_adapter_layers(const es_adapter *a);
+int es_adapter_layer(const es_adapter *a, int i, int *first, int *n);
 /* Mean residual change [d_model] after each layer of the band, for control vectors: out[n_layer * d], zero where none. */
 int es_adapter_directions(const es_adapter *a, float *out, es_error *err);
 

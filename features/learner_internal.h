@@ -64,18 +64,18 @@ struct es_learner {
     float *new_coefficient, *dc; /* [K], [d] */
     int updates;                /* Adam's t */
     double longest;             /* metric: the longest |D u| so far */
-    double *cholesky, *u;       /* metric: of D D^T + lambda I [K,K]; [K] */
-    float *inverse, *swap;      /* metric, lora: (D D^T + lambda I)^-1 [K,K]; [K, rank] */
-    float *slot_a, *slot_b;     /* gradients as the engine gives them: per entry [LEARNER_SLOTS][rank, n_in], [LEARNER_SLOTS][d, rank]; bias: slot_b [LEARNER_SLOTS][d]; gain, map: slot_b [LEARNER_SLOTS][n_learned] */
+    double *cholesky, *u;       /* metric: of D D^T + lambda I, [K,K] of each place one after another; [K] */
+    float *inverse, *swap;      /* metric, lora: (D D^T + lambda I)^-1 the same; [K, rank] */
+    float *slot_a, *slot_b;     /* gradients as the engine gives them: per entry [LEARNER_SLOTS][rank, n_in], [LEARNER_SLOTS][d, rank]; bias: slot_b [n_place][LEARNER_SLOTS][d]; gain, map: slot_b [LEARNER_SLOTS][n_learned] */
     float **grad_a, **grad_b;   /* [n_entry] into them */
-    float *grad_v[1];
+    float *grad_v[ES_PARTS_MAX];
     size_t slot_a_size, slot_b_size; /* floats in all */
     double *mean_sum;           /* [n_mean] sums of inputs over reply tokens */
     double mean_tokens;
     float *site_input;          /* [cap, largest n_in] */
-    float *norms;               /* |h| at the dictionary's layer, of reply tokens */
-    int n_norms;
-    double median;
+    float *norms;               /* |h| at each place's layer, of reply tokens [n_place][LEARNER_NORMS] */
+    int n_norms;                /* of each */
+    double median[ES_PARTS_MAX]; /* of them; a step's length is a share of the first, the lowest layer's */
     es_prior prior;
     float *shield[2], *shield_step[2]; /* [n_learned] the gradient of neutral documents' and replies' loss; G^-1 that; NULL: none */
     int shield_on;              /* bits: which of the two this step would raise, and is kept from */
@@ -87,6 +87,11 @@ struct es_learner {
 static inline bool es_learner_is_adam(const es_learner *l)
 {
     return l->o.optimiser == ES_OPTIMISER_ADAM;
+}
+
+static inline float *es_learner_norms(const es_learner *l, int place)
+{
+    return l->norms + (size_t)place * LEARNER_NORMS;
 }
 
 static inline es_sequence *es_item_reply(es_item *e, int i) /* NULL: absent */

@@ -284,7 +284,7 @@ static void inputs_of_hooks(void **s)
             for (int t = q->n - q->n_reply; t < q->n; t++) {
                 float act[20];
                 assert_true(t > 0);
-                assert_ok(es_dictionary_encode_some(dictionary, NULL, q->resid + (size_t)t * (size_t)a->d, 1, a->basis.feature, 20, act, &err), &err);
+                assert_ok(es_dictionary_encode_some(dictionary, NULL, q->resid + (size_t)t * (size_t)a->d, 1, a->part[0].basis.feature, 20, act, &err), &err);
                 for (int f = 0; f < 20; f++)
                     sum[f] += act[f];
                 tokens++;
@@ -402,7 +402,7 @@ static void guards(void **s)
     /* a one-sided bound is not crossed */
     a = adapter(ES_FORM_LORA, true, 20, 1000);
     for (int i = 0; i < 20; i++)
-        a->basis.hi[i] = 0;
+        a->part[0].basis.hi[i] = 0;
     o = options(ES_FORM_LORA);
     l = learner(a, &o, &e);
     for (int i = 0; i < 5; i++)
