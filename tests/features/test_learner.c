@@ -48,17 +48,6 @@ static es_learner *learner(es_adapter *a, const es_learner_options *o, const es_
     return l;
 }
 
-static double loss_at(es_learner *l, es_adapter *a, const float *at, const double *way, double h)
-{
-    es_error err;
-    double loss = 0;
-    for (size_t i = 0; i < a->n_param; i++)
-        a->param[i] = at[i] + (float)(h * way[i]);
-    es_adapter_refresh(a);
-    assert_ok(es_learner_gradient(l, &loss, NULL, &err), &err);
-    return loss;
-}
-
 /* A reply and a teacher that would have had it otherwise. */
 static void add_target(es_learner *l, es_distil_loss k)
 {
@@ -79,10 +68,9 @@ static void add_target(es_learner *l, es_distil_loss k)
     assert_true(!s.ids && !t.sampled);
 }
 
-/* Along random directions, each over a part of the parameters. k 0: without a teacher's target. */
+/* k 0: without a teacher's target. */
 static void check_gradient(es_form form, bool constrained, es_distil_loss k)
 {
-    es_error err;
     es_experiences e = fix_experiences();
     e.item[1].weight = 2.5;
     es_adapter *a = adapter(form, constrained, 20, 100);
@@ -90,38 +78,9 @@ static void check_gradient(es_form form, bool constrained, es_distil_loss k)
     es_learner *l = learner(a, &o, &e);
     if (k)
         add_target(l, k);
-    es_rng rng;
-    es_rng_seed(&rng, 5);
-    for (size_t i = 0; i < a->n_param; i++) /* away from the start, where dA is zero */
-        a->param[i] += (form == ES_FORM_BIAS || form == ES_FORM_GAIN ? 0.3f : 0.05f) * es_rng_normal(&rng);
-    es_adapter_refresh(a);
-    float *at = malloc(a->n_param * sizeof *at), *g = malloc(a->n_param * sizeof *g);
-    double *way = malloc(a->n_param * sizeof *way), loss;
-    memcpy(at, a->param, a->n_param * sizeof *at);
-    assert_ok(es_learner_gradient(l, &loss, g, &err), &err);
-    assert_true(isfinite(loss) && loss > 0);
-    for (int turn = 0; turn < 8; turn++) {
-        size_t from = a->n_param * (size_t)(turn / 2) / 4, to = a->n_param * (size_t)(turn / 2 + 1) / 4;
-        double slope = 0, size = 0;
-        for (size_t i = 0; i < a->n_param; i++) {
-            way[i] = i >= from && i < to ? es_rng_normal(&rng) : 0;
-            if (turn % 2)
-                way[i] = fabs(way[i]) * (g[i] > 0 ? 1 : -1); /* where the slope is surely large */
-            size += way[i] * way[i];
-        }
-        for (size_t i = 0; i < a->n_param; i++) {
-            way[i] /= sqrt(size);
-            slope += way[i] * g[i];
-        }
-        double h = 2e-2, seen = (loss_at(l, a, at, way, h) - loss_at(l, a, at, way, -h)) / (2 * h);
-        double seen2 = (loss_at(l, a, at, way, 2 * h) - loss_at(l, a, at, way, -2 * h)) / (4 * h);
-        seen = (4 * seen - seen2) / 3; /* Richardson */
-        if (fabs(seen - slope) > 1e-3 + 0.01 * fabs(slope))
-            fail_msg("%s%s %s, direction %d: gradient %g, finite difference %g", es_form_name(form), constrained ? "" : " free", k ? es_distil_name(k) : "", turn, slope, seen);
-    }
-    free(at);
-    free(g);
-    free(way);
+    char what[80];
+    snprintf(what, sizeof what, "%s%s %s", es_form_name(form), constrained ? "" : " free", k ? es_distil_name(k) : "");
+    fix_check_gradient(l, a, form == ES_FORM_BIAS || form == ES_FORM_GAIN ? 0.3f : 0.05f, what);
     es_learner_free(l);
     es_adapter_free(a);
     es_experiences_free(&e);
