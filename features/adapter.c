@@ -310,6 +310,19 @@ int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err)
     return ES_OK;
 }
 
+int es_adapter_layer_of(const es_adapter *a, int k)
+{
+    int i = a->n_place - 1;
+    while (i > 0 && a->place[i].first > k)
+        i--;
+    return a->place[i].layer;
+}
+
+const float *es_adapter_matrix(const es_adapter *a)
+{
+    return a->K ? a->D : NULL;
+}
+
 void es_adapter_free(es_adapter *a)
 {
     if (!a)

@@ -258,6 +258,8 @@ const float *es_adapter_table(const es_adapter *a);
 /* Where the residual is read: layer i of es_adapter_layers, its coefficients *first .. *first + *n - 1. */
 int es_adapter_layers(const es_adapter *a);
 int es_adapter_layer(const es_adapter *a, int i, int *first, int *n);
+int es_adapter_layer_of(const es_adapter *a, int k); /* the dictionary's layer of coefficient k */
+const float *es_adapter_matrix(const es_adapter *a); /* D [K, d_model], borrowed; NULL when unconstrained */
 /* Mean residual change [d_model] after each layer of the band, for control vectors: out[n_layer * d], zero where none. */
 int es_adapter_directions(const es_adapter *a, float *out, es_error *err);
 
