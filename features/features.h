@@ -282,6 +282,11 @@ typedef struct es_learner es_learner;
 
 typedef enum es_optimiser { ES_OPTIMISER_ADAM, ES_OPTIMISER_METRIC } es_optimiser; /* metric: form bias, or lora with fixed inputs */
 
+typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
+    const char *text;
+    const es_message *message; int n_message;
+} es_neutral_text;
+
 typedef struct es_learner_options {
     es_optimiser optimiser;
     double learning_rate;    /* adam: its step. metric: length of the first step as a share of the median |h|: |D dc|, or for lora the
@@ -302,6 +307,9 @@ typedef struct es_learner_options {
     bool shrink;             /* metric: a feature's part of a step is multiplied by max(0, 1 - 1/snr^2) of the experiences' gradients along it (positive-part James-Stein) */
     double hold_out;         /* share of the experiences kept for the gate (at least 1 when there are 4 or more) */
     const char *const *anchor; int n_anchor; /* neutral texts; NULL: built-in ones */
+    double replay;           /* share of a step's weight, in [0,1): a step starts from the gradient of the experiences' mean loss plus replay / (1 - replay)
+                                times the mean KL(base || adapted) on a few neutral texts, others each step; what it moves is nobody's influence. 0: off */
+    const es_neutral_text *replay_text; int n_replay; /* not those that the KL guard measures on; NULL: built-in ones. Borrowed by es_learner_open only */
 } es_learner_options;
 es_learner_options es_learner_default(es_form form);
 /* For form lora with fixed inputs: the metric step, experiences weighed. */
@@ -321,10 +329,6 @@ typedef struct es_readings es_readings;
 es_readings *es_readings_new(void); /* NULL: no memory */
 void es_readings_free(es_readings *r);
 void es_learner_recall(es_learner *l, es_readings *r);
-typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
-    const char *text;
-    const es_message *message; int n_message;
-} es_neutral_text;
 /* Fixed inputs: A becomes L^-1 A, L L^T = C + 0.1 mean(diag C) I, C the second moment of A x on these texts in the base model, without each text's first
  * four tokens: a projection that is silent where neutral text is: documents and replies to ordinary questions alike,
  * or it is silent in one and costs in the other (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
@@ -374,6 +378,7 @@ int es_neutral_load(es_neutral_texts *t, const char *path, es_error *err); /* fr
 void es_neutral_texts_free(es_neutral_texts *t);
 /* Every third text of a kind is for choosing and for inputs, so that harm is measured on others. kind: zeros before the first text. */
 bool es_neutral_is_dev(const es_neutral_text *t, int kind[2]);
+int es_neutral_dev(const es_neutral_text *text, int n, es_neutral_text *out); /* those into out[n]; how many */
 /* Inputs that are white on that third of these texts. */
 int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, int threads, const volatile bool *cancel,
                       es_error *err);
@@ -388,6 +393,7 @@ typedef struct es_step_report {
     int step;
     double loss, margin, kl;     /* margin: mean d(preferred - rejected) mean log-probability over learning pairs; kl: on anchors, after guards */
     double norm;                 /* |D c| over the median |h| */
+    double replay;               /* mean KL on this step's replayed texts, before it; 0 without */
     double backtracked;          /* 1, or the factor by which guards shortened the step (and, a little, all before it); 0: nothing moved */
     double seconds; int tokens;
     int n_moved; int moved[8]; float by[8]; /* basis positions of the coefficients that moved most in this step */

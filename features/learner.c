@@ -7,7 +7,7 @@
  *
  * The books. With Adam the step is -lr sum_e m_e / (sqrt(v) + eps), m_e the momentum of experience e alone, and m = sum_e m_e: so it
  * is a sum over experiences exactly. A coefficient of form bias is a parameter, one of form gain or map linear in them; one of form lora is (M A xbar)_i, whose change by
- * e is dM_e A xbar + M dA_e xbar to first order. The rest, products of two changes and what the guards project, belongs to no one. */
+ * e is dM_e A xbar + M dA_e xbar to first order. The rest, products of two changes, what the guards project and what replay moves, belongs to no one. */
 #include "learner_internal.h"
 
 #include <math.h>
@@ -24,8 +24,40 @@ static int item_tokens(const es_item *e)
     return e->seq[0].n + e->seq[1].n;
 }
 
-/* The engine's gradient of slot s into the parameters' own shape. */
-static void slot_gradient(es_learner *l, int s, float *out)
+double es_learner_dot(const float *a, const float *b, size_t n)
+{
+    double sum = 0;
+    for (size_t at = 0; at < n;) {
+        float part[8] = {0};
+        size_t end = at + 512 < n ? at + 512 : n;
+        for (; at + 8 <= end; at += 8)
+            for (int q = 0; q < 8; q++)
+                part[q] += a[at + (size_t)q] * b[at + (size_t)q];
+        for (; at < end; at++)
+            part[0] += a[at] * b[at];
+        sum += (double)part[0] + part[1] + part[2] + part[3] + part[4] + part[5] + part[6] + part[7];
+    }
+    return sum;
+}
+
+int es_learner_backward(es_learner *l, const es_pack *p, const es_patch *patch, int n_slot, void (*dlogits)(void *user, int token, const float *p, float *dl),
+                        void *user, const volatile bool *cancel, es_error *err)
+{
+    es_adapter *a = l->a;
+    bool lora = a->o.form == ES_FORM_LORA;
+    memset(l->slot_a, 0, l->slot_a_size * sizeof *l->slot_a);
+    memset(l->slot_b, 0, l->slot_b_size * sizeof *l->slot_b);
+    es_grad g = {.a = lora && !a->o.fixed_inputs ? l->grad_a : NULL, .b = lora ? l->grad_b : NULL,
+                 .addend = a->o.form == ES_FORM_BIAS ? l->grad_v : NULL, .seq_slot = p->slot, .n_slot = n_slot};
+    if (es_adapter_hooks(a))
+        a->sink = (es_adapter_sink){.grad = l->slot_b, .start = p->start, .slot = p->slot};
+    es_batch b = es_pack_batch(p);
+    int rc = es_trainer_backward(l->trainer, &b, patch, p->dlogprob, dlogits, user, &g, lora ? a->o.first_layer : es_adapter_lowest(a), cancel, err);
+    a->sink = (es_adapter_sink){0};
+    return rc;
+}
+
+void es_learner_slot_gradient(es_learner *l, int s, float *out)
 {
     const es_adapter *a = l->a;
     int d = a->d, rank = a->o.rank;
@@ -206,18 +238,10 @@ static int pass(es_learner *l, const int *which, int n, bool backward, bool *lea
         if (learned && passed_by == first && still < enough)
             passed_by = end;
         else if (backward) {
-            memset(l->slot_a, 0, l->slot_a_size * sizeof *l->slot_a);
-            memset(l->slot_b, 0, l->slot_b_size * sizeof *l->slot_b);
-            bool lora = a->o.form == ES_FORM_LORA;
-            es_grad g = {.a = lora && !a->o.fixed_inputs ? l->grad_a : NULL, .b = lora ? l->grad_b : NULL,
-                         .addend = a->o.form == ES_FORM_BIAS ? l->grad_v : NULL, .seq_slot = l->pack.slot, .n_slot = end - first};
-            if (es_adapter_hooks(a))
-                a->sink = (es_adapter_sink){.grad = l->slot_b, .start = l->pack.start, .slot = l->pack.slot};
             opinions of = {.l = l, .which = which + first, .weights = weights};
-            rc = es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, taught ? token_opinion : NULL, &of, &g, lora ? a->o.first_layer : es_adapter_lowest(a), cancel, err);
-            a->sink = (es_adapter_sink){0};
+            rc = es_learner_backward(l, &l->pack, &patch, end - first, taught ? token_opinion : NULL, &of, cancel, err);
             for (int i = first; !rc && i < end; i++)
-                slot_gradient(l, i - first, l->item[which[i]]->grad);
+                es_learner_slot_gradient(l, i - first, l->item[which[i]]->grad);
         }
         first = end;
     }
@@ -387,6 +411,7 @@ static bool is_chosen(const es_learner *l, int i)
 /* Fills delta, and turns the chosen items' grad (others': zeros) into their part of it. Commits nothing. */
 static void adam_delta(es_learner *l)
 {
+    es_replay *r = &l->replay;
     size_t n = l->a->n_learned;
     double b1 = l->o.momentum, b2 = l->o.decay, t = l->updates + 1;
     float scale = (float)(l->o.learning_rate / (1 - pow(b1, t))), unbias = (float)(1 / (1 - pow(b2, t)));
@@ -402,6 +427,10 @@ static void adam_delta(es_learner *l)
             it->grad[i] = m; /* from here on: the momentum after this step */
             l->delta[i] += m;
         }
+    }
+    for (size_t i = 0; r->momentum && i < n; i++) {
+        r->grad[i] = (float)b1 * r->momentum[i] + (float)(1 - b1) * r->grad[i];
+        l->delta[i] += r->grad[i];
     }
     for (size_t i = 0; i < n; i++) {
         float v = (float)b2 * l->second[i] + (1 - (float)b2) * l->total[i] * l->total[i];
@@ -556,8 +585,12 @@ int es_learner_gradient(es_learner *l, double *loss, float *gradient, es_error *
             weights += l->item[i]->weight;
         }
     int rc = pass(l, l->chosen, n, gradient != NULL, NULL, weights, loss, &tokens, NULL, err);
+    if (!rc && !l->replay.pack.n)
+        rc = es_replay_draw(l, NULL, err);
+    rc = rc ? rc : es_replay_gradient(l, gradient != NULL, NULL, err);
+    *loss += l->replay.weight * l->replay.kl;
     for (size_t j = 0; !rc && gradient && j < l->a->n_learned; j++) {
-        gradient[j] = 0;
+        gradient[j] = l->replay.grad ? l->replay.grad[j] : 0;
         for (int i = 0; i < n; i++)
             gradient[j] += l->item[l->chosen[i]]->grad[j];
     }
@@ -638,6 +671,13 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         out->seconds = es_seconds() - started;
         return rc;
     }
+    rc = es_replay_draw(l, cancel, err);
+    rc = rc ? rc : es_replay_gradient(l, true, cancel, err);
+    if (rc)
+        return rc;
+    out->replay = l->replay.kl;
+    for (size_t j = 0; l->replay.grad && j < n; j++) /* nobody's: what it moves is in the books' last line */
+        l->total[j] += l->replay.grad[j];
     for (int i = 0; i < l->n_chosen; i++) { /* what each experience alone asks for, at its weight */
         es_item *it = l->item[l->chosen[i]];
         for (int c = 0; c < a->K; c++)
@@ -666,6 +706,8 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         for (int e = 0; es_learner_is_adam(l) && e < l->n; e++)
             if (l->item[e]->momentum)
                 memset(l->item[e]->momentum, 0, n * sizeof *l->item[e]->momentum);
+        if (l->replay.momentum)
+            memset(l->replay.momentum, 0, n * sizeof *l->replay.momentum);
         rc = es_learner_anchors_kl(l, &out->kl, cancel, err);
     } else {
         es_adapter_read(a, a->param, a->coefficient);
@@ -676,6 +718,8 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         for (int e = 0; es_learner_is_adam(l) && e < l->n; e++)
             if (l->item[e]->momentum)
                 memcpy(l->item[e]->momentum, l->item[e]->grad, n * sizeof *l->item[e]->grad);
+        if (l->replay.momentum)
+            memcpy(l->replay.momentum, l->replay.grad, n * sizeof *l->replay.grad);
         l->updates++;
         a->steps++;
         report_moves(l, out);

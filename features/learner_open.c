@@ -190,7 +190,7 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     if (o->max_reply < 1 || o->max_prompt < 1 || o->max_reply > 1 << 16 || o->max_prompt > 1 << 16 || o->batch < 0)
         return es_fail(err, ES_ERR_USAGE, "learner: max_reply %d, max_prompt %d, batch %d cannot be", o->max_reply, o->max_prompt, o->batch);
     if (!isfinite(o->learning_rate) || o->learning_rate < 0 || !(o->beta > 0) || !(o->hold_out >= 0 && o->hold_out < 1) || !(o->kappa >= 0) || !(o->enough >= 0) ||
-        !(o->rho >= 0) || !(o->momentum >= 0 && o->momentum < 1) || !(o->decay >= 0 && o->decay < 1) || !(o->metric_lambda >= 0))
+        !(o->replay >= 0 && o->replay < 1) || !(o->rho >= 0) || !(o->momentum >= 0 && o->momentum < 1) || !(o->decay >= 0 && o->decay < 1) || !(o->metric_lambda >= 0))
         return es_fail(err, ES_ERR_USAGE, "learner: an option is out of range (rate, beta > 0, kappa, rho, lambda >= 0; shares in [0,1))");
     if (o->optimiser == ES_OPTIMISER_METRIC && a->o.form != ES_FORM_BIAS && !a->o.fixed_inputs)
         return es_fail(err, ES_ERR_USAGE, "learner: the metric step is for the form bias, and for lora with fixed inputs");
@@ -222,6 +222,7 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     rc = rc ? rc : es_pack_open(&l->pack, cap, info->d_model, err);
     if (!rc && o->kappa > 0)
         rc = anchors_open(l, NULL, err);
+    rc = rc ? rc : es_replay_open(l, err);
     for (int i = 0; !rc && !es_learner_is_adam(l) && i < a->n_place; i++)
         rc = metric_open(l, &a->place[i], err);
     if (rc) {
@@ -251,6 +252,7 @@ void es_learner_free(es_learner *l)
         es_pack_close(&l->anchors);
     es_trainer_free(l->trainer);
     es_prior_free(&l->prior);
+    es_replay_free(&l->replay);
     for (int i = 0; i < 2; i++) {
         free(l->shield[i]);
         free(l->shield_step[i]);
@@ -269,6 +271,7 @@ size_t es_learner_bytes(const es_learner *l)
     const es_adapter *a = l->a;
     es_trainer_options t = {.max_tokens = l->pack.cap, .from_layer = es_adapter_lowest_layer(a), .backward = true, .max_hooks = a->n_place};
     size_t n = l->arena.size + l->pack.arena.size + l->anchors.arena.size + es_trainer_bytes(l->m, &t);
+    n += es_replay_bytes(l);
     if (l->anchor_p)
         n += (size_t)l->anchors.n * ((size_t)es_model_get_info(l->m)->n_vocab * sizeof *l->anchor_p + 2 * sizeof *l->anchor_entropy);
     for (int i = 0; i < l->n_anchor; i++)

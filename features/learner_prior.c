@@ -10,22 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static double dot(const float *a, const float *b, size_t n)
-{
-    double sum = 0;
-    for (size_t at = 0; at < n;) { /* in short sums: floats inside, doubles outside */
-        float part[8] = {0};
-        size_t end = at + 512 < n ? at + 512 : n;
-        for (; at + 8 <= end; at += 8)
-            for (int q = 0; q < 8; q++)
-                part[q] += a[at + (size_t)q] * b[at + (size_t)q];
-        for (; at < end; at++)
-            part[0] += a[at] * b[at];
-        sum += (double)part[0] + part[1] + part[2] + part[3] + part[4] + part[5] + part[6] + part[7];
-    }
-    return sum;
-}
-
 /* G^-1 in; without a basis the metric is that of d itself. */
 static void inverse_metric(es_learner *l, const float *in, float *out)
 {
@@ -86,13 +70,13 @@ void es_learner_precondition(es_learner *l, const float *in, float *out, double 
     size_t n = l->a->n_learned;
     double pull = 0;
     for (int i = 0; i < p->n; i++)
-        p->u[i] = p->v[i] = dot(p->unit + (size_t)i * n, in, n);
+        p->u[i] = p->v[i] = es_learner_dot(p->unit + (size_t)i * n, in, n);
     if (p->n)
         es_linear_solve(p->gram, p->n, p->u);
     for (int i = 0; i < p->n; i++)
         pull += p->u[i] * p->v[i];
     inverse_metric(l, in, out);
-    double square = length ? dot(in, out, n) : 0;
+    double square = length ? es_learner_dot(in, out, n) : 0;
     if (l->keep)
         shrink_rows(l, out);
     for (int i = 0; i < p->n; i++) {
@@ -107,7 +91,7 @@ void es_learner_precondition(es_learner *l, const float *in, float *out, double 
 double es_learner_metric_square(es_learner *l, const float *g, float *scratch)
 {
     inverse_metric(l, g, scratch);
-    return dot(g, scratch, l->a->n_learned);
+    return es_learner_dot(g, scratch, l->a->n_learned);
 }
 
 /* ---- neutral text is spared ----------------------------------------------------------------------------------------------- */
@@ -117,9 +101,9 @@ void es_learner_shield_open(es_learner *l)
     size_t n = l->a->n_learned;
     for (int i = 0; i < 2; i++)
         inverse_metric(l, l->shield[i], l->shield_step[i]);
-    l->shield_gram[0] = dot(l->shield[0], l->shield_step[0], n);
-    l->shield_gram[1] = dot(l->shield[0], l->shield_step[1], n);
-    l->shield_gram[2] = dot(l->shield[1], l->shield_step[1], n);
+    l->shield_gram[0] = es_learner_dot(l->shield[0], l->shield_step[0], n);
+    l->shield_gram[1] = es_learner_dot(l->shield[0], l->shield_step[1], n);
+    l->shield_gram[2] = es_learner_dot(l->shield[1], l->shield_step[1], n);
 }
 
 void es_learner_shield(es_learner *l, float *x, bool decide)
@@ -128,7 +112,7 @@ void es_learner_shield(es_learner *l, float *x, bool decide)
     if (!l->shield[1])
         return;
     /* the loss of kind i changes by -<shield_i, x> */
-    double u = dot(l->shield[0], x, n), v = dot(l->shield[1], x, n), *g = l->shield_gram, c[2] = {0};
+    double u = es_learner_dot(l->shield[0], x, n), v = es_learner_dot(l->shield[1], x, n), *g = l->shield_gram, c[2] = {0};
     if (decide)
         l->shield_on = (u < 0 ? 1 : 0) | (v < 0 ? 2 : 0);
     if (l->shield_on == 3 && g[0] * g[2] - g[1] * g[1] > 1e-6 * g[0] * g[2]) {
@@ -207,7 +191,7 @@ static int take_direction(es_learner *l, int i, const es_direction *from, es_err
         memcpy(l->a->param + n, b->param + b->n_learned, n_a * sizeof *b->param);
     translate(l, b, unit);
     int rc = metric(l, unit, dual, err);
-    double square = rc ? 0 : dot(unit, dual, n);
+    double square = rc ? 0 : es_learner_dot(unit, dual, n);
     if (!rc && !(square > 0 && isfinite(square)))
         rc = es_fail(err, ES_ERR_USAGE, "direction %s has learned nothing", from->name);
     for (size_t j = 0; !rc && j < n; j++) {
@@ -244,7 +228,7 @@ int es_learner_prior(es_learner *l, const es_direction *direction, int n, double
         rc = take_direction(l, i, &direction[i], err);
     for (int i = 0; !rc && i < n; i++)
         for (int j = 0; j < n; j++)
-            p->gram[i * n + j] = dot(p->unit + (size_t)i * len, p->dual + (size_t)j * len, len);
+            p->gram[i * n + j] = es_learner_dot(p->unit + (size_t)i * len, p->dual + (size_t)j * len, len);
     if (!rc && !es_linear_cholesky(p->gram, n, 1e-5))
         rc = es_fail(err, ES_ERR_LIMIT, "learner: the directions' products are not numbers");
     if (rc) {
@@ -271,7 +255,7 @@ void es_prior_read(es_learner *l, const float *param, double *out)
 {
     const es_prior *p = &l->prior;
     for (int i = 0; i < p->n; i++)
-        out[i] = dot(p->dual + (size_t)i * l->a->n_learned, param, l->a->n_learned);
+        out[i] = es_learner_dot(p->dual + (size_t)i * l->a->n_learned, param, l->a->n_learned);
     if (p->n)
         es_linear_solve(p->gram, p->n, out);
 }

@@ -19,6 +19,8 @@ typedef struct adapting {
     es_adapter *adapter;
     es_learner *learner;
     es_inputs *inputs;
+    es_neutral_texts neutral; /* for replay */
+    es_neutral_text *replay;
     es_direction *direction; /* [n_direction]: adapters of ours, file names */
     int n_direction;
     char ***labels; /* app_part_labels */
@@ -52,11 +54,13 @@ static int print_step(const adapting *a, const es_step_report *r)
                 json_object_set_new(row, "part", json_integer(part));
             json_array_append_new(moved, row);
         }
-        return app_print_json(json_pack("{s:i,s:f,s:o,s:f,s:f,s:f,s:s?,s:f,s:i,s:o}", "step", r->step, "loss", r->loss, "margin",
-                                        isfinite(r->margin) ? json_real(r->margin) : json_null(), "kl", r->kl, "norm", r->norm, "backtracked",
+        return app_print_json(json_pack("{s:i,s:f,s:o,s:f,s:f,s:f,s:f,s:s?,s:f,s:i,s:o}", "step", r->step, "loss", r->loss, "margin",
+                                        isfinite(r->margin) ? json_real(r->margin) : json_null(), "kl", r->kl, "replay", r->replay, "norm", r->norm, "backtracked",
                                         r->backtracked, "guard", r->guard, "seconds", r->seconds, "tokens", r->tokens, "moved", moved));
     }
     printf("step %3d  loss %.4f  margin %+.4f  KL %.5f", r->step, r->loss, r->margin, r->kl);
+    if (r->replay != 0)
+        printf("  replay %.5f", r->replay);
     if (r->guard)
         printf("  (%s: %.2f of the step)", r->guard, r->backtracked);
     for (int i = 0; i < r->n_moved && i < 3; i++) {
@@ -179,6 +183,19 @@ static int new_adapter(adapting *a, const es_adapter_options *o)
     return es_adapter_new_parts(&a->adapter, a->m, part, o->constrained ? a->n_basis : 1, o, &a->err);
 }
 
+/* The neutral texts that harm is not measured on, for replay. */
+static int open_replay(adapting *a, es_learner_options *o)
+{
+    int rc = es_neutral_load(&a->neutral, APP_NEUTRAL, &a->err);
+    if (rc == ES_OK && !(a->replay = es_calloc((size_t)a->neutral.n + 1, sizeof *a->replay)))
+        rc = es_fail(&a->err, ES_ERR_MEMORY, "not enough memory");
+    if (rc == ES_OK) {
+        o->n_replay = es_neutral_dev(a->neutral.item, a->neutral.n, a->replay);
+        o->replay_text = a->replay;
+    }
+    return rc;
+}
+
 /* What was thought of each experience that does not count in full, and how far the adapter went along each direction. */
 static int print_decisions(const adapting *a)
 {
@@ -234,7 +251,7 @@ int cmd_adapt(int argc, char **argv)
     bool unconstrained = false, force = false, seeded = false, plain = false, one_sided = false, weighting = true, direction = false;
     opt_texts prior = {0};
     double prior_weight = 10;
-    double rate = -1, beta = -1, kappa = -1, hold_out = -1;
+    double rate = -1, beta = -1, kappa = -1, hold_out = -1, replay = 0;
     uint64_t seed = 1;
     const opt table[] = {
         {"basis", "B", OPT_TEXTS, &basis, 0, 0, "NAME, NAME@VERSION, FILE.json, or starter; again, of another dictionary: a part of its own, after that one's layer", NULL},
@@ -251,6 +268,7 @@ int cmd_adapt(int argc, char **argv)
         {"batch", "N", OPT_INT, &batch, 0, 1000000, "experiences a step; 0: all", NULL},
         {"beta", "B", OPT_REAL, &beta, 0, 1000, "steepness of the pair loss", NULL},
         {"kappa", "K", OPT_REAL, &kappa, 0, 100, "guard: highest mean KL from the base model on neutral text", NULL},
+        {"replay", "SHARE", OPT_REAL, &replay, 0, 0.99, "share of each step that keeps neutral text as the base model has it (default 0: none)", NULL},
         {"hold-out", "SHARE", OPT_REAL, &hold_out, 0, 0.9, "share of the experiences kept for the gate", NULL},
         {"adam", NULL, OPT_FLAG, &plain, 0, 0, "lora: Adam with learned inputs, instead of the metric step with white ones (docs/adapting.md)", NULL},
         {"prior", "FILE", OPT_TEXTS, &prior, 0, 0, "a direction learned beforehand (--direction), in whose way steps go more readily; may be given again", NULL},
@@ -358,6 +376,9 @@ int cmd_adapt(int argc, char **argv)
         lo.seed = seed;
     if (steps == 0)
         steps = lo.steps;
+    lo.replay = replay;
+    if (rc == ES_OK && replay > 0)
+        rc = open_replay(&a, &lo);
     if (rc == ES_OK) {
         a.labels = app_part_labels(&a.f, a.m, a.adapter);
         rc = es_learner_open(&a.learner, a.m, lowest(&a)->dictionary, a.adapter, &lo, &a.err);
@@ -425,6 +446,8 @@ int cmd_adapt(int argc, char **argv)
         es_adapter_free((es_adapter *)a.direction[i].adapter);
     free(a.direction);
     es_inputs_free(a.inputs);
+    free(a.replay);
+    es_neutral_texts_free(&a.neutral);
     es_experiences_free(&a.e);
     for (int i = 0; i < a.n_basis; i++)
         es_basis_free(&a.basis[i]);

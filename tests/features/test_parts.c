@@ -286,6 +286,7 @@ static void gradients(void **s)
         for (int where = 0; where < 2; where++) {
             es_adapter *a = pair(FORMS[f], where ? beside : high, 100);
             es_learner_options o = options(FORMS[f]);
+            o.replay = 0.5; /* of the built-in texts: another term of the same sum */
             es_learner *l = learner(a, &o, &e);
             char what[80];
             snprintf(what, sizeof what, "%s, two dictionaries at %s", es_form_name(FORMS[f]), where ? "one layer" : "two layers");
