@@ -26,7 +26,7 @@ _espalier() {
         "basis new"*) choices+=" --suggest --size --signs" ;;
         "basis add"*) choices+=" --lo --hi" ;;
         "basis show"*) choices+=" --experiences" ;;
-        "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
+        "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --replay --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
         "drift "*) choices+=" --top" ;;
         "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;
         "eval neutral"*) choices+=" --text --adapter --limit" ;;

@@ -229,7 +229,8 @@ const float *es_studio_density(es_studio *s); /* [F] borrowed while the studio l
 typedef enum es_export_kind { ES_EXPORT_CONTROL_VECTOR, ES_EXPORT_NPZ, ES_EXPORT_JSON } es_export_kind;
 /* control-vector: GGUF as llama.cpp reads it: direction.N is added to what leaves its block N, which is our layer N (both count from 0;
  * layer 0 cannot be expressed). Exact for the form bias; for the others the mean change at each layer. npz: stored .npy members. json: features
- * with labels, coefficients, bounds, hashes and, when a snapshot has these coefficients, who moved them. */
+ * with labels, coefficients, bounds, hashes and, when a snapshot has these coefficients, who moved them. s: the dictionary of an adapter of one; not
+ * looked at where there are several, which the file then lists. */
 int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary *s, es_workspace *labels /* may be NULL */, es_export_kind kind,
                       const char *path, es_error *err);
 

@@ -127,7 +127,7 @@ static int workbench(const chat_options *o)
     int rc = ES_OK;
     if (is_default)
         snprintf(hash, sizeof hash, "%s", APP_MODEL_SHA256);
-    else if (!the_app.dictionary_option && !the_app.config_dictionary)
+    else if (!the_app.dictionaries.n && !the_app.config_dictionary)
         rc = es_sha256_file(hash, model, &err);
     if (rc != ES_OK)
         return app_fail(&err);
