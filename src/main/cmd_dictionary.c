@@ -113,11 +113,6 @@ int cmd_train(int argc, char **argv)
 
 /* ---- dictionary stats, info ----------------------------------------------------------------------------------------------- */
 
-static const char *architecture_name(es_architecture a)
-{
-    return a == ES_SAE_TOPK ? "topk" : a == ES_SAE_JUMPRELU ? "jumprelu" : "standard";
-}
-
 static int dictionary_info(int argc, char **argv)
 {
     static const command_help help = {"dictionary info", "FOLDER", "What a SAELens folder says of itself.", "  espalier dictionary info dictionary-l15", 1, 1};
@@ -132,14 +127,14 @@ static int dictionary_info(int argc, char **argv)
     const es_dictionary_info *i = es_dictionary_get_info(s);
     int code;
     if (the_app.json) {
-        code = app_print_json(json_pack("{s:s,s:s,s:s,s:i,s:i,s:s,s:s,s:s,s:b,s:s}", "name", i->name, "architecture", architecture_name(i->architecture),
+        code = app_print_json(json_pack("{s:s,s:s,s:s,s:i,s:i,s:s,s:s,s:s,s:b,s:s}", "name", i->name, "architecture", es_architecture_name(i->architecture),
                                         "hook", i->hook_name, "d", i->d, "features", i->n_features, "hash", i->hash, "model", i->model_name,
                                         "model_hash", i->model_hash, "apply_b_dec_to_input", i->apply_b_dec_to_input, "normalize",
                                         i->normalize_activations));
     } else {
         char a[300], b[300];
         printf("name          %s\narchitecture  %s\nhook          %s (layer %d)\nwidth         %d\nfeatures      %d\nhash          %s\nmodel         %s\nmodel hash    %s\n",
-               app_shown(i->name, a, sizeof a), architecture_name(i->architecture), i->hook_name, i->layer, i->d, i->n_features, i->hash,
+               app_shown(i->name, a, sizeof a), es_architecture_name(i->architecture), i->hook_name, i->layer, i->d, i->n_features, i->hash,
                app_shown(i->model_name, b, sizeof b), *i->model_hash ? i->model_hash : "not named");
         code = app_flush();
     }
