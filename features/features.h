@@ -89,6 +89,12 @@ int es_dictionary_decode(const es_dictionary *s, const es_sparse *acts, const fl
 /* The n features whose decoder rows have the largest cosine with feature's. */
 void es_dictionary_neighbours(const es_dictionary *s, int feature, int n, int *out, float *cosine);
 
+/* Activations [*rows, *d] in a .npy file (F16, F32, F64 or BF16, either order), mapped. ES_ERR_FORMAT: no such matrix. */
+typedef struct es_activations es_activations;
+int es_activations_open(es_activations **out, const char *path, size_t *rows, int *d, es_error *err);
+void es_activations_read(const es_activations *a, size_t first, size_t n, float *out); /* rows [first, first + n) as f32, out[n, d] */
+void es_activations_free(es_activations *a);
+
 /* ---- harvest: text -> activation shards --------------------------------------------------------------------------------------- */
 
 typedef struct es_harvest_options {

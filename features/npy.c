@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arrays.h"
+#include "features.h"
+
 static const struct { const char *descr; es_tensor_type type; size_t bytes; } types[] = {
     {"f4", ES_TENSOR_F32, 4}, {"f2", ES_TENSOR_F16, 2}, {"f8", ES_TENSOR_F64, 8}, {"V2", ES_TENSOR_BF16, 2}, {"i4", ES_TENSOR_I32, 4},
     {"i8", ES_TENSOR_I64, 8}, {"u4", ES_TENSOR_U32, 4}, {"u8", ES_TENSOR_U64, 8}, {"i2", ES_TENSOR_I16, 2}, {"u2", ES_TENSOR_U16, 2},
@@ -171,37 +174,49 @@ void es_npy_header(es_buf *out, es_tensor_type type, int n_dims, const size_t *d
     es_buf_free(&head);
 }
 
-int es_npy_matrix(float **out, size_t *rows, size_t *cols, const char *path, es_error *err)
-{
+/* ---- activations ------------------------------------------------------------------------------------------------------------------------------ */
+
+struct es_activations {
     es_map map;
+    es_matrix m;
+};
+
+int es_activations_open(es_activations **out, const char *path, size_t *rows, int *d, es_error *err)
+{
     es_npy h;
-    size_t bytes;
     *out = NULL;
-    int rc = es_map_open(&map, path, err);
-    if (rc)
-        return rc;
-    rc = es_npy_parse(&h, map.data, map.size, map.size, path, err);
+    es_activations *a = es_calloc(1, sizeof *a);
+    if (!a)
+        return es_fail(err, ES_ERR_MEMORY, "%s: not enough memory", path);
+    int rc = es_map_open(&a->map, path, err);
+    if (!rc)
+        rc = es_npy_parse(&h, a->map.data, a->map.size, a->map.size, path, err);
     if (!rc && h.n_dims != 2)
         rc = es_fail(err, ES_ERR_FORMAT, "%s: has %d dimensions; a matrix of activations has two: [tokens, width]", path, h.n_dims);
-    if (!rc && (!es_mul(h.n, sizeof(float), &bytes) || (rc = es_memory_check(bytes, 0, "the matrix", err))))
-        rc = rc ? es_fail_prefix(err, "%s", path) : es_fail(err, ES_ERR_MEMORY, "%s: is too large", path);
-    if (!rc && !(*out = es_calloc(h.n + 1, sizeof **out)))
-        rc = es_fail(err, ES_ERR_MEMORY, "%s: not enough memory for %zu numbers", path, h.n);
-    if (!rc) {
-        es_tensor t = {.type = h.type, .n_dims = 1, .n = h.n, .data = map.data + h.header, .bytes = h.bytes};
-        *rows = h.dim[0];
-        *cols = h.dim[1];
-        bool ok = h.fortran || es_tensor_f32(&t, 0, h.n, *out);
-        for (size_t j = 0; h.fortran && ok && j < *cols; j++)
-            for (size_t i = 0; i < *rows && ok; i++)
-                ok = es_tensor_f32(&t, j * *rows + i, 1, *out + i * *cols + j);
-        if (!ok)
-            rc = es_fail(err, ES_ERR_FORMAT, "%s: holds %s; F16, F32, F64 and BF16 are read", path, es_tensor_type_name(h.type));
-    }
+    if (!rc && h.type != ES_TENSOR_F32 && h.type != ES_TENSOR_F16 && h.type != ES_TENSOR_F64 && h.type != ES_TENSOR_BF16)
+        rc = es_fail(err, ES_ERR_FORMAT, "%s: holds %s; F16, F32, F64 and BF16 are read", path, es_tensor_type_name(h.type));
+    if (!rc && (h.dim[1] < 1 || h.dim[1] > 1 << 16))
+        rc = es_fail(err, ES_ERR_FORMAT, "%s: activations of width %zu make no sense", path, h.dim[1]);
     if (rc) {
-        free(*out);
-        *out = NULL;
+        es_activations_free(a);
+        return rc;
     }
-    es_map_close(&map);
-    return rc;
+    a->m = (es_matrix){.type = h.type, .data = a->map.data + h.header, .rows = h.dim[0], .cols = h.dim[1], .by_row = !h.fortran, .mapped = true, .scale = 1};
+    *rows = h.dim[0];
+    *d = (int)h.dim[1];
+    *out = a;
+    return ES_OK;
+}
+
+void es_activations_read(const es_activations *a, size_t first, size_t n, float *out)
+{
+    es_matrix_rows(&a->m, first, n, out);
+}
+
+void es_activations_free(es_activations *a)
+{
+    if (!a)
+        return;
+    es_map_close(&a->map);
+    free(a);
 }

@@ -22,7 +22,4 @@ int es_npy_parse(es_npy *out, const uint8_t *bytes, size_t have, size_t size, co
 /* Appends the header of a C-ordered array: F32, F16, F64, I32 or BF16 (as V2). */
 void es_npy_header(es_buf *out, es_tensor_type type, int n_dims, const size_t *dim);
 
-/* A matrix of activations [*rows, *cols] from a .npy file, as f32; the caller frees. F16, F32, F64 and BF16, in either order. */
-int es_npy_matrix(float **out, size_t *rows, size_t *cols, const char *path, es_error *err);
-
 #endif

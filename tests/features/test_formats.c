@@ -325,26 +325,30 @@ static void selects_features(void **state)
 static void reads_matrices_of_activations(void **state)
 {
     (void)state;
-    float x[6] = {1, 2, 3, 4, 5, 6}, *got;
-    size_t rows, cols;
+    const float x[6] = {1, 2, 3, 4, 5, 6}, turned[6] = {1, 3, 5, 2, 4, 6};
+    float got[6];
     char path[200];
     es_error err = {0};
     es_buf b = {0};
     snprintf(path, sizeof path, "%s/x.npy", root);
     es_npy_header(&b, ES_TENSOR_F32, 2, (size_t[]){2, 3});
     es_buf_add(&b, x, sizeof x);
-    assert_int_equal(es_file_write(path, b.data, b.len, &err), 0);
-    assert_int_equal(es_npy_matrix(&got, &rows, &cols, path, &err), 0);
-    assert_int_equal(rows, 2);
-    assert_int_equal(cols, 3);
-    assert_memory_equal(got, x, sizeof x);
-    free(got);
-    char *order = strstr(b.data + 10, "False"); /* the same bytes in the other order */
-    memcpy(order, "True ", 5);
-    assert_int_equal(es_file_write(path, b.data, b.len, &err), 0);
-    assert_int_equal(es_npy_matrix(&got, &rows, &cols, path, &err), 0);
-    assert_memory_equal(got, ((float[]){1, 3, 5, 2, 4, 6}), sizeof x);
-    free(got);
+    for (int fortran = 0; fortran < 2; fortran++) { /* the same bytes in one order and the other */
+        es_activations *a;
+        size_t rows;
+        int d;
+        if (fortran)
+            memcpy(strstr(b.data + 10, "False"), "True ", 5);
+        assert_int_equal(es_file_write(path, b.data, b.len, &err), 0);
+        assert_int_equal(es_activations_open(&a, path, &rows, &d, &err), 0);
+        assert_int_equal(rows, 2);
+        assert_int_equal(d, 3);
+        es_activations_read(a, 0, 2, got);
+        assert_memory_equal(got, fortran ? turned : x, sizeof x);
+        es_activations_read(a, 1, 1, got);
+        assert_memory_equal(got, (fortran ? turned : x) + 3, 3 * sizeof(float));
+        es_activations_free(a);
+    }
     es_buf_free(&b);
 }
 
