@@ -10,29 +10,63 @@
 
 typedef struct es_dictionary es_dictionary;
 
-typedef enum es_architecture { ES_SAE_STANDARD, ES_SAE_TOPK, ES_SAE_JUMPRELU } es_architecture;
+typedef enum es_architecture { ES_SAE_STANDARD, ES_SAE_TOPK, ES_SAE_JUMPRELU, ES_SAE_GATED } es_architecture;
+const char *es_architecture_name(es_architecture a);
+
+/* What a dictionary reads. Only the residual is hooked in a running model; the others encode activations from files. */
+typedef enum es_hook_kind {
+    ES_HOOK_RESIDUAL, /* after a layer; after layer -1: the embedding */
+    ES_HOOK_ATTENTION, /* what goes into the attention's output projection, heads side by side */
+    ES_HOOK_ATTENTION_OUT, ES_HOOK_MLP_IN, ES_HOOK_MLP_OUT,
+    ES_HOOK_UNKNOWN, /* the files do not say */
+} es_hook_kind;
+const char *es_hook_words(es_hook_kind h); /* for messages: "the residual" */
 
 typedef struct es_dictionary_info {
     char folder[1024], name[128];
-    char hash[65];        /* SHA-256 of sae_weights.safetensors */
+    const char *format;   /* static: "saelens", ... as es_dictionary_format names them */
+    char hash[65];        /* SHA-256 of the file with the weights */
     char model_name[256], model_hash[65]; /* metadata; model_hash is "" in dictionaries made elsewhere */
-    char hook_name[128];  /* "blocks.15.hook_resid_post" */
-    int layer;            /* the residual after this layer */
+    char hook_name[128];  /* "blocks.15.hook_resid_post"; "" where unknown */
+    char hook_out[128];   /* transcoders: what they write; "": what they read */
+    es_hook_kind hook;
+    int layer;            /* the residual (or other hook) after, or of, this layer */
     es_architecture architecture;
-    int d, n_features, k; /* k: topk only */
+    int d, d_out, n_features, k; /* d_out: width of what is reconstructed, d but for transcoders; k: topk only */
+    bool transcoder, skip; /* skip: adds its input times a matrix to the reconstruction */
     bool apply_b_dec_to_input, rescale_acts_by_decoder_norm;
     char normalize_activations[40];
+    char l0[24];          /* as its files name it: "71", "medium"; "" where unknown */
 } es_dictionary_info;
 
-/* Opens a SAELens folder (cfg.json, sae_weights.safetensors; v6 and the flat keys before it). F32/F16/BF16 tensors; kept as f32. */
-int es_dictionary_open(es_dictionary **out, const char *folder, es_error *err);
+/* Opens a dictionary: a folder or a file in it, of any of es_dictionary_format's formats. Below a gigabyte it is read into memory as f32; above, the
+ * matrices stay in the mapped file and are converted piece by piece. ES_ERR_MISSING where there is none; ES_ERR_FORMAT with what is wrong. */
+int es_dictionary_open(es_dictionary **out, const char *path, es_error *err);
+typedef struct es_dictionary_options {
+    bool mapped;  /* leave the matrices in the file whatever their size */
+    bool no_hash; /* info.hash stays "": no pass over the whole file, for work that does not name the dictionary */
+} es_dictionary_options;
+int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dictionary_options *o, es_error *err);
+/* The i-th format's name, and a line on it; NULL: there are no more. writes: es_dictionary_convert can make it. */
+const char *es_dictionary_format(int i, const char **what, bool *writes);
+/* Reads the dictionary at `path` and writes it into `folder` in another format. Arrays keep their types (f64 becomes f32) and their very numbers, unless
+ * the format has no place for b_dec taken off the input: it is then folded into the encoder's bias. What the format cannot say is ES_ERR_USAGE. */
+int es_dictionary_convert(const char *path, const char *folder, const char *format, es_error *err);
+/* Writes these features alone as a SAELens folder. A topk dictionary cannot be cut: which are among the k depends on all. */
+int es_dictionary_select(const char *path, const int *feature, int n, const char *folder, es_error *err);
 void es_dictionary_free(es_dictionary *s);
 const es_dictionary_info *es_dictionary_get_info(const es_dictionary *s);
-/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model or another width. */
+/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model, that has another width, or that reads what is not
+ * hooked. */
 int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err);
-const float *es_dictionary_decoder(const es_dictionary *s); /* [F, d] rows are directions; borrowed */
-const float *es_dictionary_decoder_bias(const es_dictionary *s); /* [d] */
-/* Encoder column j as a row [d] with its bias and threshold (0 unless jumprelu). */
+bool es_dictionary_is_mapped(const es_dictionary *s);
+/* Decoder rows [first, first + n) as f32, out[n, d_out]: directions. Rows that hold something that is no finite number come as zeros. */
+void es_dictionary_rows(const es_dictionary *s, int first, int n, float *out);
+/* All of them, [F, d_out], borrowed. NULL where they are mapped: use es_dictionary_rows. */
+const float *es_dictionary_decoder(const es_dictionary *s);
+const float *es_dictionary_decoder_bias(const es_dictionary *s); /* [d_out] */
+/* Encoder column j as a row [d] with its bias and threshold (0 unless jumprelu or gated). A gated feature is the jumprelu one that equals it
+ * (Rajamanoharan et al. 2024, appendix: the weights are shared): encoder exp(r_mag) W, bias b_mag, threshold b_mag - exp(r_mag) b_gate. */
 void es_dictionary_encoder(const es_dictionary *s, int feature, float *out, float *bias, float *threshold);
 
 typedef struct es_sparse { /* rows of (index, value); row t is [start[t], start[t+1]); within a row by falling value */
@@ -44,14 +78,22 @@ typedef struct es_sparse { /* rows of (index, value); row t is [start[t], start[
 } es_sparse;
 void es_sparse_free(es_sparse *s);
 
-/* x[T,d] -> active features (value > 0). Source of the formulas: SAELens 6, sae_lens/saes. */
+/* x[T,d] -> active features (value > 0). Source of the formulas: SAELens 6, sae_lens/saes. Features are taken in blocks: beside the result it needs
+ * memory for a block's activations, and for a block of the encoder where that is mapped. */
 int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int T, es_sparse *out, es_error *err);
 /* Only the named features: act[T,n]. topk dictionaries count the others' competition too. */
 int es_dictionary_encode_some(const es_dictionary *s, es_pool *p, const float *x, int T, const int *feature, int n, float *act, es_error *err);
-/* xhat[T,d] = sum value * decoder row + b_dec (normalisation undone; x gives the row norms where that needs them, may be NULL otherwise). */
+/* xhat[T,d_out] = sum value * decoder row + b_dec (+ x skip). Normalisation is undone: x gives the row norms where that needs them, and is needed with a skip;
+ * may be NULL otherwise. */
 int es_dictionary_decode(const es_dictionary *s, const es_sparse *acts, const float *x, float *xhat, es_error *err);
 /* The n features whose decoder rows have the largest cosine with feature's. */
 void es_dictionary_neighbours(const es_dictionary *s, int feature, int n, int *out, float *cosine);
+
+/* Activations [*rows, *d] in a .npy file (F16, F32, F64 or BF16, either order), mapped. ES_ERR_FORMAT: no such matrix. */
+typedef struct es_activations es_activations;
+int es_activations_open(es_activations **out, const char *path, size_t *rows, int *d, es_error *err);
+void es_activations_read(const es_activations *a, size_t first, size_t n, float *out); /* rows [first, first + n) as f32, out[n, d] */
+void es_activations_free(es_activations *a);
 
 /* ---- harvest: text -> activation shards --------------------------------------------------------------------------------------- */
 

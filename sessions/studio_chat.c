@@ -673,8 +673,15 @@ static void steer(es_studio *s, int feature, float strength, const char *text)
     }
     char right[160];
     snprintf(right, sizeof right, "feature %d, strength %.3g", feature, strength);
-    es_addend extra = {.layer = s->layer, .scale = strength, .v = es_dictionary_decoder(s->dictionary) + (size_t)feature * (size_t)s->d_model};
+    float *row = es_calloc((size_t)s->d_model, sizeof *row);
+    if (!row) {
+        es_studio_say_status(s, "not enough memory to steer");
+        return;
+    }
+    es_dictionary_rows(s->dictionary, feature, 1, row);
+    es_addend extra = {.layer = s->layer, .scale = strength, .v = row};
     side_by_side(s, text, false, &extra, "base", right);
+    free(row);
 }
 
 /* ---- which features fire on a text --------------------------------------------------------------------------------------------------- */

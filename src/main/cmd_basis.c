@@ -14,10 +14,14 @@ float app_default_bound(const app_features *f, int feature)
     if (!f->atlas)
         return 1e3f;
     const es_dictionary_info *info = es_dictionary_get_info(f->dictionary);
-    const float *row = es_dictionary_decoder(f->dictionary) + (size_t)feature * (size_t)info->d;
+    float *row = es_calloc((size_t)info->d, sizeof *row);
     double sum = 0;
+    if (!row)
+        return 1e3f;
+    es_dictionary_rows(f->dictionary, feature, 1, row);
     for (int j = 0; j < info->d; j++)
         sum += (double)row[j] * row[j];
+    free(row);
     float p99 = es_atlas_p99(f->atlas)[feature], most = es_atlas_max(f->atlas)[feature];
     return (p99 > 0 ? p99 : most) * (float)sqrt(sum);
 }

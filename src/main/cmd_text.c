@@ -157,22 +157,91 @@ int cmd_score(int argc, char **argv)
 
 /* ---- encode ---------------------------------------------------------------------------------------------------------------- */
 
+enum { MATRIX_ROWS = 256 };
+
+static void print_row(size_t token, const es_sparse *s, int row, int top)
+{
+    size_t from = s->start[row], stop = s->start[row + 1] - from > (size_t)top ? from + (size_t)top : s->start[row + 1];
+    if (the_app.json)
+        printf("%s{\"features\":[", token ? "," : "");
+    else
+        printf("token %zu: %zu active\n", token, s->start[row + 1] - from);
+    for (size_t i = from; i < stop; i++)
+        if (the_app.json)
+            printf("%s{\"index\":%d,\"activation\":%.9g}", i > from ? "," : "", s->index[i], (double)s->value[i]);
+        else
+            printf("    %7d %10.4g\n", s->index[i], (double)s->value[i]);
+    if (the_app.json)
+        printf("]}");
+}
+
+/* Activations from a file, some rows at a time: neither they nor the answer need to fit in memory. */
+static int encode_matrix(const char *path, int top)
+{
+    const char *folder = the_app.dictionary_option ? the_app.dictionary_option : the_app.config_dictionary;
+    if (!folder)
+        return opts_usage_error("encode", "activations need --dictionary PATH: the dictionary to encode them with");
+    es_error err = {0};
+    es_activations *a = NULL;
+    es_dictionary *s = NULL;
+    es_pool *pool = NULL;
+    es_sparse sparse = {0};
+    float *x = NULL;
+    size_t rows = 0;
+    int d = 0;
+    int rc = es_activations_open(&a, path, &rows, &d, &err);
+    if (rc == ES_OK)
+        rc = es_dictionary_open_with(&s, folder, &(es_dictionary_options){.no_hash = true}, &err);
+    if (rc == ES_OK && es_dictionary_get_info(s)->d != d)
+        rc = es_fail(&err, ES_ERR_MISMATCH, "%s: has activations of width %d; the dictionary %s reads width %d", path, d, es_dictionary_get_info(s)->name,
+                     es_dictionary_get_info(s)->d);
+    if (rc == ES_OK)
+        rc = es_pool_open(&pool, the_app.threads, &err);
+    if (rc == ES_OK && !(x = es_calloc((size_t)MATRIX_ROWS * (size_t)d, sizeof *x)))
+        rc = es_fail(&err, ES_ERR_MEMORY, "not enough memory for %d activations", MATRIX_ROWS);
+    if (rc == ES_OK && the_app.json)
+        printf("{\"tokens\":[");
+    for (size_t at = 0; at < rows && rc == ES_OK; at += MATRIX_ROWS) {
+        size_t n = rows - at < MATRIX_ROWS ? rows - at : MATRIX_ROWS;
+        es_activations_read(a, at, n, x);
+        rc = es_dictionary_encode(s, pool, x, (int)n, &sparse, &err);
+        for (size_t t = 0; t < n && rc == ES_OK; t++)
+            print_row(at + t, &sparse, (int)t, top);
+        if (rc == ES_OK && __atomic_load_n(&app_cancel, __ATOMIC_RELAXED))
+            rc = es_fail(&err, ES_ERR_CANCELLED, "encoding was cancelled");
+    }
+    if (rc == ES_OK && the_app.json)
+        printf("]}\n");
+    es_sparse_free(&sparse);
+    es_pool_free(pool);
+    es_dictionary_free(s);
+    es_activations_free(a);
+    free(x);
+    return rc == ES_OK ? app_flush() : app_fail(&err);
+}
+
 int cmd_encode(int argc, char **argv)
 {
     int top = 5;
     const opt table[] = {
-        {"top", "N", OPT_INT, &top, 1, 1000, "features a token (default 5)", NULL},
+        {"top", "N", OPT_INT, &top, 1, 1 << 20, "features a token (default 5)", NULL},
         {0},
     };
     static const command_help help = {
         "encode", "FILE|-",
         "The strongest features at each token of a text. With --json: {\"layer\",\"tokens\":[{\"id\",\"piece\",\"active\",\"features\":[{\"feature\",\n"
-        "\"value\",\"label\"}]}]}. A text's first token is unlike all others and says little.",
-        "  espalier encode letter.txt --top 3\n  echo \"Thank you so much\" | espalier encode - --json", 1, 1};
+        "\"value\",\"label\"}]}]}. A text's first token is unlike all others and says little.\n"
+        "FILE.npy holds activations [tokens, width] of whatever --dictionary reads; no model is needed. With --json:\n"
+        "{\"tokens\":[{\"features\":[{\"index\",\"activation\"}]}]}.",
+        "  espalier encode letter.txt --top 3\n  echo \"Thank you so much\" | espalier encode - --json\n"
+        "  espalier encode acts.npy --dictionary layer_20/width_16k/average_l0_71 --top 20 --json", 1, 1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    size_t len = strlen(argv[1]);
+    if (len > 4 && !strcmp(argv[1] + len - 4, ".npy"))
+        return encode_matrix(argv[1], top);
     es_error err = {0};
     es_model *m = NULL;
     es_ids ids = {0};

@@ -36,11 +36,11 @@ static int open_folder(app_features *f, es_model *m, const char *folder, const c
     if (labels) {
         snprintf(f->labels, sizeof f->labels, "%s", labels);
     } else {
-        snprintf(f->labels, sizeof f->labels, "%s/labels.jsonl", folder);
+        snprintf(f->labels, sizeof f->labels, "%s/labels.jsonl", info->folder); /* --dictionary may name a file */
         if (access(f->labels, F_OK) != 0)
             f->labels[0] = 0;
     }
-    snprintf(path, sizeof path, "%s/" APP_ATLAS_NAME, folder);
+    snprintf(path, sizeof path, "%s/" APP_ATLAS_NAME, info->folder);
     if (access(path, F_OK) == 0) {
         rc = es_atlas_open(&f->atlas, path, err);
         if (rc == ES_OK && strcmp(es_atlas_dictionary_hash(f->atlas), f->hash) != 0)
