@@ -178,7 +178,7 @@ static void print_row(size_t token, const es_sparse *s, int row, int top)
 /* Activations from a file, some rows at a time: neither they nor the answer need to fit in memory. */
 static int encode_matrix(const char *path, int top)
 {
-    const char *folder = the_app.dictionary_option ? the_app.dictionary_option : the_app.config_dictionary;
+    const char *folder = the_app.dictionaries.n ? the_app.dictionaries.value[0] : the_app.config_dictionary;
     if (!folder)
         return opts_usage_error("encode", "activations need --dictionary PATH: the dictionary to encode them with");
     es_error err = {0};
