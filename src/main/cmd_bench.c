@@ -14,7 +14,8 @@ void bench_result(bench *b, const char *name, const char *what, const char *unit
                                                 "what", what));
     app_progress_end();
     if (!the_app.json) {
-        printf("%-12s %9.1f %-22s %8.1f .. %-8.1f %s\n", name, median, unit, rate[0], rate[n - 1], what);
+        int digits = median < 10 ? 2 : 1;
+        printf("%-15s %9.*f %-16s %9.*f .. %-9.*f %s\n", name, digits, median, unit, digits, rate[0], digits, rate[n - 1], what);
         fflush(stdout);
     }
 }

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { FILLED = 2048, STREAMS = ES_STREAMS, SPOKEN = 192 };
+enum { FILLED = 2048, STREAMS = ES_STREAMS, SPOKEN = 512 };
 
 static int open_context(const bench *b, es_context **c, int n_ctx, int n_seq, es_error *err)
 {
