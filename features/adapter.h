@@ -95,7 +95,7 @@ void es_adapter_expand(es_adapter *a);
 /* Takes over copies of everything another learner has cached of its experiences. Both: form lora on the same model and band, and this one
  * has no experiences yet. */
 int es_learner_share(es_learner *l, const es_learner *from, es_error *err);
-/* The weighted mean loss over all learning experiences where the adapter stands, and its gradient by the parameters ([n_param], may
+/* The weighted mean loss over all learning experiences where the adapter stands (with replay: plus its term, on the texts of the last step), and its gradient by the parameters ([n_param], may
  * be NULL): what a step would start from. For checks by finite differences. */
 int es_learner_gradient(es_learner *l, double *loss, float *gradient, es_error *err);
 
