@@ -548,7 +548,8 @@ static void put_int(es_buf *b, size_t v)
 
 static void put_pickle(es_buf *b, const es_torch_entry *e, size_t n)
 {
-    es_buf_add(b, "\x80\x02}(", 4);
+    bool bare = n == 1 && !e[0].name;
+    es_buf_add(b, "\x80\x02}(", bare ? 2 : 4);
     for (size_t i = 0; i < n; i++) {
         const char *type = e[i].type == ES_TENSOR_F16 ? "HalfStorage" : e[i].type == ES_TENSOR_BF16 ? "BFloat16Storage" : e[i].type == ES_TENSOR_I32 ? "IntStorage" : "FloatStorage";
         size_t count = e[i].n_dims > 0 ? e[i].dim[0] : 1;
@@ -556,7 +557,8 @@ static void put_pickle(es_buf *b, const es_torch_entry *e, size_t n)
             count *= e[i].dim[1];
         char key[24];
         snprintf(key, sizeof key, "%zu", i);
-        put_text(b, e[i].name);
+        if (!bare)
+            put_text(b, e[i].name);
         es_buf_str(b, "ctorch._utils\n_rebuild_tensor_v2\n((");
         put_text(b, "storage");
         es_buf_printf(b, "ctorch\n%s\n", type);
@@ -573,7 +575,7 @@ static void put_pickle(es_buf *b, const es_torch_entry *e, size_t n)
             put_int(b, k + 1 < e[i].n_dims ? e[i].dim[1] : 1);
         es_buf_str(b, "t\x89""ccollections\nOrderedDict\n)RtR");
     }
-    es_buf_str(b, "u.");
+    es_buf_str(b, bare ? "." : "u.");
 }
 
 typedef struct to_file { const es_torch_entry *e; size_t n; } to_file;

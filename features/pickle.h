@@ -18,7 +18,7 @@ typedef struct es_torch_entry { /* an array to be written; I32: one whole number
     int (*put)(void *user, const es_put *out, es_error *err);
     void *user;
 } es_torch_entry;
-/* A file that torch.load(path, weights_only=True) reads as a dict of tensors. */
+/* A file that torch.load(path, weights_only=True) reads as a dict of tensors; or, of one without a name, as that tensor. */
 int es_torch_write(const char *path, const es_torch_entry *e, size_t n, es_error *err);
 
 #endif

@@ -14,22 +14,9 @@
 
 #include <zlib.h>
 
-#include "sessions.h"
+#include "export_internal.h"
 
-static void put_u16(es_buf *b, uint16_t v) { es_buf_add(b, (uint8_t[]){(uint8_t)v, (uint8_t)(v >> 8)}, 2); }
-static void put_u32(es_buf *b, uint32_t v)
-{
-    put_u16(b, (uint16_t)v);
-    put_u16(b, (uint16_t)(v >> 16));
-}
-static void put_u64(es_buf *b, uint64_t v)
-{
-    put_u32(b, (uint32_t)v);
-    put_u32(b, (uint32_t)(v >> 32));
-}
-
-/* [n_layer, d] mean change after each layer; the caller frees. */
-static int directions(const es_adapter *a, es_model *m, float **out, es_error *err)
+int es_export_directions(const es_adapter *a, es_model *m, float **out, es_error *err)
 {
     const es_model_info *i = es_model_get_info(m);
     *out = es_calloc((size_t)i->n_layer * (size_t)i->d_model, sizeof **out);
@@ -54,21 +41,6 @@ static bool nonzero(const float *x, int n)
 
 /* ---- GGUF ------------------------------------------------------------------------------------------------------------------------------ */
 
-enum { GGUF_U32 = 4, GGUF_STRING = 8, GGUF_ALIGN = 32 };
-
-static void gguf_text(es_buf *b, const char *s)
-{
-    put_u64(b, strlen(s));
-    es_buf_str(b, s);
-}
-
-static void gguf_string(es_buf *b, const char *key, const char *value)
-{
-    gguf_text(b, key);
-    put_u32(b, GGUF_STRING);
-    gguf_text(b, value);
-}
-
 static int control_vector(es_buf *b, const es_adapter *a, es_model *m, const es_dictionary *s, es_error *err)
 {
     const es_model_info *i = es_model_get_info(m);
@@ -76,7 +48,7 @@ static int control_vector(es_buf *b, const es_adapter *a, es_model *m, const es_
     float *v = NULL;
     int rc = es_model_hash(m, hash, err), n = 0;
     if (!rc)
-        rc = directions(a, m, &v, err);
+        rc = es_export_directions(a, m, &v, err);
     if (rc)
         return rc;
     size_t d = (size_t)i->d_model;
@@ -100,27 +72,27 @@ static int control_vector(es_buf *b, const es_adapter *a, es_model *m, const es_
     put_u64(b, (uint64_t)n);
     int parts = es_adapter_parts(a);
     put_u64(b, parts > 1 ? (uint64_t)(6 + parts) : s ? 7 : 6);
-    gguf_string(b, "general.architecture", "controlvector");
-    gguf_string(b, "general.name", es_adapter_basis(a) ? es_adapter_basis(a)->name : "espalier");
-    gguf_string(b, "controlvector.model_hint", i->architecture);
-    gguf_text(b, "controlvector.layer_count");
+    es_gguf_string(b, "general.architecture", "controlvector");
+    es_gguf_string(b, "general.name", es_adapter_basis(a) ? es_adapter_basis(a)->name : "espalier");
+    es_gguf_string(b, "controlvector.model_hint", i->architecture);
+    es_gguf_text(b, "controlvector.layer_count");
     put_u32(b, GGUF_U32);
     put_u32(b, (uint32_t)n);
-    gguf_string(b, "espalier.model_sha256", hash);
-    gguf_string(b, "espalier.note", note);
+    es_gguf_string(b, "espalier.model_sha256", hash);
+    es_gguf_string(b, "espalier.note", note);
     for (int k = 0; parts > 1 && k < parts; k++) {
         char key[48];
         snprintf(key, sizeof key, "espalier.dictionary_sha256.%d", k);
-        gguf_string(b, key, es_adapter_part_basis(a, k, NULL)->dictionary_hash);
+        es_gguf_string(b, key, es_adapter_part_basis(a, k, NULL)->dictionary_hash);
     }
     if (s && parts <= 1)
-        gguf_string(b, "espalier.dictionary_sha256", es_dictionary_get_info(s)->hash);
+        es_gguf_string(b, "espalier.dictionary_sha256", es_dictionary_get_info(s)->hash);
     size_t bytes = d * sizeof(float), step = (bytes + GGUF_ALIGN - 1) / GGUF_ALIGN * GGUF_ALIGN;
     for (int l = 1, k = 0; l < i->n_layer; l++)
         if (nonzero(v + (size_t)l * d, i->d_model)) {
             char name[32];
             snprintf(name, sizeof name, "direction.%d", l);
-            gguf_text(b, name);
+            es_gguf_text(b, name);
             put_u32(b, 1);
             put_u64(b, d);
             put_u32(b, ES_F32);
@@ -278,7 +250,7 @@ static int npz(es_buf *out, const es_adapter *a, es_model *m, const es_dictionar
     es_patch patch = {0};
     int rc = es_model_hash(m, hash, err);
     if (!rc && (es_adapter_get_options(a)->form == ES_FORM_BIAS || es_adapter_steps(a) > 0))
-        rc = directions(a, m, &v, err);
+        rc = es_export_directions(a, m, &v, err);
     if (!rc)
         rc = es_adapter_copy(&own, a, err);
     if (!rc)
@@ -431,6 +403,9 @@ int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary *s, 
     switch (kind) {
     case ES_EXPORT_CONTROL_VECTOR: rc = control_vector(&b, a, m, s, err); break;
     case ES_EXPORT_NPZ: rc = npz(&b, a, m, s, err); break;
+    case ES_EXPORT_PEFT: return es_export_peft(a, m, path, err); /* a folder */
+    case ES_EXPORT_GGUF_LORA: rc = es_export_gguf_lora(&b, a, m, err); break;
+    case ES_EXPORT_PERSONA: return es_export_persona(a, m, path, err); /* as the name of the file says */
     case ES_EXPORT_JSON: rc = as_json(&b, a, m, s, labels, err); break;
     default: es_fail(err, rc, "there is no such kind of export"); break;
     }

@@ -699,25 +699,28 @@ int cmd_export(int argc, char **argv)
 {
     const char *to = NULL;
     const opt table[] = {
-        {"to", "KIND", OPT_TEXT, &to, 0, 0, "control-vector (GGUF, as llama.cpp reads it), npz or json", NULL},
+        {"to", "KIND", OPT_TEXT, &to, 0, 0, "control-vector or gguf-lora (GGUF, as llama.cpp reads them), peft (a folder), persona (.pt, .safetensors), npz or json", NULL},
         {0},
     };
     static const command_help help = {
         "export", "ADAPTER --to KIND FILE",
         "Writes an adapter for other tools. A control vector holds the adapter's mean effect on each layer's residual: what it does to\n"
-        "single tokens beyond the mean is not in it.",
-        "  espalier export brief.safetensors --to control-vector brief.gguf\n  espalier export brief.safetensors --to npz brief.npz", 2, 2};
+        "single tokens beyond the mean is not in it. The same holds of persona, a tensor [layers + 1, width] whose row L + 1 is added after our\n"
+        "layer L. peft and gguf-lora hold the very matrices of an adapter of the form lora.",
+        "  espalier export brief.safetensors --to control-vector brief.gguf\n  espalier export brief.safetensors --to peft brief-lora\n  espalier export brief.safetensors --to npz brief.npz", 2, 2};
     static const struct { const char *name; es_export_kind kind; } kinds[] = {
-        {"control-vector", ES_EXPORT_CONTROL_VECTOR}, {"npz", ES_EXPORT_NPZ}, {"json", ES_EXPORT_JSON}};
+        {"control-vector", ES_EXPORT_CONTROL_VECTOR}, {"npz", ES_EXPORT_NPZ}, {"json", ES_EXPORT_JSON},
+        {"peft", ES_EXPORT_PEFT}, {"gguf-lora", ES_EXPORT_GGUF_LORA}, {"persona", ES_EXPORT_PERSONA}};
+    const int n_kinds = sizeof kinds / sizeof *kinds;
     int n, kind = -1;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    for (int i = 0; to && i < 3; i++)
+    for (int i = 0; to && i < n_kinds; i++)
         if (!strcmp(to, kinds[i].name))
             kind = i;
     if (kind < 0)
-        return to ? opts_usage_error("export", "--to is control-vector, npz or json, not '%s'", to) : opts_usage_error("export", "--to KIND is missing");
+        return to ? opts_usage_error("export", "--to is control-vector, gguf-lora, peft, persona, npz or json, not '%s'", to) : opts_usage_error("export", "--to KIND is missing");
     es_error err = {0};
     es_model *m = NULL;
     es_adapter *adapter = NULL;

@@ -29,6 +29,9 @@ float app_default_bound(const app_features *f, int feature)
 static int from_file(es_basis *out, const char *path, es_error *err)
 {
     json_t *v = NULL;
+    size_t len = strlen(path);
+    if (len > 12 && !strcmp(path + len - 12, ".safetensors"))
+        return es_basis_file_read(out, NULL, NULL, NULL, NULL, path, err);
     int rc = es_json_file(&v, path, err);
     if (rc == ES_OK) {
         rc = es_basis_from_json(out, v, err);
@@ -64,7 +67,7 @@ static int read_basis(es_basis *out, es_workspace *w, const char *name, es_error
 {
     *out = (es_basis){0};
     size_t len = strlen(name);
-    if ((len > 5 && !strcmp(name + len - 5, ".json")) || strchr(name, '/'))
+    if ((len > 5 && !strcmp(name + len - 5, ".json")) || (len > 12 && !strcmp(name + len - 12, ".safetensors")) || strchr(name, '/'))
         return from_file(out, name, err);
     char base[64], path[1200];
     int version, rc = split_name(name, base, &version, err);
@@ -404,31 +407,113 @@ static int basis_list(int argc, char **argv)
     return code;
 }
 
+static int export_json(const es_basis *b, const char *path, es_error *err)
+{
+    json_t *v = es_basis_to_json(b);
+    char *text = v ? json_dumps(v, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
+    int rc = text ? es_file_write(path, text, strlen(text), err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    free(text);
+    json_decref(v);
+    return rc;
+}
+
 static int basis_export(int argc, char **argv)
 {
-    static const command_help help = {"basis export", "NAME[@VERSION] FILE.json", "Writes a basis as JSON, for others or for --basis FILE.json.",
-                                      "  espalier basis export brief brief.json", 2, 2};
-    int n;
-    int rc = opts_parse(&help, NULL, argc, argv, &n);
+    const char *to = NULL;
+    int feature = -1;
+    float strength = 1;
+    const opt table[] = {
+        {"to", "KIND", OPT_TEXT, &to, 0, 0, "safetensors, json, saelens, npz or control-vector (default: by the file's name)", NULL},
+        {"feature", "N", OPT_INT, &feature, 0, 1 << 24, "control-vector: which feature's direction", NULL},
+        {"strength", "X", OPT_REALF, &strength, -1e6, 1e6, "control-vector: its length (default 1)", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "basis export", "NAME[@VERSION] FILE",
+        "Writes a basis for others. FILE.safetensors holds its directions, bounds, labels with authors, and the hashes of model and dictionary:\n"
+        "basis import takes it in on another machine. FILE.json holds features and bounds, for --basis FILE.json. saelens: a folder with these\n"
+        "features alone, as a dictionary. control-vector: a GGUF with one direction, as llama.cpp reads it. npz: directions and bounds for numpy.",
+        "  espalier basis export brief brief.safetensors\n  espalier basis export brief brief-sae --to saelens\n"
+        "  espalier basis export brief terse.gguf --to control-vector --feature 4989 --strength 6", 2, 2};
+    static const char *const kinds[] = {"safetensors", "json", "saelens", "npz", "control-vector"};
+    int n, kind = -1;
+    int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    const char *end = strrchr(argv[2], '.');
+    if (!to)
+        to = end && !strcmp(end, ".safetensors") ? "safetensors" : end && !strcmp(end, ".npz") ? "npz" : end && !strcmp(end, ".gguf") ? "control-vector" : "json";
+    for (int i = 0; i < 5; i++)
+        if (!strcmp(to, kinds[i]))
+            kind = i;
+    if (kind < 0)
+        return opts_usage_error("basis export", "--to is safetensors, json, saelens, npz or control-vector, not '%s'", to);
+    if (kind == 4 && feature < 0)
+        return opts_usage_error("basis export", "--feature N is missing: a control vector holds one direction");
     opened o = {0};
     es_basis b = {0};
     rc = open_all(&o);
     if (rc == ES_OK)
         rc = app_basis(&b, &o.f, o.w, argv[1], &o.err);
-    if (rc == ES_OK) {
-        json_t *v = es_basis_to_json(&b);
-        char *text = v ? json_dumps(v, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
-        rc = text ? es_file_write(argv[2], text, strlen(text), &o.err) : es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
-        free(text);
-        json_decref(v);
-    }
+    int which = -1;
+    for (int k = 0; k < b.n; k++)
+        if (b.feature[k] == feature)
+            which = k;
+    if (rc == ES_OK && kind == 4 && which < 0)
+        rc = es_fail(&o.err, ES_ERR_USAGE, "feature %d is not in the basis %s", feature, b.name);
+    if (rc == ES_OK)
+        rc = kind == 0   ? es_basis_file_write(&b, o.m, o.f.dictionary, o.w, app_author(), argv[2], &o.err)
+             : kind == 1 ? export_json(&b, argv[2], &o.err)
+             : kind == 2 ? es_dictionary_select(es_dictionary_get_info(o.f.dictionary)->folder, b.feature, b.n, argv[2], &o.err)
+             : kind == 3 ? es_basis_npz(&b, o.f.dictionary, argv[2], &o.err)
+                         : es_basis_control_vector(&b, o.m, o.f.dictionary, which, strength, argv[2], &o.err);
     int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);
     if (rc == ES_OK && the_app.json)
-        code = app_print_json(json_pack("{s:s,s:i,s:s}", "name", b.name, "version", b.version, "file", argv[2]));
+        code = app_print_json(json_pack("{s:s,s:i,s:s,s:s}", "name", b.name, "version", b.version, "file", argv[2], "kind", to));
     else if (rc == ES_OK)
         app_note("wrote %s", argv[2]);
+    es_basis_free(&b);
+    close_all(&o);
+    return code;
+}
+
+static int basis_import(int argc, char **argv)
+{
+    const char *name = NULL;
+    const opt table[] = {
+        {"name", "NAME", OPT_TEXT, &name, 0, 0, "under this name (default: the one it has)", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "basis import", "FILE.safetensors",
+        "Takes in a basis that someone exported, with the labels of features that have none here, under their authors. A file of another model or\n"
+        "another dictionary is refused with both hashes.",
+        "  espalier basis import brief.safetensors --name brief-from-ann", 1, 1};
+    int n;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    if (name && (!*name || strlen(name) >= 64 || strchr(name, '@') || strchr(name, '/')))
+        return opts_usage_error("basis import", "'%s' is no name for a basis", name);
+    opened o = {0};
+    es_basis b = {0};
+    json_t *about = NULL;
+    int version = 0, taken = 0;
+    rc = open_all(&o);
+    if (rc == ES_OK)
+        rc = es_basis_file_read(&b, &about, NULL, o.m, o.f.dictionary, argv[1], &o.err);
+    if (rc == ES_OK && name)
+        snprintf(b.name, sizeof b.name, "%s", name);
+    if (rc == ES_OK)
+        rc = es_workspace_basis_save(o.w, &b, &version, &o.err);
+    if (rc == ES_OK)
+        rc = es_basis_file_labels(about, o.f.hash, o.w, &taken, &o.err);
+    int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);
+    if (rc == ES_OK && the_app.json)
+        code = app_print_json(json_pack("{s:s,s:i,s:i,s:i}", "name", b.name, "version", version, "features", b.n, "labels", taken));
+    else if (rc == ES_OK)
+        app_note("%s, version %d: %d features, %d labels taken in", b.name, version, b.n, taken);
+    json_decref(about);
     es_basis_free(&b);
     close_all(&o);
     return code;
@@ -442,7 +527,8 @@ int cmd_basis(int argc, char **argv)
         {"remove", "features", basis_remove},
         {"show", "features, bounds, labels, conditioning", basis_show},
         {"list", "all bases", basis_list},
-        {"export", "as a JSON file", basis_export},
+        {"export", "as one file with its labels, as JSON, or for other tools", basis_export},
+        {"import", "a file of basis export", basis_import},
         {0},
     };
     return app_subcommand("basis", "Chosen features with bounds: the directions along which the model may adapt.", table, argc, argv);
