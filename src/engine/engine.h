@@ -247,5 +247,9 @@ int es_trainer_site_input(es_trainer *t, int layer, es_site site, float *out, es
  * context that overlap by half. patch may be NULL. */
 int es_score(const es_model *m, const int32_t *ids, int n, const es_patch *patch, int threads, float *logprob,
              const es_progress *progress, es_error *err);
+/* The same as a chat reads: token by token through a cache, activations rounded. At most the trained context (ES_ERR_LIMIT). kl (may be NULL; slow):
+ * the divergence, in nats, of each token's prediction from the exact one, KL(exact || this). Both [n], the first NAN. */
+int es_score_decoded(const es_model *m, const int32_t *ids, int n, const es_patch *patch, int threads, float *logprob, float *kl,
+                     const es_progress *progress, es_error *err);
 
 #endif

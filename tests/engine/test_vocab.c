@@ -431,6 +431,62 @@ static void json_faults(void **state)
     }
 }
 
+/* Some bytes of a sound file changed: it is refused in one line, or it opens and can be used. */
+static void damage(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 600 };
+    const char *folder = test_path("damaged"), *gguf = test_path("damaged.gguf");
+    static const char text[] = "the <b>\n\n  \xf0\x9f\x98\x80\xff <bos> token";
+    es_rng r;
+    es_rng_seed(&r, 11);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    int opened[2] = {0};
+    for (int kind = 0; kind < 2; kind++) {
+        es_buf b = {0}, spoilt = {0};
+        test_read(&b, golden(kind ? "tokenizers/gemma/tokenizer.json" : "tokenizers/gemma.gguf"));
+        for (int i = 0; i < ROUNDS; i++) {
+            es_tokenizer *t = NULL;
+            es_gguf g;
+            es_error err = {0};
+            es_ids l = {0};
+            es_buf_clear(&spoilt);
+            es_buf_add(&spoilt, b.data, b.len);
+            for (uint64_t k = es_rng_below(&r, 3) + 1; k > 0; k--)
+                spoilt.data[es_rng_below(&r, es_rng_below(&r, 2) ? b.len : 900)] = (char)es_rng_next(&r);
+            int rc;
+            if (kind) {
+                char path[1200];
+                snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+                test_write(path, spoilt.data, spoilt.len);
+                rc = es_tokenizer_open_folder(&t, folder, CHARACTER_ROWS, &err);
+            } else {
+                test_write(gguf, spoilt.data, spoilt.len);
+                rc = es_gguf_open(&g, gguf, &err);
+                if (rc == ES_OK) {
+                    rc = es_tokenizer_open(&t, &g, CHARACTER_ROWS, &err);
+                    es_gguf_close(&g);
+                }
+            }
+            if (rc != ES_OK) {
+                assert_error(rc, &err, NULL);
+                assert_null(t);
+                continue;
+            }
+            opened[kind]++;
+            assert_ok(es_tokenizer_ids(t, text, sizeof text - 1, true, &l, &err), &err);
+            for (size_t k = 0; k < l.n; k++)
+                assert_in_range(l.id[k], 0, CHARACTER_ROWS - 1);
+            es_ids_free(&l);
+            es_tokenizer_free(t);
+        }
+        es_buf_free(&b);
+        es_buf_free(&spoilt);
+    }
+    print_message("of %d damaged files %d GGUFs and %d tokenizer.json open\n", (int)ROUNDS, opened[0], opened[1]);
+    assert_true(opened[0] > 0 && opened[0] < ROUNDS && opened[1] < ROUNDS);
+}
+
 /* The whole way: a folder with weights and a tokenizer. */
 static void folder_model(void **state)
 {
@@ -471,7 +527,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equals_sentencepiece), cmocka_unit_test(equals_tokenizers), cmocka_unit_test(special_tokens),      cmocka_unit_test(any_bytes),
         cmocka_unit_test(is_not_quadratic),     cmocka_unit_test(faults),            cmocka_unit_test(beginnings_and_ends), cmocka_unit_test(json_faults),
-        cmocka_unit_test(folder_model),
+        cmocka_unit_test(damage),               cmocka_unit_test(folder_model),
     };
     return cmocka_run_group_tests_name("vocab", tests, NULL, NULL);
 }
