@@ -14,7 +14,7 @@ _espalier() {
         "chat "*) choices+=" --prompt --system --adapter --temperature --top-k --top-p --repeat-penalty --seed --max-tokens --context --exact" ;;
         "answer "*) choices+=" --out --max-tokens --limit --temperature --seed --jobs" ;;
         "tokenize "*) choices+=" --file --special" ;;
-        "score "*) choices+=" --adapter" ;;
+        "score "*) choices+=" --adapter --decoded" ;;
         "encode "*) choices+=" --top" ;;
         "features list"*) choices+=" --sort --limit --from --labelled" ;;
         "features show"*) choices+=" --examples" ;;

@@ -28,6 +28,9 @@ a, b = (json.load(open(p))["logprobs"][1:] for p in sys.argv[1:])
 sys.exit(max(abs(x - y) for x, y in zip(a, b)) > 1e-3)
 PY
   : >empty.txt; want 0 score empty.txt "${m[@]}" --json
+  want 0 score text.txt --decoded "${m[@]}" --json
+  is 'len(v["decoded"]) == len(v["kls"]) == len(v["tokens"]) and v["decoded"][0] is None and 0 <= v["difference"] < 0.1 and -1e-6 < v["kl"] < 0.01' out || fail "score --decoded --json"
+  want 0 score text.txt --decoded "${m[@]}"; grep -q "as a chat reads: " out || fail "score --decoded"
 
   want 0 chat --prompt "Say hi" --temperature 0 --max-tokens 12 "${m[@]}"; cp out one; plain out
   [ ! -s err ] || fail "chat says something on standard error"
