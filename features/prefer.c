@@ -27,6 +27,15 @@ static int draw(es_model *m, es_context *c, const es_message *message, int n, in
     return rc;
 }
 
+/* A cut may end inside a character. */
+static void whole(es_buf *text)
+{
+    if (!text->data)
+        return;
+    text->len = es_utf8_whole(text->data, text->len);
+    text->data[text->len] = 0;
+}
+
 /* A reply as text. */
 static int reply_by(es_model *m, es_context *c, const es_message *message, int n, int max_new, const es_sampling *how, es_rng *rng, es_buf *out,
                     const volatile bool *cancel, es_error *err)
@@ -39,23 +48,35 @@ static int reply_by(es_model *m, es_context *c, const es_message *message, int n
         const char *bytes = es_token_bytes(m, ids.id[i], &len);
         es_buf_add(out, bytes, es_token_is_control(m, ids.id[i]) || es_token_ends(m, ids.id[i]) ? 0 : len);
     }
-    if (!rc && out->data) { /* a cut may end inside a character */
-        size_t whole = es_utf8_whole(out->data, out->len);
-        out->data[whole] = 0;
-        out->len = whole;
-    }
+    whole(out);
     es_ids_free(&prompt);
     es_ids_free(&ids);
     return rc || !out->failed ? rc : es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
 }
 
-/* At temperature 0. */
-static int reply(es_model *m, es_context *c, const es_message *message, int n, int max_new, es_buf *out, const volatile bool *cancel, es_error *err)
+/* Replies at temperature 0 to two conversations about each of n questions, the question alone and after the preference: into said[2 n]. */
+static int replies(es_model *m, es_context *c, const char *preference, const char *const *question, int n, int max_new, es_buf *said, const volatile bool *cancel,
+                   es_error *err)
 {
-    es_sampling how = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
-    es_rng rng;
-    es_rng_seed(&rng, 1);
-    return reply_by(m, c, message, n, max_new, &how, &rng, out, cancel, err);
+    es_ids prompt[ES_STREAMS] = {0};
+    es_reply reply[ES_STREAMS] = {0};
+    int rc = ES_OK;
+    for (int i = 0; !rc && i < 2 * n; i++) {
+        es_message message[2] = {{"system", preference}, {"user", question[i / 2]}};
+        rc = es_chat_render(m, message + !(i % 2), 1 + (size_t)(i % 2), true, &prompt[i], err);
+        if (!rc && (int)prompt[i].n + max_new > es_context_size(c))
+            rc = es_fail(err, ES_ERR_LIMIT, "a question of %zu tokens leaves no room for a reply in %d", prompt[i].n, es_context_size(c));
+        reply[i] = (es_reply){.prompt = prompt[i].id, .n_prompt = (int)prompt[i].n, .max_new = max_new, .sampling = {.temperature = 0, .top_p = 1, .repeat_penalty = 1}};
+    }
+    rc = rc ? rc : es_generate(c, reply, 2 * n, NULL, NULL, cancel, err);
+    for (int i = 0; i < 2 * n; i++) {
+        es_buf_clear(&said[i]);
+        rc = rc ? rc : es_reply_text(m, &reply[i], &said[i], err);
+        whole(&said[i]);
+        es_ids_free(&prompt[i]);
+        es_ids_free(&reply[i].ids);
+    }
+    return rc;
 }
 
 static bool blank(const es_buf *b)
@@ -122,9 +143,9 @@ int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options
     enum { ASK = 12 };
     const char *question[ASK];
     int want = o->pairs > 0 && o->pairs < ASK ? o->pairs : 6, max_new = o->max_new > 0 ? o->max_new : 96, before = out->n;
-    es_context_options co = {.n_ctx = o->n_ctx, .threads = o->threads};
+    es_context_options co = {.n_ctx = o->n_ctx, .threads = o->threads, .n_seq = ES_STREAMS};
     es_context *c = NULL;
-    es_buf plain = {0}, preferred = {0};
+    es_buf said[ES_STREAMS] = {0};
     const volatile bool *cancel = progress ? progress->cancel : NULL;
     es_buf source = {0};
     *advantage = (es_advantage){0};
@@ -135,21 +156,25 @@ int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options
     es_buf_printf(&source, "%s%s", PREFIX, preference);
     if (!rc && source.failed)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for a preference");
-    for (int i = 0; !rc && i < n && out->n - before < want; i++) {
-        es_message message[2] = {{"system", preference}, {"user", question[i]}};
+    for (int i = 0, at_once; !rc && i < n && out->n - before < want; i += at_once) {
+        at_once = want - (out->n - before) < ES_STREAMS / 2 ? want - (out->n - before) : ES_STREAMS / 2;
+        at_once = n - i < at_once ? n - i : at_once;
         es_progress_report(progress, "asking with the preference and without", out->n - before, want, "pairs");
-        rc = reply(m, c, message + 1, 1, max_new, &plain, cancel, err);
-        rc = rc ? rc : reply(m, c, message, 2, max_new, &preferred, cancel, err);
-        if (rc || blank(&preferred) || !plain.data || !strcmp(plain.data, preferred.data))
-            continue;
-        es_experience e = {.message = message + 1, .n_message = 1, .preferred = preferred.data, .rejected = plain.data, .source = source.data, .weight = 1};
-        rc = es_experience_copy(out, &e, err);
+        rc = replies(m, c, preference, question + i, at_once, max_new, said, cancel, err);
+        for (int j = 0; !rc && j < at_once; j++) {
+            const es_buf *plain = &said[2 * j], *preferred = &said[2 * j + 1];
+            if (blank(preferred) || !plain->data || !strcmp(plain->data, preferred->data))
+                continue;
+            es_message message = {"user", question[i + j]};
+            es_experience e = {.message = &message, .n_message = 1, .preferred = preferred->data, .rejected = plain->data, .source = source.data, .weight = 1};
+            rc = es_experience_copy(out, &e, err);
+        }
     }
     if (!rc && out->n - before < 2)
         rc = es_fail(err, ES_ERR_USAGE, "\"%.60s\" changes nothing in what the model says (%d of %d replies)", preference, out->n - before, n);
     es_buf_free(&source);
-    es_buf_free(&plain);
-    es_buf_free(&preferred);
+    for (int i = 0; i < ES_STREAMS; i++)
+        es_buf_free(&said[i]);
     es_context_free(c);
     return rc;
 }

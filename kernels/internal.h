@@ -54,9 +54,14 @@ typedef struct es_simd {
     float (*exp_shift)(float *x, int n, float shift);
     /* ds[i] = p[i] * (dp[i] - sum p dp) * scale, onto dp. */
     void (*softmax_back)(const float *p, float *dp, int n, float scale);
-    /* One query token q[n_head, D] and the keys or values of n positions: s[n_head, n] = scale q.k; out[n_head, D] = s v. */
+    /* One query token q[n_head, D] and the keys or values of n positions: s[n_head, n] = scale q.k; out[n_head, D] += s v. */
     void (*attend_scores)(const es_attn *a, const float *q, const float *k, int n, float *s);
     void (*attend_values)(const es_attn *a, const float *s, const float *v, int n, float *out);
+    /* The same on half precision; and n numbers to it, and rows of n numbers, `stride` apart, from it (to rows of y without gaps). */
+    void (*attend_scores_half)(const es_attn *a, const float *q, const uint16_t *k, int n, float *s);
+    void (*attend_values_half)(const es_attn *a, const float *s, const uint16_t *v, int n, float *out);
+    void (*to_half)(const float *x, uint16_t *y, size_t n);
+    void (*from_half)(const uint16_t *x, size_t stride, int rows, int n, float *y);
 } es_simd;
 
 /* NULL when the compiler's target or the processor at run time lacks it. */
@@ -67,6 +72,8 @@ extern const es_simd *es_cpu_simd; /* what the CPU table uses; set once es_kerne
 
 /* cpu_attention.c */
 void es_cpu_attention(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out);
+void es_cpu_attention_half(es_pool *p, const es_attn *a, int n_seq, const float *q, const uint16_t *const *k, const uint16_t *const *v, float *out);
+void es_cpu_to_half(es_pool *p, const float *x, uint16_t *y, size_t n);
 void es_cpu_attention_back(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, const float *dout, float *dq,
                            float *dk, float *dv);
 

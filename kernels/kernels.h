@@ -104,6 +104,12 @@ typedef struct es_kernels {
 
     /* out[T, n_head*head_dim]; k, v as es_attn says. */
     void (*attention)(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out);
+    /* The same for n_seq sequences that have their keys and values in half precision, each in a place of its own, k[s] and v[s], and its
+     * own shape a[s]. Their rows of q and out follow one another. */
+    void (*attention_half)(es_pool *p, const es_attn *a, int n_seq, const float *q, const uint16_t *const *k, const uint16_t *const *v,
+                           float *out);
+    /* y[n] = x[n] in half precision, to the nearest; beyond its range (65504) the largest there is. A NaN stays one. */
+    void (*to_half)(es_pool *p, const float *x, uint16_t *y, size_t n);
     /* pos0 must be 0. dq, dk, dv are overwritten. Recomputes the probabilities. */
     void (*attention_back)(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, const float *dout,
                            float *dq, float *dk, float *dv);

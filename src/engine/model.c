@@ -309,7 +309,7 @@ size_t es_model_cache_bytes(const es_model *m, int n_ctx)
 {
     const es_model_info *i = &m->info;
     size_t n = (size_t)(n_ctx > 0 ? n_ctx : i->n_ctx > 0 && i->n_ctx < ES_DEFAULT_CONTEXT ? i->n_ctx : ES_DEFAULT_CONTEXT);
-    return n * (size_t)i->n_layer * (size_t)i->n_kv * (size_t)i->head_dim * 2 * sizeof(float); /* each bounded when read: under 2^63 */
+    return n * (size_t)i->n_layer * (size_t)i->n_kv * (size_t)i->head_dim * 2 * sizeof(uint16_t); /* each bounded when read: under 2^63 */
 }
 
 static int check_memory(const es_model *m, int n_ctx, size_t memory, es_error *err)

@@ -549,6 +549,92 @@ static void check_attention(es_attn a)
     free(q), free(k), free(v), free(want), free(got);
 }
 
+/* Half precision against the f32 reference on the same numbers widened; three sequences at once, whose second is the one asked for. */
+static void check_attention_half(es_attn a)
+{
+    a.scale = 1 / sqrtf((float)a.head_dim);
+    es_attn shape[3] = {a, a, a};
+    shape[0].T = a.T > 1 ? 2 : 1, shape[0].pos0 = 3, shape[2].T = 1, shape[2].pos0 = 0;
+    size_t width = (size_t)a.n_head * (size_t)a.head_dim, row = (size_t)a.n_kv * (size_t)a.head_dim, rows = 0;
+    float *q, *want, *got, *k[3], *v[3];
+    uint16_t *kh[3], *vh[3];
+    char what[96];
+    for (int s = 0; s < 3; s++) {
+        size_t n = (size_t)(shape[s].pos0 + shape[s].T) * row;
+        k[s] = noise(n, 1.5f), v[s] = noise(n, 1), kh[s] = malloc(n * 2), vh[s] = malloc(n * 2);
+        ref->to_half(NULL, k[s], kh[s], n), ref->to_half(NULL, v[s], vh[s], n);
+        es_f16_to_f32(kh[s], k[s], n), es_f16_to_f32(vh[s], v[s], n);
+        rows += (size_t)shape[s].T;
+    }
+    q = noise(rows * width, 1.5f), want = floats(rows * width), got = floats(rows * width);
+    snprintf(what, sizeof what, "attention_half T %d after %d, %d/%d heads of %d", a.T, a.pos0, a.n_head, a.n_kv, a.head_dim);
+    for (size_t s = 0, at = 0; s < 3; at += (size_t)shape[s++].T * width)
+        ref->attention(NULL, &shape[s], q + at, k[s], v[s], want + at);
+    const uint16_t *const ks[3] = {kh[0], kh[1], kh[2]}, *const vs[3] = {vh[0], vh[1], vh[2]};
+    if (rows * (size_t)a.pos0 < 4096) { /* slow */
+        ref->attention_half(NULL, shape, 3, q, ks, vs, got);
+        near_to(what, got, want, rows * width, 1e-6);
+    }
+    const size_t first = (size_t)shape[0].T * width, n = (size_t)a.T * width;
+    EACH_VARIANT {
+        cpu->attention_half(pool, shape, 3, q, ks, vs, got);
+        near_to(what, got, want, rows * width, 3e-6);
+        memset(got + first, 0, n * sizeof *got);
+        cpu->attention_half(pool, &shape[1], 1, q + first, ks + 1, vs + 1, got + first); /* alone: shared out otherwise */
+        near_to(what, got + first, want + first, n, 3e-6);
+    }
+    for (int s = 0; s < 3; s++)
+        free(k[s]), free(v[s]), free(kh[s]), free(vh[s]);
+    free(q), free(want), free(got);
+}
+
+static void test_to_half(void **state)
+{
+    (void)state;
+    const float odd[] = {0, -0.0f, 1, -2.5f, 65504, 65519, 65520, -1e30f, INFINITY, -INFINITY, 1e-8f, 6e-8f, 3e-5f, 0.1f, NAN, 1.0009765625f};
+    for (int n = 0; n <= LENGTH(odd); n++) { /* each on each place of a vector and of a tail */
+        uint16_t want[LENGTH(odd)], *got = malloc(2 * (size_t)n + 1);
+        float *x = copy(odd, (size_t)n), back;
+        ref->to_half(NULL, x, want, (size_t)n);
+        for (int i = 0; i < n; i++) {
+            es_f16_to_f32(&want[i], &back, 1);
+            assert_true(isnan(odd[i]) ? isnan(back) : fabsf(back) <= 65504 && fabsf(back - fminf(fmaxf(odd[i], -65504), 65504)) <= fabsf(odd[i]) / 2048 + 3e-8f);
+        }
+        EACH_VARIANT {
+            cpu->to_half(pool, x, got, (size_t)n);
+            for (int i = 0; i < n; i++)
+                if (!isnan(odd[i]))
+                    assert_int_equal(got[i], want[i]);
+                else
+                    es_f16_to_f32(&got[i], &back, 1), assert_true(isnan(back));
+        }
+        free(got), free(x);
+    }
+    const size_t n = 100001; /* shared out */
+    float *x = noise(n, 1);
+    uint16_t *want = malloc(2 * n), *got = malloc(2 * n);
+    ref->to_half(NULL, x, want, n);
+    EACH_VARIANT {
+        cpu->to_half(pool, x, got, n);
+        assert_memory_equal(got, want, 2 * n);
+    }
+    free(x), free(want), free(got);
+}
+
+static void test_attention_half(void **state)
+{
+    (void)state;
+    static const int ts[] = {1, 2, 7, 33}, pos0[] = {0, 1, 50, 203}, dims[] = {32, 64, 80, 33}, heads[][2] = {{4, 4}, {6, 2}, {9, 1}};
+    for (int t = 0; t < LENGTH(ts); t++)
+        for (int p = 0; p < LENGTH(pos0); p++)
+            for (int d = 0; d < LENGTH(dims); d++)
+                for (int h = 0; h < LENGTH(heads); h++)
+                    check_attention_half((es_attn){ts[t], pos0[p], heads[h][0], heads[h][1], dims[d], 0, h == 1 ? 2 : 0, d == 1 ? 40 : 0});
+    check_attention_half((es_attn){1, 4001, 9, 3, 64, 0, 0, 0}); /* long enough for all threads */
+    check_attention_half((es_attn){50, 2500, 9, 3, 64, 0, 0, 0}); /* several tiles of keys */
+    check_attention_half((es_attn){20, 2500, 4, 1, 256, 0, 30, 1700});
+}
+
 static void test_attention(void **state)
 {
     (void)state;
@@ -568,6 +654,11 @@ static void test_attention(void **state)
                 check_attention((es_attn){ts[t], pos0[p], 6, 2, 32, 0, w % 2 ? 2 : 0, w});
     check_attention((es_attn){130, 0, 6, 2, 32, 0, 2, 0});
     check_attention((es_attn){1, 4000, 9, 3, 64, 0, 2, 3500});
+    /* more keys than a tile: a row's maximum lies in any of them; a window may leave a row nothing in a tile */
+    check_attention((es_attn){50, 3000, 3, 1, 64, 0, 0, 0});
+    check_attention((es_attn){130, 2000, 3, 3, 32, 0, 20, 1100});
+    check_attention((es_attn){45, 2100, 4, 1, 256, 0, 0, 1050});
+    check_attention((es_attn){1, 70000, 12, 1, 8, 0, 0, 0}); /* decoding, over several tiles */
 }
 
 /* ---- the reference against finite differences ------------------------------------------------------------------------------------------- */
@@ -751,7 +842,8 @@ int main(void)
         cmocka_unit_test(test_matmul_half),
         cmocka_unit_test(test_matmul_nan),  cmocka_unit_test(test_gemm),            cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rope),        cmocka_unit_test(test_glu), cmocka_unit_test(test_soft_cap),          cmocka_unit_test(test_log_softmax),
-        cmocka_unit_test(test_log_softmax_nan), cmocka_unit_test(test_attention),   cmocka_unit_test(test_repeatable),
+        cmocka_unit_test(test_log_softmax_nan), cmocka_unit_test(test_attention),   cmocka_unit_test(test_attention_half), cmocka_unit_test(test_to_half),
+        cmocka_unit_test(test_repeatable),
         cmocka_unit_test(test_describe),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
