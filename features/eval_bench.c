@@ -382,7 +382,7 @@ static int choice_sequence(es_sequence *out, const es_bench *b, const es_choice 
     es_ids begin = {0};
     es_buf_str(&text, "\n"); /* so that the first token of an option without a beginning is predicted too */
     es_buf_str(&text, c->begin);
-    int rc = es_tokenize(b->m, text.data, text.len, false, &begin, err);
+    int rc = es_tokenize_text(b->m, text.data, text.len, &begin, err);
     es_buf_str(&text, c->option[option]);
     rc = rc ? rc : text.failed ? es_fail(err, ES_ERR_MEMORY, "no memory for an item") : es_sequence_text(out, b->m, text.data, b->max_tokens, err);
     if (!rc) {

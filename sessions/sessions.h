@@ -106,7 +106,7 @@ typedef struct es_studio_options {
     const char *inputs;             /* folder where they are kept (es_inputs_kept) */
     const char *system;             /* system prompt or NULL */
     const char *author;
-    es_sampling sampling;
+    es_sampling sampling;           /* numbers that are -1: the model's own (es_model_sampling) */
     int max_tokens, n_ctx, threads;
     size_t memory;                  /* a model that needs more is refused; 0: what the machine has available */
     bool learn;                     /* the worker starts unpaused */

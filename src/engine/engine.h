@@ -22,7 +22,7 @@ typedef struct es_model_info {
     uint64_t n_params;
 } es_model_info;
 
-/* A GGUF file, or a folder with config.json and safetensors (no tokenizer yet: es_tokenize fails). Maps and validates the whole
+/* A GGUF file, or a folder with config.json and safetensors (without tokenizer.json in it es_tokenize fails). Maps and validates the whole
  * (structure, shapes, types) before anything is used. */
 int es_model_open(es_model **out, const char *path, es_error *err);
 /* The same, but refused with the numbers (ES_ERR_MEMORY), before any weight is read from a GGUF, when its weights and the keys and values of n_ctx
@@ -50,10 +50,14 @@ typedef struct es_ids { /* growable list of token ids */
 int es_ids_add(es_ids *l, int32_t id); /* 0 or ES_ERR_MEMORY */
 void es_ids_free(es_ids *l);
 
-/* Appends the ids of text[0..n). special: control tokens such as <|im_start|> written in the text become their ids (for trusted
+/* Byte-level BPE and SentencePiece's BPE with byte fallback, from a GGUF's metadata or a folder's tokenizer.json.
+ * Appends the ids of text[0..n). special: control tokens such as <|im_start|> written in the text become their ids (for trusted
  * templates); otherwise they are ordinary text. No BOS is added. Linear in n up to a log factor, 1 MB of spaces included. Any bytes
  * may come in; a byte that the vocabulary has no token for (in SmolLM2's some control bytes) is left out, as the peers do. */
 int es_tokenize(const es_model *m, const char *text, size_t n, bool special, es_ids *out, es_error *err);
+/* The same of a text of its own, not of a part: begins with the token that the model wants in front of every text, if it wants one. */
+int es_tokenize_text(const es_model *m, const char *text, size_t n, es_ids *out, es_error *err);
+int32_t es_token_first(const es_model *m); /* that token; -1: none */
 /* The bytes of a token (borrowed; may be part of a UTF-8 character; not NUL-terminated). Control tokens give their name. */
 const char *es_token_bytes(const es_model *m, int32_t id, size_t *n);
 bool es_token_is_control(const es_model *m, int32_t id);
@@ -61,13 +65,16 @@ int32_t es_token_bos(const es_model *m), es_token_eos(const es_model *m); /* -1 
 bool es_token_ends(const es_model *m, int32_t id); /* eos or end-of-turn: generation stops here */
 
 typedef struct es_message { const char *role, *content; } es_message; /* role: system, user, assistant */
-/* Renders in the model's own template (ChatML here; recognised by its text, rendered natively, never run as Jinja). A template that
- * is not known counts as plain ChatML when the vocabulary has its tokens, else it is an error that quotes it. Content never
+/* Renders in the model's own template, recognised by its text and rendered natively, never run as Jinja: ChatML (SmolLM2, Qwen 3 without
+ * thinking, OLMo 3), Llama 3, Gemma (a system message goes in front of the first turn), OLMo 2, Zephyr, Llama 2. Without a template or with another one
+ * the vocabulary's tokens decide (ChatML, Llama 3, Gemma), else plain lines "User: ..."; es_chat_warning says so. Content never
  * becomes a control token. add_generation: ends with the opening of an assistant turn. A model's default system prompt is added
- * where its template adds one. Appends to out. */
+ * where its template adds one, and the token that begins a text where the template has it. Appends to out. */
 int es_chat_render(const es_model *m, const es_message *messages, size_t n, bool add_generation, es_ids *out, es_error *err);
 /* The ids that close an assistant's turn after its content (e.g. <|im_end|> \n), for multi-turn KV reuse. */
 int es_chat_close(const es_model *m, es_ids *out, es_error *err);
+const char *es_chat_name(const es_model *m);    /* "ChatML", "Gemma", ... */
+const char *es_chat_warning(const es_model *m); /* one line that names the file, when the template is a guess; NULL: it is known. Borrowed */
 
 /* ---- patches: what an adapter does to the forward pass -------------------------------------------------------------------------- */
 
@@ -174,6 +181,9 @@ typedef struct es_sampling {
     uint64_t seed;
 } es_sampling;
 es_sampling es_sampling_default(void); /* temperature 0.7, top_k 50, top_p 0.95, penalty 1.1 over 64, seed 0 */
+es_sampling es_sampling_unset(void);   /* the same, but temperature, top_k, top_p and penalty -1: not asked for */
+/* asked with those that are -1 as the model's own generation_config.json (in a GGUF general.sampling.*) has them, else the default. */
+es_sampling es_model_sampling(const es_model *m, es_sampling asked);
 /* A token drawn from the context's logits: penalty, temperature, top-k, top-p, in this order. The penalty looks at the tokens in the
  * cache. Scratch lives in the context. A function of (logits, tokens, rng); greedy leaves rng alone. */
 int32_t es_sample(es_context *c, const es_sampling *s, es_rng *rng);

@@ -12,6 +12,11 @@ es_sampling es_sampling_default(void)
     return (es_sampling){.temperature = 0.7f, .top_k = 50, .top_p = 0.95f, .repeat_penalty = 1.1f, .repeat_window = 64};
 }
 
+es_sampling es_sampling_unset(void)
+{
+    return (es_sampling){.temperature = -1, .top_k = -1, .top_p = -1, .repeat_penalty = -1, .repeat_window = 64};
+}
+
 static bool better(es_candidate a, es_candidate b)
 {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);

@@ -258,12 +258,12 @@ int cmd_answer(int argc, char **argv)
 {
     const char *out = NULL;
     int jobs = 0;
-    answering a = {.sampling = es_sampling_default(), .max_tokens = 256, .out = -1};
+    answering a = {.sampling = es_sampling_unset(), .max_tokens = 256, .out = -1};
     const opt table[] = {
         {"out", "FILE", OPT_TEXT, &out, 0, 0, "where the answers go; what it holds already is not asked again", NULL},
         {"max-tokens", "N", OPT_INT, &a.max_tokens, 1, 100000, "longest answer (default 256)", NULL},
         {"limit", "N", OPT_COUNT, &a.limit, 0, 1e9, "only the first N prompts", NULL},
-        {"temperature", "T", OPT_REALF, &a.sampling.temperature, 0, 10, "0 is greedy (default 0.7)", NULL},
+        {"temperature", "T", OPT_REALF, &a.sampling.temperature, 0, 10, "0 is greedy (default: the model's own, else 0.7)", NULL},
         {"seed", "S", OPT_COUNT, &a.sampling.seed, 0, 1.8e19, "same seed, same answers (default 0)", NULL},
         {"jobs", "N", OPT_INT, &jobs, 1, ES_MAX_SEQUENCES, "answers at a time (default 8)", NULL},
         {0},
@@ -291,6 +291,9 @@ int cmd_answer(int argc, char **argv)
     size_t before = a.done;
     if (rc == ES_OK) {
         a.m = m;
+        a.sampling = es_model_sampling(m, a.sampling);
+        if (es_chat_warning(m))
+            app_note("%s", es_chat_warning(m));
         a.progress = app_progress();
         a.began = es_seconds();
         a.done = 0;

@@ -17,12 +17,13 @@ static void piece(const es_model *m, int32_t id, es_buf *out)
     es_text_show(out, s, n, false);
 }
 
-static int read_ids(const es_model *m, const char *path, bool special, es_ids *ids, es_error *err)
+/* The tokens of a file; whole: with the one that the model wants in front of every text, if it wants one. */
+static int read_ids(const es_model *m, const char *path, bool whole, bool special, es_ids *ids, es_error *err)
 {
     es_buf text = {0};
     int rc = es_file_read(&text, path, TEXT_LIMIT, err);
     if (rc == ES_OK)
-        rc = es_tokenize(m, text.data, text.len, special, ids, err);
+        rc = whole ? es_tokenize_text(m, text.data, text.len, ids, err) : es_tokenize(m, text.data, text.len, special, ids, err);
     es_buf_free(&text);
     if (rc == ES_OK && ids->n > 100000000)
         rc = es_fail(err, ES_ERR_LIMIT, "%s: has too many tokens", path);
@@ -55,7 +56,7 @@ int cmd_tokenize(int argc, char **argv)
     es_buf p = {0};
     rc = app_model(&m, &err);
     if (rc == ES_OK && (file || !strcmp(argv[1], "-")))
-        rc = read_ids(m, file ? file : "-", special, &ids, &err);
+        rc = read_ids(m, file ? file : "-", false, special, &ids, &err);
     else if (rc == ES_OK)
         rc = es_tokenize(m, argv[1], strlen(argv[1]), special, &ids, &err);
     int code;
@@ -91,8 +92,8 @@ int cmd_score(int argc, char **argv)
     };
     static const command_help help = {
         "score", "FILE|-",
-        "The log-probability (nats) of each token of a text given those before it: the text as it is, no template, no first token added.\n"
-        "Exact: f32 activations, dequantised weights. With --json: {\"tokens\":[ids],\"logprobs\":[null,...],\"mean\":...}.",
+        "The log-probability (nats) of each token of a text given those before it: the text as it is, no template; before it the token that the\n"
+        "model's file wants in front of every text, if any (Gemma's and Llama 3's do). Exact: f32 activations, dequantised weights. With --json: {\"tokens\":[ids],\"logprobs\":[null,...],\"mean\":...}.",
         "  espalier score letter.txt\n  espalier score letter.txt --adapter brief.safetensors --json", 1, 1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
@@ -107,7 +108,7 @@ int cmd_score(int argc, char **argv)
     float *logprob = NULL;
     rc = app_model(&m, &err);
     if (rc == ES_OK)
-        rc = read_ids(m, argv[1], false, &ids, &err);
+        rc = read_ids(m, argv[1], true, false, &ids, &err);
     if (rc == ES_OK && adapter_path)
         rc = app_adapter(&adapter, &f, m, adapter_path, &err);
     if (rc == ES_OK && adapter)
@@ -182,7 +183,7 @@ int cmd_encode(int argc, char **argv)
     if (rc == ES_OK)
         rc = app_features_open(&f, m, &err);
     if (rc == ES_OK)
-        rc = read_ids(m, argv[1], false, &ids, &err);
+        rc = read_ids(m, argv[1], true, false, &ids, &err);
     if (rc == ES_OK)
         rc = app_encode(&f, m, &ids, &sparse, &err);
     int code;
