@@ -13,8 +13,9 @@
 /* Exact: up to this many tokens rows of W are dotted with x as they are unpacked; more go through panels of floats and BLAS. */
 enum { SMALL_EXACT = 16 };
 enum { MAX_PANEL = 256, ROWS_AT_ONCE = 16 /* at least; a multiple of every es_simd.panel */ };
-/* Rounded: from so many tokens on rows become panels of integers (Zen 4; K types take longer to make into panels). Measured beside
- * products on bfloat16, cpu_half.c's, at 128 tokens: these have 0.9 times the rate and a thirtieth of the difference. */
+/* Rounded: from so many tokens on rows become panels of integers (types of blocks of 256 take longer to make into panels). Measured on
+ * Zen 4 in prompts of 512 tokens beside products on bfloat16 (cpu_half.c), which had 1.06 times the rate and a larger difference from the
+ * exact, and beside panels of floats and BLAS, which had 0.6 times. */
 enum { PANELS = 4, PANELS_K = 10, SELF_ROUNDED = 8 };
 
 typedef struct product {
@@ -26,7 +27,7 @@ typedef struct product {
     int T, rows; /* rows: of all weights, each rounded up to ROWS_AT_ONCE */
     bool accumulate, rounded;
     const void *tiles; /* NULL: each part rounds for itself, which is cheaper than waiting when tokens are few */
-    _Atomic int next; /* the next row that nobody has taken, or the next tile */
+    _Alignas(64) _Atomic int next; /* the next row that nobody has taken, or the next tile; what is only read lies on other lines */
 } product;
 
 static int padded_rows(const es_weight *w)
@@ -181,7 +182,7 @@ static int panels_from(const es_weight *w)
 
 static bool rounds(const es_weight *w, int T)
 {
-    return es_cpu_simd->tile > 0 && es_type_get((int)w->type)->block > 1 &&
+    return es_cpu_simd->tile > 0 && es_type_get((int)w->type)->block > 1 && T <= es_cpu_simd->most_tokens &&
            (T < panels_from(w) ? rounded_bytes(T, w->n_in) <= ES_SCRATCH : panel_tokens(w->n_in) >= es_cpu_simd->tile);
 }
 

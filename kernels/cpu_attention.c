@@ -13,7 +13,7 @@ enum {
     STRIP_FLOATS = 128 << 10, /* scores that stay in the second-level cache */
     STRIP_ROWS = 128, /* and with it 1,024 keys in a tile */
     LEAST_KEYS = 64,
-    ALONE_KEYS = 16 << 10, /* keys times heads below which one thread is quicker than two */
+    ALONE_KEYS = 1 << 10, /* keys times heads below which one thread is quicker than two */
 };
 
 typedef struct attention_job {

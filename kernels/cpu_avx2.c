@@ -6,6 +6,7 @@
 
 #include <float.h>
 #include <immintrin.h>
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 

@@ -15,7 +15,10 @@ enum {
     RANGE = 16383,
     LANES = W / 4,         /* blocks in a vector */
     HALVES = 4 / LANES,    /* vectors in a piece of a quad */
-    TILE = W == 16 ? 8 : 4 /* tokens that meet a panel of W rows at a time: as many sums as there are registers for */
+    TILE = W == 16 ? 8 : 4, /* tokens that meet a panel of W rows at a time: as many sums as there are registers for */
+    /* On AVX2 f32 products by BLAS have the better of panels of integers at 128 tokens (392 tokens a second against 356, Zen 4, one
+     * thread, prompts of 512); their panels cost more to make, which many tokens pay for. */
+    MOST_TOKENS = W == 16 ? INT_MAX : 64,
 };
 
 #if W == 16
@@ -102,20 +105,26 @@ INLINE __m256 heads(const uint8_t *const p[4], const bool pairs)
     return _mm256_cvtph_ps(v);
 }
 
-/* (d, -) as (d, zero * -d): what a block's integers are too large by goes into m. */
+/* (d, -) as (d, zero * -d). */
 INLINE __m256 with_zero(__m256 d, float zero)
 {
     const __m256 by = _mm256_setr_ps(1, -zero, 1, -zero, 1, -zero, 1, -zero);
     return _mm256_mul_ps(_mm256_moveldup_ps(d), by);
 }
 
-INLINE bool counts_offset(const es_type type)
+/* What the integers of a block are too large by. It goes into m where few tokens meet a block, and out of the integers for a panel. */
+INLINE int zero_of(const es_type type)
 {
-    return has_offset(type) || has_two_offsets(type) || type == ES_Q4_0 || type == ES_Q5_0;
+    return type == ES_Q4_0 ? 8 : type == ES_Q5_0 ? 16 : 0;
+}
+
+INLINE bool counts_offset(const es_type type, const bool panel)
+{
+    return has_offset(type) || has_two_offsets(type) || (zero_of(type) && !panel);
 }
 
 /* Four blocks of a type of blocks of 32. */
-INLINE void quad_small(const es_type type, const uint8_t *const p[4], quad *q)
+INLINE void quad_small(const es_type type, const uint8_t *const p[4], const bool panel, quad *q)
 {
     for (int h = 0; h < HALVES; h++) {
         const uint8_t *const *lane = p + h * LANES;
@@ -153,8 +162,12 @@ INLINE void quad_small(const es_type type, const uint8_t *const p[4], quad *q)
         }
     }
     q->dm = heads(p, has_offset(type));
-    if (type == ES_Q4_0 || type == ES_Q5_0)
-        q->dm = with_zero(q->dm, type == ES_Q4_0 ? 8 : 16);
+    if (zero_of(type) && panel)
+        for (int piece = 0; piece < 4; piece++)
+            for (int h = 0; h < HALVES; h++)
+                q->piece[piece][h] = WIDE(sub_epi16)(q->piece[piece][h], WIDE(set1_epi16)((int16_t)zero_of(type)));
+    else if (zero_of(type))
+        q->dm = with_zero(q->dm, (float)zero_of(type));
 }
 
 /* Two blocks' 16 elements each in order, as even ones and odd ones, a block a lane. */
@@ -247,9 +260,87 @@ INLINE void quad_q6_k(const uint8_t *b, int half, quad *q)
     q->dm = _mm256_castsi256_ps(_mm256_broadcastq_epi64(_mm_castps_si128(_mm_move_ss(_mm_setzero_ps(), one_half(b + 208)))));
 }
 
-/* Blocks 4 g .. 4 g + 3 of a row; past the end (`last`: the row's last block) the last one stands in, and meets zeros. */
-INLINE void quad_of_row(const es_type type, const uint8_t *row, int g, int last, quad *q)
+/* Four blocks of a row lie in less than 128 bytes: there two loads and a permutation of words do what takes seven instructions and
+ * more when blocks come one by one. How, for a type; and whatever else GCC should keep in registers and not load again and again. */
+#if W == 16
+INLINE __m512i kept(__m512i v)
 {
+    __asm__("" : "+v"(v));
+    return v;
+}
+
+typedef struct ways {
+    __m512i data, head, fifth[2]; /* words of the 128 bytes: each block's 16 bytes of nibbles, first 2 words, bits 16 times each half */
+} ways;
+
+typedef int16_t words __attribute__((vector_size(64)));
+
+/* Lane l gets of block l the n words from byte `first` on, over and over; n = 2: one block after the other in lane 0. */
+INLINE __m512i from_blocks(const int bytes, const int first, const int n)
+{
+    const words count = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+    const words block = n == 2 ? count >> 1 & 3 : count >> 3;
+    const words byte = block * (int16_t)bytes + (int16_t)first + (count & (int16_t)(n - 1)) * 2, far = byte > 62;
+    return kept((__m512i)(((far & (byte - (int16_t)(4 * bytes - 128))) | (~far & byte)) >> 1)); /* the second load ends with the blocks */
+}
+
+INLINE ways ways_of(const es_type type)
+{
+    const int bytes = (int)bytes_of_32(type), head = has_offset(type) ? 4 : 2;
+    const bool five = type == ES_Q5_0 || type == ES_Q5_1;
+    ways w = {.data = from_blocks(bytes, head + (five ? 4 : 0), 8), .head = from_blocks(bytes, 0, 2)};
+    if (five)
+        w.fifth[0] = from_blocks(bytes, head, 1), w.fifth[1] = from_blocks(bytes, head + 2, 1);
+    return w;
+}
+
+INLINE __m512i fifth_bits_added(__m512i bytes, __m512i bits)
+{
+    const __m512i spread = _mm512_shuffle_epi8(bits, _mm512_set4_epi32(0x01010101, 0x01010101, 0, 0)), bit = _mm512_set1_epi64((int64_t)0x8040201008040201);
+    return _mm512_mask_add_epi8(bytes, _mm512_test_epi8_mask(spread, bit), bytes, _mm512_set1_epi8(16));
+}
+
+/* Four blocks of a row from b on, as quad_small. */
+INLINE void quad_together(const es_type type, const ways *by, const uint8_t *b, quad *q)
+{
+    const int bytes = (int)bytes_of_32(type);
+    const __m512i start = kept(_mm512_loadu_si512(b)), end = kept(_mm512_loadu_si512(b + 4 * bytes - 64)), low = _mm512_set1_epi8(15);
+    const __m512i raw = _mm512_permutex2var_epi16(start, by->data, end);
+    if (type == ES_Q4_0 || type == ES_Q4_1) {
+        const __m512i low16 = _mm512_set1_epi16(15);
+        q->piece[0][0] = raw & low16;
+        q->piece[1][0] = _mm512_srli_epi16(raw, 8) & low16;
+        q->piece[2][0] = _mm512_srli_epi16(raw, 4) & low16;
+        q->piece[3][0] = _mm512_srli_epi16(raw, 12);
+    } else if (type == ES_IQ4_NL) {
+        const __m512i values = _mm512_broadcast_i32x4(load128((const uint8_t *)es_iq4_nl));
+        split_signed(_mm512_shuffle_epi8(values, raw & low), &q->piece[0][0], &q->piece[1][0]);
+        split_signed(_mm512_shuffle_epi8(values, _mm512_srli_epi16(raw, 4) & low), &q->piece[2][0], &q->piece[3][0]);
+    } else {
+        const __m512i first = _mm512_permutex2var_epi16(start, by->fifth[0], end), second = _mm512_permutex2var_epi16(start, by->fifth[1], end);
+        split_unsigned(fifth_bits_added(raw & low, first), &q->piece[0][0], &q->piece[1][0]);
+        split_unsigned(fifth_bits_added(_mm512_srli_epi16(raw, 4) & low, second), &q->piece[2][0], &q->piece[3][0]);
+    }
+    q->dm = _mm256_cvtph_ps(_mm512_castsi512_si128(_mm512_permutex2var_epi16(start, by->head, end)));
+    if (zero_of(type))
+        q->dm = with_zero(q->dm, (float)zero_of(type));
+}
+#else
+typedef struct ways {
+    char none;
+} ways;
+
+INLINE ways ways_of(const es_type type)
+{
+    (void)type;
+    return (ways){0};
+}
+#endif
+
+/* Blocks 4 g .. 4 g + 3 of a row. The last quad may have fewer (`blocks`: the row's): then the last block stands in, and meets zeros. */
+INLINE void quad_of_row(const es_type type, const ways *by, const uint8_t *row, int g, const bool whole, int blocks, quad *q)
+{
+    (void)by;
     switch (type) {
     case ES_Q4_K:
     case ES_Q5_K: quad_q4_k(type, row + (size_t)(g / 2) * bytes_of_256(type), g % 2, q); break;
@@ -258,10 +349,17 @@ INLINE void quad_of_row(const es_type type, const uint8_t *row, int g, int last,
     case ES_Q3_K: quad_any(type, (const uint8_t *const[]){row, row, row, row}, (const int[]){4 * g, 4 * g + 1, 4 * g + 2, 4 * g + 3}, q); break;
     default: {
         const size_t bytes = bytes_of_32(type);
+        row += 4 * (size_t)g * bytes;
+#if W == 16
+        if (whole && type != ES_Q8_0) {
+            quad_together(type, by, row, q);
+            break;
+        }
+#endif
         const uint8_t *p[4];
         for (int i = 0; i < 4; i++)
-            p[i] = row + (size_t)(4 * g + i < last ? 4 * g + i : last) * bytes;
-        quad_small(type, p, q);
+            p[i] = row + (size_t)(whole || 4 * g + i < blocks ? i : blocks - 1 - 4 * g) * bytes;
+        quad_small(type, p, false, q);
     }
     }
 }
@@ -333,14 +431,30 @@ INLINE __m128 sums_of_four(const vec s[4])
     return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 }
 
-/* *sum += quad . four blocks of a token; offset: sums of m * scale * sum(q), in odd lanes. */
-INLINE void add_quad(const es_type type, const quad *w, const int16_t *q, const float *scales, vec *sum, __m256 *offset)
+/* Four blocks of a token. */
+typedef struct quad_x {
+    wide piece[4][HALVES];
+    __m256 scales; /* and scale * sum */
+    __m128 second;
+} quad_x;
+
+INLINE void load_x(const es_rounded *x, size_t at, quad_x *out)
 {
-    const __m256 ds = _mm256_mul_ps(w->dm, _mm256_loadu_ps(scales));
+    for (int piece = 0; piece < 4; piece++)
+        for (int h = 0; h < HALVES; h++)
+            out->piece[piece][h] = WIDE_SI(loadu)((const wide *)(const void *)(x->q + at * 128 + 32 * piece + 8 * LANES * h));
+    out->scales = _mm256_loadu_ps(x->scales + at * 12);
+    out->second = _mm_loadu_ps(x->scales + at * 12 + 8);
+}
+
+/* *sum += w . x; offset: sums of m * scale * sum(q), in odd lanes. */
+INLINE void add_quad(const es_type type, const quad *w, const quad_x *x, vec *sum, __m256 *offset)
+{
+    const __m256 ds = _mm256_mul_ps(w->dm, x->scales);
     for (int h = 0; h < HALVES; h++) {
         wide s = WIDE_SI(setzero)();
         for (int piece = 0; piece < 4; piece++)
-            s = DOT(s, w->piece[piece][h], WIDE_SI(loadu)((const wide *)(const void *)(q + 32 * piece + 8 * LANES * h)));
+            s = DOT(s, w->piece[piece][h], x->piece[piece][h]);
 #if W == 16
         const vec d = (vec)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6), _mm512_castps256_ps512(ds));
 #else
@@ -348,37 +462,47 @@ INLINE void add_quad(const es_type type, const quad *w, const int16_t *q, const 
 #endif
         *sum += (vec)WIDE(cvtepi32_ps)(s) * d;
     }
-    if (counts_offset(type))
+    if (counts_offset(type, false))
         *offset = _mm256_add_ps(*offset, ds);
     if (has_two_offsets(type)) {
-        const __m128 more = _mm_mul_ps(w->m2, _mm_loadu_ps(scales + 8));
+        const __m128 more = _mm_mul_ps(w->m2, x->second);
         *offset = _mm256_add_ps(*offset, _mm256_set_m128(_mm_unpackhi_ps(_mm_setzero_ps(), more), _mm_unpacklo_ps(_mm_setzero_ps(), more)));
     }
 }
 
-/* y[t * N + r] (+)= for R rows from w on, T tokens; R T <= 4, constants where this is inlined. */
-INLINE void few(const es_type type, const int R, const int T, const uint8_t *w, size_t row, int K, const int16_t *q, const float *scales, float *y,
-                size_t N, bool accumulate)
+/* Quad g of R rows and T tokens. */
+INLINE void few_quads(const es_type type, const ways *by, const int R, const int T, const uint8_t *w, size_t row, int g, const bool whole, int blocks,
+                      const es_rounded *x, vec *sum, __m256 *offset)
 {
-    const int blocks = K / Q_BLOCK, quads = (blocks + 3) / 4;
+    const int quads = (blocks + 3) / 4;
+    const size_t bytes = 4 * bytes_of_32(type) * (size_t)R;
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)w + (size_t)g * bytes + AHEAD + i, _MM_HINT_T0);
+    quad_x xs[4]; /* what several rows meet stays in registers */
+    for (int t = 0; t < T; t++)
+        load_x(x, (size_t)t * (size_t)quads + (size_t)g, &xs[t]);
+    for (int r = 0; r < R; r++) {
+        quad v;
+        quad_of_row(type, by, w + (size_t)r * row, g, whole, blocks, &v);
+        for (int t = 0; t < T; t++)
+            add_quad(type, &v, &xs[t], &sum[t * R + r], &offset[t * R + r]);
+    }
+}
+
+/* y[t * N + r] (+)= for R rows from w on, T tokens; R T <= 4, constants where this is inlined. */
+INLINE void few(const es_type type, const ways *by, const int R, const int T, const uint8_t *w, size_t row, int K, const es_rounded *x, float *y, size_t N,
+                bool accumulate)
+{
+    const int blocks = K / Q_BLOCK;
     vec sum[4];
     __m256 offset[4];
     for (int i = 0; i < 4; i++)
         sum[i] = (vec){0}, offset[i] = _mm256_setzero_ps();
-    const size_t step = 4 * bytes_of_32(type) * (size_t)R;
-    const char *ahead = (const char *)w + AHEAD;
-    for (int g = 0; g < quads; g++, ahead += step) {
-        for (size_t i = 0; i < step; i += 64)
-            _mm_prefetch(ahead + i, _MM_HINT_T0);
-        for (int r = 0; r < R; r++) {
-            quad v;
-            quad_of_row(type, w + (size_t)r * row, g, blocks - 1, &v);
-            for (int t = 0; t < T; t++)
-                add_quad(type, &v, q + ((size_t)t * (size_t)quads + (size_t)g) * 128, scales + ((size_t)t * (size_t)quads + (size_t)g) * 12, &sum[t * R + r],
-                         &offset[t * R + r]);
-        }
-    }
-    if (counts_offset(type))
+    for (int g = 0; g < blocks / 4; g++)
+        few_quads(type, by, R, T, w, row, g, true, blocks, x, sum, offset);
+    if (blocks % 4)
+        few_quads(type, by, R, T, w, row, blocks / 4, false, blocks, x, sum, offset);
+    if (counts_offset(type, false))
         for (int i = 0; i < R * T; i++) {
             const __m256 odd = _mm256_blend_ps(_mm256_setzero_ps(), offset[i], 0xaa);
 #if W == 16
@@ -400,21 +524,21 @@ INLINE void few(const es_type type, const int R, const int T, const uint8_t *w, 
     {                                                                                                                              \
         const int K = w->n_in, quads = (K / Q_BLOCK + 3) / 4;                                                                      \
         const size_t row = es_row_bytes(type, K), N = (size_t)w->n_out;                                                            \
+        const ways by = ways_of(type);                                                                                             \
         for (int t = 0, m; t < T; t += m) {                                                                                        \
-            const int16_t *q = x->q + (size_t)t * (size_t)quads * 128;                                                             \
-            const float *s = x->scales + (size_t)t * (size_t)quads * 12;                                                           \
+            const es_rounded xt = {x->q + (size_t)t * (size_t)quads * 128, x->scales + (size_t)t * (size_t)quads * 12};            \
             m = T - t < 4 ? T - t : 4;                                                                                             \
             for (int n = from, r; n < to; n += r) {                                                                                \
                 const uint8_t *at = (const uint8_t *)w->data + (size_t)n * row;                                                    \
                 float *out = y + (size_t)t * N + n;                                                                                \
                 r = m == 1 && to - n >= 4 ? 4 : m == 2 && to - n >= 2 ? 2 : 1;                                                     \
                 switch (m * 8 + r) {                                                                                               \
-                case 12: few(type, 4, 1, at, row, K, q, s, out, N, accumulate); break;                                             \
-                case 9: few(type, 1, 1, at, row, K, q, s, out, N, accumulate); break;                                              \
-                case 18: few(type, 2, 2, at, row, K, q, s, out, N, accumulate); break;                                             \
-                case 17: few(type, 1, 2, at, row, K, q, s, out, N, accumulate); break;                                             \
-                case 25: few(type, 1, 3, at, row, K, q, s, out, N, accumulate); break;                                             \
-                default: few(type, 1, 4, at, row, K, q, s, out, N, accumulate); break;                                             \
+                case 12: few(type, &by, 4, 1, at, row, K, &xt, out, N, accumulate); break;                                            \
+                case 9: few(type, &by, 1, 1, at, row, K, &xt, out, N, accumulate); break;                                             \
+                case 18: few(type, &by, 2, 2, at, row, K, &xt, out, N, accumulate); break;                                            \
+                case 17: few(type, &by, 1, 2, at, row, K, &xt, out, N, accumulate); break;                                            \
+                case 25: few(type, &by, 1, 3, at, row, K, &xt, out, N, accumulate); break;                                            \
+                default: few(type, &by, 1, 4, at, row, K, &xt, out, N, accumulate); break;                                            \
                 }                                                                                                                  \
             }                                                                                                                      \
         }                                                                                                                          \
@@ -436,24 +560,39 @@ static size_t tile_bytes(int K)
     return (size_t)(K / Q_BLOCK) * TILE_FLOATS * sizeof(float);
 }
 
-/* x[T, K], T <= TILE, as a tile. */
+/* Eight pairs of each of four tokens, a pair of all four tokens at a time to out, out + TILE, ... */
+INLINE void put_pairs(const __m256i v[4], int32_t *out)
+{
+    const __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]), c = _mm256_unpacklo_epi32(v[2], v[3]),
+                  d = _mm256_unpackhi_epi32(v[2], v[3]);
+    const __m256i pair[4] = {_mm256_unpacklo_epi64(a, c), _mm256_unpackhi_epi64(a, c), _mm256_unpacklo_epi64(b, d), _mm256_unpackhi_epi64(b, d)};
+    for (int i = 0; i < 4; i++) {
+        _mm_storeu_si128((__m128i *)(void *)(out + i * TILE), _mm256_castsi256_si128(pair[i]));
+        _mm_storeu_si128((__m128i *)(void *)(out + (4 + i) * TILE), _mm256_extracti128_si256(pair[i], 1));
+    }
+}
+
+/* x[T, K], T <= TILE, as a tile; the tokens that it lacks are zeros. */
 static void round_tile(const float *x, int K, int T, void *out)
 {
     for (int b = 0; b < K / Q_BLOCK; b++) {
         int32_t *pairs = (int32_t *)out + (size_t)b * TILE_FLOATS;
         float *scales = (float *)out + (size_t)b * TILE_FLOATS + 16 * TILE;
-        for (int t = 0; t < TILE; t++) {
-            __m256i q[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-            float s[3] = {0};
-            if (t < T)
-                round_block(x + (size_t)t * (size_t)K + (size_t)b * Q_BLOCK, q, s);
-            int32_t pair[16];
-            _mm256_storeu_si256((__m256i *)pair, q[0]);
-            _mm256_storeu_si256((__m256i *)(pair + 8), q[1]);
-            for (int i = 0; i < 16; i++)
-                pairs[i * TILE + t] = pair[i];
-            for (int i = 0; i < 3; i++)
-                scales[i * TILE + t] = s[i];
+        for (int i = 0; i < TILE_FLOATS; i += 16) /* all threads read the last tiles: asked for before they are written, they come in time */
+            __builtin_prefetch(pairs + 2 * TILE_FLOATS + i, 1);
+        for (int t = 0; t < TILE; t += 4) {
+            __m256i first[4], second[4];
+            for (int i = 0; i < 4; i++) {
+                __m256i q[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+                float s[3] = {0};
+                if (t + i < T)
+                    round_block(x + (size_t)(t + i) * (size_t)K + (size_t)b * Q_BLOCK, q, s);
+                first[i] = q[0], second[i] = q[1];
+                for (int k = 0; k < 3; k++)
+                    scales[k * TILE + t + i] = s[k];
+            }
+            put_pairs(first, pairs + t);
+            put_pairs(second, pairs + 8 * TILE + t);
         }
     }
 }
@@ -484,7 +623,7 @@ INLINE void panel_block(const es_type type, const uint8_t *const row[W], int b, 
         if (bytes_of_256(type) == 0) {
             for (int i = 0; i < 4; i++)
                 p[i] += (size_t)b * bytes_of_32(type);
-            quad_small(type, p, &q);
+            quad_small(type, p, true, &q);
         } else
             quad_any(type, p, (const int[]){b, b, b, b}, &q);
         for (int piece = 0; piece < 4; piece++)
@@ -504,7 +643,7 @@ INLINE void panel_block(const es_type type, const uint8_t *const row[W], int b, 
         WIDE_SI(store)((wide *)(void *)(out + 3 * W), WIDE(unpackhi_epi64)(b2, e));
     }
     store(out, in_row_order(d));
-    if (counts_offset(type))
+    if (counts_offset(type, true))
         store(out + W, in_row_order(m));
     if (has_two_offsets(type))
         store(out + 2 * W, in_row_order(m2));
@@ -531,7 +670,7 @@ INLINE void panel_times_tile(const es_type type, const float *panel, const float
         const float *scales = tile + 16 * TILE;
         for (int t = 0; t < TILE; t++) {
             sum[t] += (vec)WIDE(cvtepi32_ps)(s[t]) * (d * splat(scales[t]));
-            if (counts_offset(type))
+            if (counts_offset(type, true))
                 sum[t] += m * splat(scales[TILE + t]);
             if (has_two_offsets(type))
                 sum[t] += m2 * splat(scales[2 * TILE + t]);
@@ -596,6 +735,6 @@ static void rows_panels(const es_weight *w, int from, int to, const void *tiles,
     }
 }
 
-#define INT_OPS                                                                                                                    \
-    .rows_rounded = rows_rounded, .round = round_row, .tile = TILE, .panel = W, .tile_bytes = tile_bytes, .panel_bytes = panel_bytes,            \
-    .round_tile = round_tile, .rows_panels = rows_panels
+#define INT_OPS                                                                                                                \
+    .rows_rounded = rows_rounded, .round = round_row, .tile = TILE, .panel = W, .most_tokens = MOST_TOKENS,                    \
+    .tile_bytes = tile_bytes, .panel_bytes = panel_bytes, .round_tile = round_tile, .rows_panels = rows_panels

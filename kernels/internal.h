@@ -31,8 +31,8 @@ typedef struct es_simd {
     void (*round)(const float *x, int K, int16_t *q, float *scales);
     /* And for many: `tile` tokens of rounded activations make a tile (of tile_bytes(K); the last may have fewer tokens) and meet
      * panels of `panel` rows of weights, which are made in scratch[panel_bytes(K)], 64-byte aligned as the tiles are.
-     * tile is 0, and these and the two above are NULL, where rounding would win nothing. */
-    int tile, panel;
+     * tile is 0, and these and the two above are NULL, where rounding would win nothing. More than most_tokens: BLAS is quicker. */
+    int tile, panel, most_tokens;
     size_t (*tile_bytes)(int K), (*panel_bytes)(int K);
     void (*round_tile)(const float *x, int K, int T, void *out);
     void (*rows_panels)(const es_weight *w, int from, int to, const void *tiles, int T, float *y, bool accumulate, void *scratch);
