@@ -14,7 +14,7 @@ enum {
     STRIP_ROWS = 128, /* and with it 1,024 keys in a tile */
     STRIP_ROWS_HALF = 192, /* 15 % faster where keys have to be widened, unless that leaves too few strips to share out */
     LEAST_KEYS = 64,
-    ALONE_KEYS = 16 << 10, /* keys times heads below which one thread is quicker than two */
+    ALONE_KEYS = 1 << 10, /* keys times heads below which one thread is quicker than two */
 };
 
 typedef struct attention_job {

@@ -52,6 +52,12 @@ static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float 
         }
 }
 
+static void matmuls(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact)
+{
+    for (int i = 0; i < n; i++)
+        matmul(p, w[i], x, T, y[i], false, exact);
+}
+
 static void matmul_back(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate)
 {
     (void)p;
@@ -351,6 +357,7 @@ static void log_softmax_pick_back(es_pool *p, float *logits, const int32_t *targ
 static const es_kernels table = {
     .name = "scalar",
     .matmul = matmul,
+    .matmuls = matmuls,
     .matmul_back = matmul_back,
     .gemm = gemm,
     .rmsnorm = rmsnorm,

@@ -132,7 +132,7 @@ typedef struct es_context es_context;
 typedef struct es_context_options {
     int n_ctx;     /* positions the cache holds; 0: min(trained, 2048) */
     int threads;   /* 0: the processors there are */
-    bool exact;    /* f32 everywhere; otherwise decode may round activations to integers, and keys and values are kept in half precision */
+    bool exact;    /* f32 everywhere; otherwise activations may be rounded to integers, and keys and values are kept in half precision */
     const es_kernels *kernels; /* NULL: es_kernels_cpu() */
     int n_seq;     /* sequences held at once, each of n_ctx positions; 0: 1 */
 } es_context_options;

@@ -87,6 +87,18 @@ static void linear(const es_pass *p, int layer, es_site site, const float *x, in
         lowrank_forward(p, layer, site, x, n, y);
 }
 
+/* The same for n sites in a row, from `first` on, that read one x. */
+static void linears(const es_pass *p, int layer, es_site first, int n_sites, const float *x, int n, float *const *y)
+{
+    const es_weight *w[ES_MATMULS];
+    for (int i = 0; i < n_sites; i++)
+        w[i] = &p->model->layer[layer].site[first + i];
+    p->k->matmuls(p->pool, w, n_sites, x, n, y, p->exact);
+    for (int i = 0; i < n_sites; i++)
+        if (p->site_mask[layer] & 1u << (first + i))
+            lowrank_forward(p, layer, first + i, x, n, y[i]);
+}
+
 void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, const es_watch *watch, int n_watch)
 {
     int d = p->model->info.d_model;
@@ -218,9 +230,7 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
 
     /* Attention: each token asks (q) all tokens up to itself in its sequence (k) and reads a mean of what they offer (v). */
     const float *in = es_normed(p, layer, ES_NORM_ATTN, a->x, n);
-    linear(p, layer, ES_SITE_Q, in, n, a->q, false);
-    linear(p, layer, ES_SITE_K, in, n, a->k, false);
-    linear(p, layer, ES_SITE_V, in, n, a->v, false);
+    linears(p, layer, ES_SITE_Q, 3, in, n, (float *[]){a->q, a->k, a->v});
     qk_norm(p, layer, ES_NORM_Q, n, m->n_head, a->q, a->q_in);
     qk_norm(p, layer, ES_NORM_K, n, m->n_kv, a->k, a->k_in);
     es_rotate(p, layer, r, a->q, m->n_head, false);
@@ -241,8 +251,7 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
     for (int t = 0; t < n; t += p->ff_rows) { /* gate and up are kept only when all rows fit in one turn */
         int rows = n - t < p->ff_rows ? n - t : p->ff_rows;
         size_t at = (size_t)t * d;
-        linear(p, layer, ES_SITE_GATE, in + at, rows, a->gate, false);
-        linear(p, layer, ES_SITE_UP, in + at, rows, a->up, false);
+        linears(p, layer, ES_SITE_GATE, 2, in + at, rows, (float *[]){a->gate, a->up});
         es_glu(p, a->gate, a->up, p->act, (size_t)rows * ff);
         linear(p, layer, ES_SITE_DOWN, p->act, rows, (family->post_norm ? a->ff_out : out) + at, !family->post_norm);
     }
