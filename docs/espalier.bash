@@ -7,14 +7,14 @@ _espalier() {
     2/label) choices="add import export undo --help" ;;
     2/basis) choices="new add remove show list export --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
-    2/dictionary) choices="info stats --help" ;;
+    2/dictionary) choices="info stats convert --help" ;;
     *)
       choices="--home --model --dictionary --threads --memory --json --quiet --help"
       case "$command ${COMP_WORDS[2]-}" in
         "chat "*) choices+=" --prompt --system --adapter --temperature --top-k --top-p --repeat-penalty --seed --max-tokens --context --exact" ;;
         "answer "*) choices+=" --out --max-tokens --limit --temperature --seed --jobs" ;;
         "tokenize "*) choices+=" --file --special" ;;
-        "score "*) choices+=" --adapter" ;;
+        "score "*) choices+=" --adapter --decoded" ;;
         "encode "*) choices+=" --top" ;;
         "features list"*) choices+=" --sort --limit --from --labelled" ;;
         "features show"*) choices+=" --examples" ;;
@@ -26,7 +26,7 @@ _espalier() {
         "basis new"*) choices+=" --suggest --size --signs" ;;
         "basis add"*) choices+=" --lo --hi" ;;
         "basis show"*) choices+=" --experiences" ;;
-        "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
+        "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --replay --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
         "drift "*) choices+=" --top" ;;
         "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;
         "eval neutral"*) choices+=" --text --adapter --limit" ;;
@@ -37,8 +37,9 @@ _espalier() {
         "harvest "*) choices+=" --layers --out --tokens --context --seed --with-first" ;;
         "train "*) choices+=" --layer --out --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --checkpoint --seed --f32" ;;
         "dictionary stats"*) choices+=" --tokens" ;;
+        "dictionary convert"*) choices+=" --to" ;;
         "atlas "*) choices+=" --harvest --out --examples --window --tokens" ;;
-        "bench "*) choices+=" --repeat --prompt --tokens --only --against --python --model-hf" ;;
+        "bench "*) choices+=" --repeat --prompt --tokens --context --only --against --python --model-hf" ;;
         "fetch "*) choices+=" --to --sha256 --token-file --limit --tries --stall" ;;
       esac ;;
   esac

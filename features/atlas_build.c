@@ -237,7 +237,7 @@ static void promote_part(void *user, int part, int parts)
 /* Logits that a unit of the feature adds: (decoder row * final norm's weight) . unembedding; the norm's division is left out. */
 static int promote(build *b, const es_progress *progress, es_error *err)
 {
-    const float *dec = es_dictionary_decoder(b->s), *norm = es_model_final_norm(b->m);
+    const float *norm = es_model_final_norm(b->m);
     es_weight head = es_model_head(b->m);
     const es_kernels *k = es_kernels_cpu();
     for (size_t first = 0; first < b->F; first += HEAD_ROWS) {
@@ -245,8 +245,9 @@ static int promote(build *b, const es_progress *progress, es_error *err)
             return es_fail(err, ES_ERR_CANCELLED, "the atlas was cancelled");
         b->first_row = (int)first;
         b->n_row = (int)(b->F - first < HEAD_ROWS ? b->F - first : HEAD_ROWS);
+        es_dictionary_rows(b->s, b->first_row, b->n_row, b->rows);
         for (size_t i = 0; i < (size_t)b->n_row * b->d; i++)
-            b->rows[i] = dec[first * b->d + i] * norm[i % b->d];
+            b->rows[i] *= norm[i % b->d];
         k->matmul(b->pool, &head, b->rows, b->n_row, b->logits, false, true);
         es_pool_run(b->pool, promote_part, b);
         es_progress_report(progress, "atlas: promoted tokens", (double)first, (double)b->F, "features");

@@ -122,8 +122,13 @@ static int add_with_bounds(es_basis *b, const es_dictionary *s, const es_atlas *
     int d = es_dictionary_get_info(s)->d;
     float bound = 1e3f;
     if (a) {
+        float *row = es_calloc((size_t)d, sizeof *row);
+        if (!row)
+            return es_fail(err, ES_ERR_MEMORY, "no memory for a suggestion");
+        es_dictionary_rows(s, f, 1, row);
         float p99 = es_atlas_p99(a)[f], max = es_atlas_max(a)[f];
-        bound = (p99 > 0 ? p99 : max) * row_norm(es_dictionary_decoder(s) + (size_t)f * (size_t)d, d);
+        bound = (p99 > 0 ? p99 : max) * row_norm(row, d);
+        free(row);
     }
     return es_basis_add(b, f, sign > 0 ? 0 : -bound, sign < 0 ? 0 : bound, err);
 }
@@ -143,14 +148,15 @@ int es_basis_suggest(es_basis *b, es_model *m, const es_dictionary *s, const es_
         return rc;
     double *mean = es_calloc((size_t)d, sizeof *mean);
     float *p = es_calloc((size_t)F, sizeof *p);
+    float *row = es_calloc((size_t)d, sizeof *row);
     bool *used = es_calloc((size_t)F, sizeof *used);
-    if (!mean || !p || !used)
+    if (!mean || !p || !row || !used)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for a suggestion");
     for (int e = 0; !rc && e < n; e++)
         for (int j = 0; j < d; j++)
             mean[j] += (double)gradient[(size_t)e * (size_t)d + (size_t)j] / n;
     for (int f = 0; !rc && f < F; f++) {
-        const float *row = es_dictionary_decoder(s) + (size_t)f * (size_t)d;
+        es_dictionary_rows(s, f, 1, row);
         float norm = row_norm(row, d);
         double sum = 0;
         for (int j = 0; j < d; j++)
@@ -172,6 +178,7 @@ int es_basis_suggest(es_basis *b, es_model *m, const es_dictionary *s, const es_
         if (score)
             score[taken] = p[best];
     }
+    free(row);
     free(used);
     free(p);
     free(mean);

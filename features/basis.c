@@ -143,12 +143,12 @@ int es_basis_from_json(es_basis *out, json_t *value, es_error *err)
 static int unit_rows(const es_dictionary *s, const int *feature, int n, float *out, es_error *err)
 {
     const es_dictionary_info *info = es_dictionary_get_info(s);
-    const float *decoder = es_dictionary_decoder(s);
     int d = info->d;
     for (int i = 0; i < n; i++) {
         if (feature[i] < 0 || feature[i] >= info->n_features)
             return es_fail(err, ES_ERR_MISMATCH, "basis: feature %d, but the dictionary %s has %d", feature[i], info->name, info->n_features);
-        const float *row = decoder + (size_t)feature[i] * d;
+        float *row = out + (size_t)i * d;
+        es_dictionary_rows(s, feature[i], 1, row);
         double sum = 0;
         for (int j = 0; j < d; j++)
             sum += (double)row[j] * row[j];
@@ -156,7 +156,7 @@ static int unit_rows(const es_dictionary *s, const int *feature, int n, float *o
             return es_fail(err, ES_ERR_FORMAT, "basis: the decoder direction of feature %d is zero or not finite", feature[i]);
         float scale = (float)(1 / sqrt(sum));
         for (int j = 0; j < d; j++)
-            out[(size_t)i * d + j] = scale * row[j];
+            row[j] *= scale;
     }
     return ES_OK;
 }

@@ -1,47 +1,55 @@
-/* Dictionaries: SAELens folders in memory, encoding and decoding. Formulas: SAELens 6, sae_lens/saes/{sae,standard_sae,topk_sae,
- * jumprelu_sae}.py. The encoder is kept transposed, [F, d], so that a feature is a row everywhere. */
+/* Dictionaries in use: encoding and decoding. Formulas: SAELens 6, sae_lens/saes/{sae,standard_sae,topk_sae,jumprelu_sae,gated_sae}.py. The encoder is kept
+ * transposed, [F, d], so that a feature is a row everywhere; above IN_MEMORY bytes both matrices stay in the mapped file as they are. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "dictionary.h"
-#include "safetensors.h"
 #include "vector.h"
 
-enum { TILE = 256, MAX_FEATURES = 1 << 20, MAX_WIDTH = 1 << 16 };
-
-typedef enum norm_kind { NORM_NONE, NORM_CONSTANT, NORM_LAYER } norm_kind;
+enum { TILE = 256, BLOCK = 16384, ROWS = 256 };
+#define IN_MEMORY ((size_t)1 << 30)
+#define RELEASE ((size_t)192 << 20) /* read so much of a mapped matrix, then give its pages back */
 
 struct es_dictionary {
     es_dictionary_info info;
-    norm_kind norm;
-    float *enc;       /* [F, d] */
-    float *dec;       /* [F, d] */
-    float *b_dec;     /* [d] */
-    float *b_enc;     /* [F] as stored */
-    float *threshold; /* [F]; zeros unless jumprelu */
-    float *bias;      /* [F] b_enc - b_dec W_enc where the input has b_dec taken off: what encoding adds */
-    float *dec_norm;  /* [F] */
+    es_norm norm;
+    es_weights w;     /* its matrices, when they are not in memory */
+    float *enc;       /* [F, d]; NULL: mapped */
+    float *dec;       /* [F, d_out]; NULL: mapped */
+    float *b_dec;     /* [d_out] */
+    float *bias;      /* [F] b_enc; gated: b_mag */
+    float *mag;       /* [F] gated: exp(r_mag), by which the encoder's rows are multiplied; NULL: by 1 */
+    float *threshold; /* [F]; zeros for standard and topk */
+    float *dec_norm;  /* [F]; NULL: mapped, and not needed to encode */
+    float *skip;      /* [d, d_out]; NULL: none */
 };
 
 void es_dictionary_free(es_dictionary *s)
 {
     if (!s)
         return;
+    es_weights_free(&s->w);
     free(s->enc);
     free(s->dec);
     free(s->b_dec);
-    free(s->b_enc);
-    free(s->threshold);
     free(s->bias);
+    free(s->mag);
+    free(s->threshold);
     free(s->dec_norm);
+    free(s->skip);
     free(s);
 }
 
 const es_dictionary_info *es_dictionary_get_info(const es_dictionary *s)
 {
     return &s->info;
+}
+
+bool es_dictionary_is_mapped(const es_dictionary *s)
+{
+    return !s->enc;
 }
 
 const float *es_dictionary_decoder(const es_dictionary *s)
@@ -54,210 +62,154 @@ const float *es_dictionary_decoder_bias(const es_dictionary *s)
     return s->b_dec;
 }
 
+static bool all_finite(const float *v, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(v[i]))
+            return false;
+    return true;
+}
+
+void es_dictionary_rows(const es_dictionary *s, int first, int n, float *out)
+{
+    size_t d = (size_t)s->info.d_out;
+    if (s->dec) {
+        memcpy(out, s->dec + (size_t)first * d, (size_t)n * d * sizeof *out);
+        return;
+    }
+    es_matrix_rows(&s->w.dec, (size_t)first, (size_t)n, out);
+    for (int j = 0; j < n; j++)
+        if (!all_finite(out + (size_t)j * d, d))
+            memset(out + (size_t)j * d, 0, d * sizeof *out);
+}
+
+/* Decoder row j, where it lies or in buf [d_out]. */
+static const float *decoder_row(const es_dictionary *s, int j, float *buf)
+{
+    if (s->dec)
+        return s->dec + (size_t)j * (size_t)s->info.d_out;
+    es_dictionary_rows(s, j, 1, buf);
+    return buf;
+}
+
+/* Encoder row j without the gate's factor. */
+static const float *encoder_row(const es_dictionary *s, int j, float *buf)
+{
+    if (s->enc)
+        return s->enc + (size_t)j * (size_t)s->info.d;
+    es_matrix_rows(&s->w.enc, (size_t)j, 1, buf);
+    return buf;
+}
+
 void es_dictionary_encoder(const es_dictionary *s, int feature, float *out, float *bias, float *threshold)
 {
-    memcpy(out, s->enc + (size_t)feature * (size_t)s->info.d, (size_t)s->info.d * sizeof *out);
+    size_t d = (size_t)s->info.d;
+    const float *row = encoder_row(s, feature, out);
+    if (row != out)
+        memcpy(out, row, d * sizeof *out);
+    for (size_t i = 0; s->mag && i < d; i++)
+        out[i] *= s->mag[feature];
     if (bias)
-        *bias = s->b_enc[feature];
+        *bias = s->bias[feature];
     if (threshold)
         *threshold = s->threshold[feature];
 }
 
 /* ---- opening ------------------------------------------------------------------------------------------------------------------- */
 
-static json_t *field(json_t *cfg, const char *key)
+/* A vector of the weights becomes the dictionary's, which frees it. */
+static float *take(es_numbers *v)
 {
-    json_t *v = json_object_get(cfg, key);
-    return v ? v : json_object_get(json_object_get(cfg, "metadata"), key);
+    float *p = v->v;
+    *v = (es_numbers){0};
+    return p;
 }
 
-static void copy_string(char *out, size_t size, json_t *v)
+/* A gated feature as the jumprelu one that equals it. */
+static int take_gates(es_dictionary *s, es_error *err)
 {
-    const char *s = json_string_value(v);
-    snprintf(out, size, "%s", s ? s : "");
-}
-
-/* "blocks.15.hook_resid_post" (after layer 15), "blocks.15.hook_resid_pre" (after 14), "model.layers.15" (Hugging Face). */
-static bool hook_layer(const char *hook, int *layer)
-{
-    int n, end = 0;
-    if (sscanf(hook, "blocks.%d.hook_resid_%n", &n, &end) == 1 && end && n >= 0 && n < 10000) {
-        *layer = n;
-        if (strcmp(hook + end, "post") == 0)
-            return true;
-        *layer = n - 1;
-        return strcmp(hook + end, "pre") == 0;
-    }
-    end = 0;
-    if (sscanf(hook, "model.layers.%d%n", &n, &end) == 1 && end && n >= 0 && n < 10000) {
-        *layer = n;
-        return hook[end] == 0 || strcmp(hook + end, ".output") == 0;
-    }
-    return false;
-}
-
-static int read_config(es_dictionary *s, const char *path, es_error *err)
-{
-    es_dictionary_info *i = &s->info;
-    json_t *cfg;
-    int rc = es_json_file(&cfg, path, err);
-    if (rc)
-        return rc;
-    json_t *d = json_object_get(cfg, "d_in"), *f = json_object_get(cfg, "d_sae"), *v;
-    char architecture[64], reshape[40];
-    copy_string(architecture, sizeof architecture, json_object_get(cfg, "architecture"));
-    copy_string(reshape, sizeof reshape, json_object_get(cfg, "reshape_activations"));
-    copy_string(i->normalize_activations, sizeof i->normalize_activations, json_object_get(cfg, "normalize_activations"));
-    copy_string(i->model_name, sizeof i->model_name, field(cfg, "model_name"));
-    copy_string(i->model_hash, sizeof i->model_hash, field(cfg, "espalier_model_sha256"));
-    v = field(cfg, "hook_name");
-    copy_string(i->hook_name, sizeof i->hook_name, v ? v : field(cfg, "hook_point"));
-    v = json_object_get(cfg, "apply_b_dec_to_input");
-    i->apply_b_dec_to_input = !v || json_is_true(v);
-    i->rescale_acts_by_decoder_norm = json_is_true(json_object_get(cfg, "rescale_acts_by_decoder_norm"));
-    json_t *k = json_object_get(cfg, "k"), *activation = json_object_get(cfg, "activation_fn_str");
-    if (!k) { /* keys before 6.0 */
-        k = json_object_get(json_object_get(cfg, "activation_fn_kwargs"), "k");
-        if (json_is_string(activation) && strcmp(json_string_value(activation), "topk") == 0)
-            snprintf(architecture, sizeof architecture, "topk");
-    }
-    if (!*architecture)
-        snprintf(architecture, sizeof architecture, "standard");
-    if (!json_is_object(cfg))
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: is not a JSON object", path);
-    else if (!json_is_integer(d) || json_integer_value(d) < 1 || json_integer_value(d) > MAX_WIDTH || !json_is_integer(f)
-             || json_integer_value(f) < 1 || json_integer_value(f) > MAX_FEATURES)
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: d_in and d_sae must be sizes (at most %d and %d)", path, (int)MAX_WIDTH, (int)MAX_FEATURES);
-    else if (strcmp(architecture, "standard") != 0 && strcmp(architecture, "topk") != 0 && strcmp(architecture, "jumprelu") != 0)
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: architecture \"%s\" is not supported (standard, topk and jumprelu are)", path, architecture);
-    else if (*reshape && strcmp(reshape, "none") != 0)
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: reshape_activations \"%s\" is not supported", path, reshape);
-    else if (*i->hook_name && !hook_layer(i->hook_name, &i->layer))
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: hook \"%s\" is not supported: the residual after a layer is (blocks.N.hook_resid_post)", path, i->hook_name);
-    else if (!*i->hook_name && !json_is_integer(field(cfg, "hook_layer")))
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: there is no hook_name: which layer's residual it reads is unknown", path);
-    if (!rc) {
-        const char *n = i->normalize_activations;
-        i->d = (int)json_integer_value(d);
-        i->n_features = (int)json_integer_value(f);
-        if (!*i->hook_name)
-            i->layer = (int)json_integer_value(field(cfg, "hook_layer"));
-        i->architecture = architecture[0] == 's' ? ES_SAE_STANDARD : architecture[0] == 't' ? ES_SAE_TOPK : ES_SAE_JUMPRELU;
-        /* expected_average_only_in: SAELens folds its factor into the weights when it saves and applies nothing when it runs */
-        s->norm = strcmp(n, "constant_norm_rescale") == 0 ? NORM_CONSTANT : strcmp(n, "layer_norm") == 0 ? NORM_LAYER : NORM_NONE;
-        if (s->norm == NORM_NONE && *n && strcmp(n, "none") != 0 && strcmp(n, "expected_average_only_in") != 0)
-            rc = es_fail(err, ES_ERR_FORMAT, "%s: normalize_activations \"%s\" is not supported", path, n);
-        else if (i->layer < -1 || i->layer > 9999)
-            rc = es_fail(err, ES_ERR_FORMAT, "%s: layer %d makes no sense", path, i->layer);
-        else if (i->architecture == ES_SAE_TOPK && (!json_is_integer(k) || json_integer_value(k) < 1 || json_integer_value(k) > i->n_features))
-            rc = es_fail(err, ES_ERR_FORMAT, "%s: a topk dictionary needs k between 1 and d_sae", path);
-        else if (i->architecture == ES_SAE_TOPK)
-            i->k = (int)json_integer_value(k);
-    }
-    json_decref(cfg);
-    return rc;
-}
-
-/* Sizes are known to fit: d and F are bounded. */
-static int take_memory(es_dictionary *s, es_error *err)
-{
-    size_t d = (size_t)s->info.d, F = (size_t)s->info.n_features;
-    s->enc = es_calloc(F * d, sizeof(float));
-    s->dec = es_calloc(F * d, sizeof(float));
-    s->b_dec = es_calloc(d, sizeof(float));
-    s->b_enc = es_calloc(F, sizeof(float));
-    s->threshold = es_calloc(F, sizeof(float));
-    s->bias = es_calloc(F, sizeof(float));
-    s->dec_norm = es_calloc(F, sizeof(float));
-    if (!s->enc || !s->dec || !s->b_dec || !s->b_enc || !s->threshold || !s->bias || !s->dec_norm)
-        return es_fail(err, ES_ERR_MEMORY, "not enough memory for a dictionary of %zu features of width %zu (%zu MB)", F, d, F * d * 8 >> 20);
-    return ES_OK;
-}
-
-static int check_finite(const float *v, size_t n, const char *what, const char *path, es_error *err)
-{
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(v[i]))
-            return es_fail(err, ES_ERR_FORMAT, "%s: %s holds a value that is not a number or infinite", path, what);
-    return ES_OK;
-}
-
-static void prepare(es_dictionary *s)
-{
-    size_t d = (size_t)s->info.d;
+    es_weights *w = &s->w;
     for (int j = 0; j < s->info.n_features; j++) {
-        const float *e = s->enc + (size_t)j * d, *w = s->dec + (size_t)j * d;
-        double norm = 0, shift = 0;
-        for (size_t i = 0; i < d; i++) {
-            norm += (double)w[i] * (double)w[i];
-            shift += (double)s->b_dec[i] * (double)e[i];
-        }
-        s->dec_norm[j] = (float)sqrt(norm);
-        s->bias[j] = s->b_enc[j] - (s->info.apply_b_dec_to_input ? (float)shift : 0);
+        float m = expf(w->r_mag.v[j]);
+        if (!isfinite(m))
+            return es_fail(err, ES_ERR_FORMAT, "%s: exp(r_mag) of feature %d is infinite", w->file, j);
+        w->b_gate.v[j] = w->b_mag.v[j] - m * w->b_gate.v[j];
+        w->r_mag.v[j] = m;
     }
+    s->threshold = take(&w->b_gate);
+    s->mag = take(&w->r_mag);
+    s->bias = take(&w->b_mag);
+    return ES_OK;
 }
 
-static int read_weights(es_dictionary *s, const char *path, es_error *err)
+static int take_vectors(es_dictionary *s, es_error *err)
 {
-    es_safetensors *t;
-    int rc = es_safetensors_open(&t, path, err);
-    if (rc)
-        return rc;
-    size_t d = (size_t)s->info.d, F = (size_t)s->info.n_features;
-    const es_tensor *w = es_safetensors_find(t, "W_dec"), *b = es_safetensors_find(t, "b_enc");
-    /* bounded by the file before anything of that size is allocated */
-    if (!w || w->n_dims != 2 || w->dim[0] != F || w->dim[1] != d)
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: there is no W_dec [%zu, %zu], which cfg.json announces", path, F, d);
-    if (!rc)
-        rc = take_memory(s, err);
-    if (!rc)
-        rc = es_safetensors_f32(t, "W_enc", 2, (size_t[]){d, F}, s->dec, err); /* here for a moment, to be transposed */
-    if (!rc)
-        for (size_t j0 = 0; j0 < F; j0 += 64)
-            for (size_t i = 0; i < d; i++)
-                for (size_t j = j0; j < F && j < j0 + 64; j++)
-                    s->enc[j * d + i] = s->dec[i * F + j];
-    if (!rc)
-        rc = es_safetensors_f32(t, "W_dec", 2, (size_t[]){F, d}, s->dec, err);
-    if (!rc)
-        rc = es_safetensors_f32(t, "b_dec", 1, &d, s->b_dec, err);
-    if (!rc && (b || s->info.architecture != ES_SAE_STANDARD))
-        rc = es_safetensors_f32(t, "b_enc", 1, &F, s->b_enc, err);
-    if (!rc && s->info.architecture == ES_SAE_JUMPRELU)
-        rc = es_safetensors_f32(t, "threshold", 1, &F, s->threshold, err);
-    es_safetensors_free(t);
-    if (rc
-        || (rc = check_finite(s->enc, F * d, "W_enc", path, err)) || (rc = check_finite(s->dec, F * d, "W_dec", path, err))
-        || (rc = check_finite(s->b_dec, d, "b_dec", path, err)) || (rc = check_finite(s->b_enc, F, "b_enc", path, err))
-        || (rc = check_finite(s->threshold, F, "threshold", path, err)))
-        return rc;
-    prepare(s);
-    return es_sha256_file(s->info.hash, path, err);
+    size_t F = (size_t)s->info.n_features;
+    s->b_dec = take(&s->w.b_dec);
+    if (s->info.architecture == ES_SAE_GATED)
+        return take_gates(s, err);
+    s->bias = take(&s->w.b_enc);
+    s->threshold = s->info.architecture == ES_SAE_JUMPRELU ? take(&s->w.threshold) : es_calloc(F, sizeof *s->threshold);
+    return s->threshold ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory for a dictionary of %zu features", F);
 }
 
-int es_dictionary_open(es_dictionary **out, const char *folder, es_error *err)
+static int matrix_to_memory(const es_matrix *m, float **out, const char *name, const char *file, es_error *err)
+{
+    *out = es_calloc(m->rows * m->cols, sizeof **out);
+    if (!*out)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory for %zu features of width %zu (%zu MB)", m->rows, m->cols, m->rows * m->cols * 4 >> 20);
+    es_matrix_rows(m, 0, m->rows, *out);
+    return all_finite(*out, m->rows * m->cols) ? ES_OK : es_fail(err, ES_ERR_FORMAT, "%s: %s holds a value that is not a number or infinite", file, name);
+}
+
+static int measure_decoder(es_dictionary *s, es_error *err)
+{
+    size_t d = (size_t)s->info.d_out, F = (size_t)s->info.n_features;
+    float *rows = es_calloc(ROWS * d, sizeof *rows);
+    s->dec_norm = es_calloc(F, sizeof *s->dec_norm);
+    if (!rows || !s->dec_norm) {
+        free(rows);
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory for a dictionary of %zu features", F);
+    }
+    for (size_t j = 0; j < F; j += ROWS) {
+        size_t n = F - j < ROWS ? F - j : ROWS;
+        es_dictionary_rows(s, (int)j, (int)n, rows);
+        for (size_t k = 0; k < n; k++) {
+            double norm = 0;
+            for (size_t i = 0; i < d; i++)
+                norm += (double)rows[k * d + i] * (double)rows[k * d + i];
+            s->dec_norm[j + k] = (float)sqrt(norm);
+        }
+        if (!s->dec && j * d / RELEASE != (j + n) * d / RELEASE)
+            es_matrix_release(&s->w.dec);
+    }
+    free(rows);
+    return ES_OK;
+}
+
+int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dictionary_options *o, es_error *err)
 {
     *out = NULL;
-    char path[1100];
     es_dictionary *s = es_calloc(1, sizeof *s);
     if (!s)
-        return es_fail(err, ES_ERR_MEMORY, "%s: not enough memory", folder);
-    int rc = ES_OK;
-    size_t n = strlen(folder);
-    while (n > 1 && folder[n - 1] == '/')
-        n--;
-    if (n >= sizeof s->info.folder) {
-        free(s);
-        return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", folder);
-    }
-    memcpy(s->info.folder, folder, n);
-    const char *base = strrchr(s->info.folder, '/');
-    snprintf(s->info.name, sizeof s->info.name, "%.127s", base && base[1] ? base + 1 : s->info.folder);
-    snprintf(path, sizeof path, "%s/cfg.json", s->info.folder);
-    rc = read_config(s, path, err);
-    snprintf(path, sizeof path, "%s/sae_weights.safetensors", s->info.folder);
+        return es_fail(err, ES_ERR_MEMORY, "%s: not enough memory", path);
+    int rc = es_weights_read(&s->w, path, err);
+    s->info = s->w.info;
+    s->norm = s->w.norm;
+    size_t cells = (size_t)s->info.n_features * ((size_t)s->info.d + (size_t)s->info.d_out);
+    bool mapped = o->mapped || cells * sizeof(float) > IN_MEMORY;
     if (!rc)
-        rc = read_weights(s, path, err);
+        rc = take_vectors(s, err);
+    if (!rc && s->w.skip.data)
+        rc = matrix_to_memory(&s->w.skip, &s->skip, "the skip connection", s->w.file, err);
+    if (!rc && !mapped && !(rc = matrix_to_memory(&s->w.enc, &s->enc, "W_enc", s->w.file, err)))
+        rc = matrix_to_memory(&s->w.dec, &s->dec, "W_dec", s->w.file, err);
+    if (!rc && (!mapped || s->info.rescale_acts_by_decoder_norm))
+        rc = measure_decoder(s, err);
+    if (!rc && !o->no_hash)
+        rc = es_sha256_file(s->info.hash, s->w.file, err);
+    if (!mapped)
+        es_weights_free(&s->w);
     if (rc)
         es_dictionary_free(s);
     else
@@ -265,10 +217,18 @@ int es_dictionary_open(es_dictionary **out, const char *folder, es_error *err)
     return rc;
 }
 
+int es_dictionary_open(es_dictionary **out, const char *path, es_error *err)
+{
+    return es_dictionary_open_with(out, path, &(es_dictionary_options){0}, err);
+}
+
 int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err)
 {
     const es_dictionary_info *i = &s->info;
     const es_model_info *mi = es_model_get_info(m);
+    if (i->hook != ES_HOOK_RESIDUAL || i->transcoder)
+        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads %s; in a running model only the residual after a layer can be read (encode FILE.npy takes any activations)",
+                       i->name, es_hook_words(i->hook));
     if (i->d != mi->d_model || i->layer >= mi->n_layer)
         return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads width %d after layer %d; the model %s has width %d and %d layers", i->name, i->d, i->layer,
                        mi->name, mi->d_model, mi->n_layer);
@@ -314,17 +274,17 @@ static int sparse_room(es_sparse *s, size_t rows, size_t n, es_error *err)
     return ES_OK;
 }
 
-/* The row as the encoder sees it (b_dec is in the bias). Returns what x was divided by and, in *mean, what was taken off. */
+/* The row as the encoder sees it. Returns what x was divided by and, in *mean, what was taken off. */
 static float normalise(const es_dictionary *s, const float *x, float *out, float *mean)
 {
     size_t d = (size_t)s->info.d;
     double sum = 0, square = 0;
     float scale = 1, mu = 0;
-    if (s->norm == NORM_CONSTANT) {
+    if (s->norm == ES_NORM_CONSTANT) {
         for (size_t i = 0; i < d; i++)
             square += (double)x[i] * (double)x[i];
         scale = (float)(sqrt(square) / sqrt((double)d));
-    } else if (s->norm == NORM_LAYER) { /* torch's std: over d - 1; eps is added to it */
+    } else if (s->norm == ES_NORM_LAYER) { /* torch's std: over d - 1; eps is added to it */
         for (size_t i = 0; i < d; i++)
             sum += (double)x[i];
         mu = (float)(sum / (double)d);
@@ -334,9 +294,9 @@ static float normalise(const es_dictionary *s, const float *x, float *out, float
     }
     *mean = mu;
     if (out) {
-        float by = s->norm == NORM_LAYER ? scale + 1e-5f : scale;
+        float by = s->norm == ES_NORM_LAYER ? scale + 1e-5f : scale;
         for (size_t i = 0; i < d; i++)
-            out[i] = s->norm == NORM_NONE ? x[i] : by == 0 ? 0 : (x[i] - mu) / by;
+            out[i] = (s->norm == ES_NORM_NONE ? x[i] : by == 0 ? 0 : (x[i] - mu) / by) - (s->info.apply_b_dec_to_input ? s->b_dec[i] : 0);
     }
     return scale;
 }
@@ -374,57 +334,94 @@ static void heap_offer(entry *e, int *n, int k, entry new)
     e[i] = new;
 }
 
+/* What a token's features are so far; for topk a heap. */
+typedef struct found {
+    entry *e;
+    int n, cap;
+} found;
+
 typedef struct encode_job {
     const es_dictionary *s;
-    const float *x;
-    float *pre; /* [T, F] */
-    entry *e;   /* [T, F] room; only the first count[t] of a row are used */
-    int *count;
+    const float *x;     /* [T, d] as the encoder sees them */
+    float *pre;         /* [T, n]: of the block's features */
+    float *panel;       /* the block's encoder as f32: [d, n], or [n, d] where a feature's numbers lie together */
+    found *found;       /* [T] */
     int T;
+    size_t first, n;    /* the block */
+    volatile bool failed;
 } encode_job;
 
-static int encode_row(const es_dictionary *s, const float *pre, entry *e)
+static bool keep(found *f, entry new)
 {
-    int F = s->info.n_features, n = 0;
-    if (s->info.architecture == ES_SAE_TOPK) {
-        bool rescale = s->info.rescale_acts_by_decoder_norm;
-        for (int j = 0; j < F; j++) {
-            float v = pre[j] + s->bias[j];
-            if (rescale)
-                v *= s->dec_norm[j];
-            if (v > 0) /* those at or below 0 would be selected only to become 0 */
-                heap_offer(e, &n, s->info.k, (entry){v, j});
-        }
-    } else {
-        const float *bias = s->bias, *threshold = s->threshold;
-        for (int j = 0; j < F; j++) {
-            float v = pre[j] + bias[j];
-            if (v > 0 && v > threshold[j])
-                e[n++] = (entry){v, j};
-        }
+    if (f->n == f->cap) {
+        int cap = f->cap ? 2 * f->cap : 64;
+        entry *e = realloc(f->e, (size_t)cap * sizeof *e);
+        if (!e)
+            return false;
+        f->e = e;
+        f->cap = cap;
     }
-    qsort(e, (size_t)n, sizeof *e, falling);
-    return n;
+    f->e[f->n++] = new;
+    return true;
 }
 
-static void encode_part(void *user, int part, int parts)
+/* The block's active features of one token. What is not a finite number activates nothing. */
+static bool collect_row(const encode_job *b, const float *pre, found *f)
 {
-    encode_job *j = user;
-    size_t F = (size_t)j->s->info.n_features;
-    for (int t = part; t < j->T; t += parts)
-        j->count[t] = encode_row(j->s, j->pre + (size_t)t * F, j->e + (size_t)t * F);
+    const es_dictionary *s = b->s;
+    const float *bias = s->bias + b->first, *threshold = s->threshold + b->first, *mag = s->mag ? s->mag + b->first : NULL;
+    bool topk = s->info.architecture == ES_SAE_TOPK, rescale = topk && s->info.rescale_acts_by_decoder_norm;
+    for (size_t j = 0; j < b->n; j++) {
+        float v = mag ? pre[j] * mag[j] + bias[j] : pre[j] + bias[j];
+        if (rescale)
+            v *= s->dec_norm[b->first + j];
+        if (!(v > 0) || !(v > threshold[j]) || !(v < INFINITY))
+            continue; /* of topk those at or below 0 would be selected only to become 0 */
+        entry new = {v, (int32_t)(b->first + j)};
+        if (topk)
+            heap_offer(f->e, &f->n, s->info.k, new);
+        else if (!keep(f, new))
+            return false;
+    }
+    return true;
+}
+
+static void collect_part(void *user, int part, int parts)
+{
+    encode_job *b = user;
+    for (int t = part; t < b->T; t += parts)
+        if (!collect_row(b, b->pre + (size_t)t * b->n, &b->found[t]))
+            b->failed = true;
+}
+
+static void sort_part(void *user, int part, int parts)
+{
+    encode_job *b = user;
+    for (int t = part; t < b->T; t += parts)
+        if (b->found[t].n)
+            qsort(b->found[t].e, (size_t)b->found[t].n, sizeof(entry), falling);
 }
 
 /* One or few rows: dot products by rows of the encoder, read once. */
 static void dots_part(void *user, int part, int parts)
 {
-    encode_job *j = user;
-    size_t d = (size_t)j->s->info.d, F = (size_t)j->s->info.n_features;
-    size_t from = F * (size_t)part / (size_t)parts, to = F * ((size_t)part + 1) / (size_t)parts;
+    encode_job *b = user;
+    size_t d = (size_t)b->s->info.d, from = b->n * (size_t)part / (size_t)parts, to = b->n * ((size_t)part + 1) / (size_t)parts;
     const es_vector_ops *ops = es_vector();
     for (size_t f = from; f < to; f++)
-        for (int t = 0; t < j->T; t++)
-            j->pre[(size_t)t * F + f] = ops->dot(j->s->enc + f * d, j->x + (size_t)t * d, d);
+        for (int t = 0; t < b->T; t++)
+            b->pre[(size_t)t * b->n + f] = ops->dot(b->s->enc + (b->first + f) * d, b->x + (size_t)t * d, d);
+}
+
+static void panel_part(void *user, int part, int parts)
+{
+    encode_job *b = user;
+    const es_matrix *m = &b->s->w.enc;
+    size_t all = m->by_row ? b->n : m->cols, from = all * (size_t)part / (size_t)parts, to = all * ((size_t)part + 1) / (size_t)parts;
+    if (m->by_row)
+        es_matrix_rows(m, b->first + from, to - from, b->panel + from * m->cols);
+    else
+        es_matrix_columns(m, b->first, b->n, from, to, b->panel + from * b->n);
 }
 
 static void run(es_pool *p, void (*fn)(void *, int, int), void *user)
@@ -433,6 +430,84 @@ static void run(es_pool *p, void (*fn)(void *, int, int), void *user)
         es_pool_run(p, fn, user);
     else
         fn(user, 0, 1);
+}
+
+/* pre = x (the block's encoder)^T */
+static void block_product(encode_job *b, es_pool *p)
+{
+    const es_kernels *k = es_kernels_cpu();
+    const es_dictionary *s = b->s;
+    int d = s->info.d, n = (int)b->n;
+    if (s->enc) {
+        if (b->T <= 4)
+            run(p, dots_part, b);
+        else
+            k->gemm(p, false, true, b->T, n, d, 1, b->x, d, s->enc + b->first * (size_t)d, d, 0, b->pre, n);
+        return;
+    }
+    const es_matrix *m = &s->w.enc;
+    const float *w = es_matrix_f32(m);
+    if (!w)
+        run(p, panel_part, b);
+    if (m->by_row)
+        k->gemm(p, false, true, b->T, n, d, 1, b->x, d, w ? w + b->first * (size_t)d : b->panel, d, 0, b->pre, n);
+    else
+        k->gemm(p, false, false, b->T, n, d, 1, b->x, d, w ? w + b->first : b->panel, w ? (int)m->rows : n, 0, b->pre, n);
+}
+
+/* All blocks of the encoder for job.T rows. */
+static int encode_tile(encode_job *b, es_pool *p, size_t block, es_error *err)
+{
+    const es_dictionary *s = b->s;
+    size_t F = (size_t)s->info.n_features, read = 0;
+    for (b->first = 0; b->first < F && !b->failed; b->first += b->n) {
+        b->n = F - b->first < block ? F - b->first : block;
+        block_product(b, p);
+        run(p, collect_part, b);
+        read += b->n * (size_t)s->info.d * sizeof(float);
+        if (!s->enc && (read > RELEASE || !s->w.enc.by_row)) { /* where a block takes a bit of every column, the kernel maps more around each bit */
+            es_matrix_release(&s->w.enc);
+            read = 0;
+        }
+    }
+    if (!s->enc)
+        es_matrix_release(&s->w.enc);
+    if (b->failed)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory for the activations of %d tokens", b->T);
+    run(p, sort_part, b);
+    return ES_OK;
+}
+
+static int take_found(es_sparse *out, int t0, int T, const encode_job *b, es_error *err)
+{
+    size_t at = out->start[t0], need = at;
+    for (int t = 0; t < b->T; t++)
+        need += (size_t)b->found[t].n;
+    int rc = sparse_room(out, (size_t)T, need, err);
+    for (int t = 0; t < b->T && !rc; t++) {
+        for (int i = 0; i < b->found[t].n; i++, at++) {
+            out->index[at] = b->found[t].e[i].j;
+            out->value[at] = b->found[t].e[i].v;
+        }
+        out->start[t0 + t + 1] = at;
+        b->found[t].n = 0;
+    }
+    return rc;
+}
+
+/* Rows as the encoder sees them: x itself, or made in `in`. */
+static const float *input_rows(const es_dictionary *s, const float *x, int n, float *in)
+{
+    size_t d = (size_t)s->info.d;
+    float mean;
+    for (int t = 0; in && t < n; t++)
+        normalise(s, x + (size_t)t * d, in + (size_t)t * d, &mean);
+    return in ? in : x;
+}
+
+static bool changes_input(const es_dictionary *s)
+{
+    return s->norm != ES_NORM_NONE || s->info.apply_b_dec_to_input;
 }
 
 int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int T, es_sparse *out, es_error *err)
@@ -445,44 +520,34 @@ int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int
     out->start[0] = 0;
     if (T == 0)
         return ES_OK;
-    const es_kernels *k = es_kernels_cpu();
-    float *pre = es_calloc((size_t)tile * F, sizeof *pre), *in = s->norm != NORM_NONE ? es_calloc((size_t)tile * d, sizeof *in) : NULL;
-    entry *e = es_calloc((size_t)tile * F, sizeof *e);
-    int *count = es_calloc((size_t)tile, sizeof *count);
-    if (!pre || !e || !count || (s->norm != NORM_NONE && !in))
+    size_t block = s->enc ? (size_t)(1 << 22) / (size_t)tile : BLOCK;
+    if (block > F)
+        block = F;
+    bool panel = !s->enc && !es_matrix_f32(&s->w.enc), topk = s->info.architecture == ES_SAE_TOPK;
+    encode_job job = {.s = s, .pre = es_calloc((size_t)tile * block, sizeof(float)), .panel = panel ? es_calloc(block * d, sizeof(float)) : NULL,
+                      .found = es_calloc((size_t)tile, sizeof(found))};
+    float *in = changes_input(s) ? es_calloc((size_t)tile * d, sizeof *in) : NULL;
+    bool ok = job.pre && job.found && (job.panel || !panel) && (in || !changes_input(s));
+    for (int t = 0; t < tile && topk && ok; t++) {
+        job.found[t].cap = s->info.k;
+        job.found[t].e = es_calloc((size_t)s->info.k, sizeof(entry));
+        ok = job.found[t].e;
+    }
+    if (!ok)
         rc = es_fail(err, ES_ERR_MEMORY, "not enough memory to encode %d tokens", T);
     for (int t0 = 0; t0 < T && !rc; t0 += tile) {
-        int n = T - t0 < tile ? T - t0 : tile;
-        const float *rows = x + (size_t)t0 * d;
-        if (in) {
-            float mean;
-            for (int t = 0; t < n; t++)
-                normalise(s, rows + (size_t)t * d, in + (size_t)t * d, &mean);
-            rows = in;
-        }
-        encode_job job = {.s = s, .x = rows, .pre = pre, .e = e, .count = count, .T = n};
-        if (n <= 4)
-            run(p, dots_part, &job);
-        else
-            k->gemm(p, false, true, n, (int)F, (int)d, 1, rows, (int)d, s->enc, (int)d, 0, pre, (int)F);
-        run(p, encode_part, &job);
-        size_t at = out->start[t0], need = at;
-        for (int t = 0; t < n; t++)
-            need += (size_t)count[t];
-        rc = sparse_room(out, (size_t)T, need, err);
-        for (int t = 0; t < n && !rc; t++) {
-            const entry *row = e + (size_t)t * F;
-            for (int i = 0; i < count[t]; i++, at++) {
-                out->index[at] = row[i].j;
-                out->value[at] = row[i].v;
-            }
-            out->start[t0 + t + 1] = at;
-        }
+        job.T = T - t0 < tile ? T - t0 : tile;
+        job.x = input_rows(s, x + (size_t)t0 * d, job.T, in);
+        rc = encode_tile(&job, p, block, err);
+        if (!rc)
+            rc = take_found(out, t0, T, &job, err);
     }
-    free(pre);
+    for (int t = 0; job.found && t < tile; t++)
+        free(job.found[t].e);
+    free(job.found);
+    free(job.pre);
+    free(job.panel);
     free(in);
-    free(e);
-    free(count);
     if (rc)
         out->n_rows = 0;
     return rc;
@@ -508,74 +573,111 @@ int es_dictionary_encode_some(const es_dictionary *s, es_pool *p, const float *x
         es_sparse_free(&all);
         return rc;
     }
-    float *in = es_calloc(d, sizeof *in);
-    if (!in)
+    int tile = T < TILE ? T : TILE;
+    float *in = es_calloc((size_t)tile * d + 1, sizeof *in), *row = es_calloc(d, sizeof *row);
+    if (!in || !row) {
+        free(in);
+        free(row);
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to encode %d tokens", T);
+    }
     const es_vector_ops *ops = es_vector();
-    for (int t = 0; t < T; t++) {
-        float mean;
-        const float *row = x + (size_t)t * d;
-        if (s->norm != NORM_NONE) {
-            normalise(s, row, in, &mean);
-            row = in;
-        }
+    for (int t0 = 0; t0 < T; t0 += tile) {
+        int rows = T - t0 < tile ? T - t0 : tile;
+        const float *from = input_rows(s, x + (size_t)t0 * d, rows, in);
         for (int i = 0; i < n; i++) {
             int j = feature[i];
-            float v = ops->dot(s->enc + (size_t)j * d, row, d) + s->bias[j];
-            act[(size_t)t * (size_t)n + i] = v > 0 && v > s->threshold[j] ? v : 0;
+            const float *e = encoder_row(s, j, row);
+            for (int t = 0; t < rows; t++) {
+                float v = ops->dot(e, from + (size_t)t * d, d) * (s->mag ? s->mag[j] : 1) + s->bias[j];
+                act[(size_t)(t0 + t) * (size_t)n + i] = v > 0 && v > s->threshold[j] && v < INFINITY ? v : 0;
+            }
         }
     }
     free(in);
+    free(row);
     return ES_OK;
 }
 
 int es_dictionary_decode(const es_dictionary *s, const es_sparse *acts, const float *x, float *xhat, es_error *err)
 {
-    size_t d = (size_t)s->info.d;
-    if (s->norm != NORM_NONE && !x)
-        return es_fail(err, ES_ERR_USAGE, "%s normalises its input (%s): decoding needs the input rows", s->info.name, s->info.normalize_activations);
+    size_t d = (size_t)s->info.d, d_out = (size_t)s->info.d_out;
+    if ((s->norm != ES_NORM_NONE || s->skip) && !x)
+        return es_fail(err, ES_ERR_USAGE, "%s %s: decoding needs the input rows", s->info.name,
+                       s->skip ? "adds its input times a matrix" : "normalises its input");
     const es_vector_ops *ops = es_vector();
+    float *buf = es_calloc(d_out, sizeof *buf), *sum = es_calloc(d_out, sizeof *sum);
+    if (!buf || !sum) {
+        free(buf);
+        free(sum);
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory to decode");
+    }
     for (int t = 0; t < acts->n_rows; t++) {
-        float *y = xhat + (size_t)t * d, mean = 0, scale = 1;
-        if (s->norm != NORM_NONE) /* before y is written: x and xhat may be the same rows */
-            scale = normalise(s, x + (size_t)t * d, NULL, &mean);
-        memcpy(y, s->b_dec, d * sizeof *y);
+        float mean = 0, scale = 1;
+        const float *from = x ? x + (size_t)t * d : NULL;
+        if (s->norm != ES_NORM_NONE)
+            scale = normalise(s, from, NULL, &mean);
+        memcpy(sum, s->b_dec, d_out * sizeof *sum);
         for (size_t a = acts->start[t]; a < acts->start[t + 1]; a++) {
             int j = acts->index[a];
             float v = acts->value[a];
             if (s->info.architecture == ES_SAE_TOPK && s->info.rescale_acts_by_decoder_norm)
                 v = s->dec_norm[j] > 0 ? v / s->dec_norm[j] : 0;
-            ops->axpy(y, v, s->dec + (size_t)j * d, d);
+            ops->axpy(sum, v, decoder_row(s, j, buf), d_out);
         }
-        if (s->norm != NORM_NONE)
-            for (size_t i = 0; i < d; i++)
-                y[i] = y[i] * scale + mean;
+        for (size_t i = 0; s->skip && i < d; i++)
+            ops->axpy(sum, from[i], s->skip + i * d_out, d_out);
+        for (size_t i = 0; s->norm != ES_NORM_NONE && i < d_out; i++)
+            sum[i] = sum[i] * scale + mean;
+        memcpy(xhat + (size_t)t * d_out, sum, d_out * sizeof *sum); /* last: x and xhat may be the same rows */
     }
+    free(buf);
+    free(sum);
     return ES_OK;
+}
+
+static void offer_neighbour(int j, float c, int n, int *out, float *cosine)
+{
+    int i = n;
+    while (i > 0 && c > cosine[i - 1])
+        i--;
+    if (i == n)
+        return;
+    memmove(out + i + 1, out + i, (size_t)(n - 1 - i) * sizeof *out);
+    memmove(cosine + i + 1, cosine + i, (size_t)(n - 1 - i) * sizeof *cosine);
+    out[i] = j;
+    cosine[i] = c;
 }
 
 void es_dictionary_neighbours(const es_dictionary *s, int feature, int n, int *out, float *cosine)
 {
-    size_t d = (size_t)s->info.d;
-    const float *w = s->dec + (size_t)feature * d;
+    size_t d = (size_t)s->info.d_out;
     const es_vector_ops *ops = es_vector();
     for (int i = 0; i < n; i++) {
         out[i] = -1;
         cosine[i] = -2;
     }
-    for (int j = 0; j < s->info.n_features; j++) {
-        double norm = (double)s->dec_norm[j] * (double)s->dec_norm[feature];
-        if (j == feature)
-            continue;
-        float c = norm > 0 ? (float)((double)ops->dot(w, s->dec + (size_t)j * d, d) / norm) : 0;
-        int i = n;
-        while (i > 0 && c > cosine[i - 1])
-            i--;
-        if (i == n)
-            continue;
-        memmove(out + i + 1, out + i, (size_t)(n - 1 - i) * sizeof *out);
-        memmove(cosine + i + 1, cosine + i, (size_t)(n - 1 - i) * sizeof *cosine);
-        out[i] = j;
-        cosine[i] = c;
+    float *own = es_calloc(d, sizeof *own), *rows = s->dec ? NULL : es_calloc(ROWS * d, sizeof *rows);
+    if (!own || (!rows && !s->dec)) {
+        free(own);
+        free(rows);
+        return; /* nobody is told of no neighbours */
     }
+    es_dictionary_rows(s, feature, 1, own);
+    double length = sqrt((double)ops->dot(own, own, d));
+    for (int j0 = 0; j0 < s->info.n_features; j0 += ROWS) {
+        int some = s->info.n_features - j0 < ROWS ? s->info.n_features - j0 : ROWS;
+        const float *from = s->dec ? s->dec + (size_t)j0 * d : rows;
+        if (rows)
+            es_dictionary_rows(s, j0, some, rows);
+        for (int k = 0; k < some; k++) {
+            const float *w = from + (size_t)k * d;
+            double norm = length * (s->dec_norm ? (double)s->dec_norm[j0 + k] : sqrt((double)ops->dot(w, w, d)));
+            if (j0 + k != feature)
+                offer_neighbour(j0 + k, norm > 0 ? (float)((double)ops->dot(own, w, d) / norm) : 0, n, out, cosine);
+        }
+    }
+    if (rows)
+        es_matrix_release(&s->w.dec);
+    free(own);
+    free(rows);
 }

@@ -37,8 +37,11 @@ int es_dictionary_save(const char *folder, int d, int F, const float *enc, const
     free(thresholds);
     if (rc)
         return rc;
-    json_t *cfg = json_pack("{s:s, s:i, s:i, s:s, s:s, s:b, s:s, s:s, s:O}", "architecture", "jumprelu", "d_in", d, "d_sae", F, "dtype", "float32", "device",
-                            "cpu", "apply_b_dec_to_input", 1, "normalize_activations", "none", "reshape_activations", "none", "metadata", metadata);
+    json_t *versioned = json_copy(metadata); /* without a version SAELens takes the keys for those before 6.0 and the metadata for nothing */
+    if (versioned)
+        json_object_set_new(versioned, "sae_lens_version", json_string("6.0.0"));
+    json_t *cfg = json_pack("{s:s, s:i, s:i, s:s, s:s, s:b, s:s, s:s, s:o}", "architecture", "jumprelu", "d_in", d, "d_sae", F, "dtype", "float32", "device",
+                            "cpu", "apply_b_dec_to_input", 1, "normalize_activations", "none", "reshape_activations", "none", "metadata", versioned);
     char *text = cfg ? json_dumps(cfg, JSON_INDENT(2)) : NULL;
     json_decref(cfg);
     if (!text)

@@ -10,29 +10,63 @@
 
 typedef struct es_dictionary es_dictionary;
 
-typedef enum es_architecture { ES_SAE_STANDARD, ES_SAE_TOPK, ES_SAE_JUMPRELU } es_architecture;
+typedef enum es_architecture { ES_SAE_STANDARD, ES_SAE_TOPK, ES_SAE_JUMPRELU, ES_SAE_GATED } es_architecture;
+const char *es_architecture_name(es_architecture a);
+
+/* What a dictionary reads. Only the residual is hooked in a running model; the others encode activations from files. */
+typedef enum es_hook_kind {
+    ES_HOOK_RESIDUAL, /* after a layer; after layer -1: the embedding */
+    ES_HOOK_ATTENTION, /* what goes into the attention's output projection, heads side by side */
+    ES_HOOK_ATTENTION_OUT, ES_HOOK_MLP_IN, ES_HOOK_MLP_OUT,
+    ES_HOOK_UNKNOWN, /* the files do not say */
+} es_hook_kind;
+const char *es_hook_words(es_hook_kind h); /* for messages: "the residual" */
 
 typedef struct es_dictionary_info {
     char folder[1024], name[128];
-    char hash[65];        /* SHA-256 of sae_weights.safetensors */
+    const char *format;   /* static: "saelens", ... as es_dictionary_format names them */
+    char hash[65];        /* SHA-256 of the file with the weights */
     char model_name[256], model_hash[65]; /* metadata; model_hash is "" in dictionaries made elsewhere */
-    char hook_name[128];  /* "blocks.15.hook_resid_post" */
-    int layer;            /* the residual after this layer */
+    char hook_name[128];  /* "blocks.15.hook_resid_post"; "" where unknown */
+    char hook_out[128];   /* transcoders: what they write; "": what they read */
+    es_hook_kind hook;
+    int layer;            /* the residual (or other hook) after, or of, this layer */
     es_architecture architecture;
-    int d, n_features, k; /* k: topk only */
+    int d, d_out, n_features, k; /* d_out: width of what is reconstructed, d but for transcoders; k: topk only */
+    bool transcoder, skip; /* skip: adds its input times a matrix to the reconstruction */
     bool apply_b_dec_to_input, rescale_acts_by_decoder_norm;
     char normalize_activations[40];
+    char l0[24];          /* as its files name it: "71", "medium"; "" where unknown */
 } es_dictionary_info;
 
-/* Opens a SAELens folder (cfg.json, sae_weights.safetensors; v6 and the flat keys before it). F32/F16/BF16 tensors; kept as f32. */
-int es_dictionary_open(es_dictionary **out, const char *folder, es_error *err);
+/* Opens a dictionary: a folder or a file in it, of any of es_dictionary_format's formats. Below a gigabyte it is read into memory as f32; above, the
+ * matrices stay in the mapped file and are converted piece by piece. ES_ERR_MISSING where there is none; ES_ERR_FORMAT with what is wrong. */
+int es_dictionary_open(es_dictionary **out, const char *path, es_error *err);
+typedef struct es_dictionary_options {
+    bool mapped;  /* leave the matrices in the file whatever their size */
+    bool no_hash; /* info.hash stays "": no pass over the whole file, for work that does not name the dictionary */
+} es_dictionary_options;
+int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dictionary_options *o, es_error *err);
+/* The i-th format's name, and a line on it; NULL: there are no more. writes: es_dictionary_convert can make it. */
+const char *es_dictionary_format(int i, const char **what, bool *writes);
+/* Reads the dictionary at `path` and writes it into `folder` in another format. Arrays keep their types (f64 becomes f32) and their very numbers, unless
+ * the format has no place for b_dec taken off the input: it is then folded into the encoder's bias. What the format cannot say is ES_ERR_USAGE. */
+int es_dictionary_convert(const char *path, const char *folder, const char *format, es_error *err);
+/* Writes these features alone as a SAELens folder. A topk dictionary cannot be cut: which are among the k depends on all. */
+int es_dictionary_select(const char *path, const int *feature, int n, const char *folder, es_error *err);
 void es_dictionary_free(es_dictionary *s);
 const es_dictionary_info *es_dictionary_get_info(const es_dictionary *s);
-/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model or another width. */
+/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model, that has another width, or that reads what is not
+ * hooked. */
 int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err);
-const float *es_dictionary_decoder(const es_dictionary *s); /* [F, d] rows are directions; borrowed */
-const float *es_dictionary_decoder_bias(const es_dictionary *s); /* [d] */
-/* Encoder column j as a row [d] with its bias and threshold (0 unless jumprelu). */
+bool es_dictionary_is_mapped(const es_dictionary *s);
+/* Decoder rows [first, first + n) as f32, out[n, d_out]: directions. Rows that hold something that is no finite number come as zeros. */
+void es_dictionary_rows(const es_dictionary *s, int first, int n, float *out);
+/* All of them, [F, d_out], borrowed. NULL where they are mapped: use es_dictionary_rows. */
+const float *es_dictionary_decoder(const es_dictionary *s);
+const float *es_dictionary_decoder_bias(const es_dictionary *s); /* [d_out] */
+/* Encoder column j as a row [d] with its bias and threshold (0 unless jumprelu or gated). A gated feature is the jumprelu one that equals it
+ * (Rajamanoharan et al. 2024, appendix: the weights are shared): encoder exp(r_mag) W, bias b_mag, threshold b_mag - exp(r_mag) b_gate. */
 void es_dictionary_encoder(const es_dictionary *s, int feature, float *out, float *bias, float *threshold);
 
 typedef struct es_sparse { /* rows of (index, value); row t is [start[t], start[t+1]); within a row by falling value */
@@ -44,14 +78,22 @@ typedef struct es_sparse { /* rows of (index, value); row t is [start[t], start[
 } es_sparse;
 void es_sparse_free(es_sparse *s);
 
-/* x[T,d] -> active features (value > 0). Source of the formulas: SAELens 6, sae_lens/saes. */
+/* x[T,d] -> active features (value > 0). Source of the formulas: SAELens 6, sae_lens/saes. Features are taken in blocks: beside the result it needs
+ * memory for a block's activations, and for a block of the encoder where that is mapped. */
 int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int T, es_sparse *out, es_error *err);
 /* Only the named features: act[T,n]. topk dictionaries count the others' competition too. */
 int es_dictionary_encode_some(const es_dictionary *s, es_pool *p, const float *x, int T, const int *feature, int n, float *act, es_error *err);
-/* xhat[T,d] = sum value * decoder row + b_dec (normalisation undone; x gives the row norms where that needs them, may be NULL otherwise). */
+/* xhat[T,d_out] = sum value * decoder row + b_dec (+ x skip). Normalisation is undone: x gives the row norms where that needs them, and is needed with a skip;
+ * may be NULL otherwise. */
 int es_dictionary_decode(const es_dictionary *s, const es_sparse *acts, const float *x, float *xhat, es_error *err);
 /* The n features whose decoder rows have the largest cosine with feature's. */
 void es_dictionary_neighbours(const es_dictionary *s, int feature, int n, int *out, float *cosine);
+
+/* Activations [*rows, *d] in a .npy file (F16, F32, F64 or BF16, either order), mapped. ES_ERR_FORMAT: no such matrix. */
+typedef struct es_activations es_activations;
+int es_activations_open(es_activations **out, const char *path, size_t *rows, int *d, es_error *err);
+void es_activations_read(const es_activations *a, size_t first, size_t n, float *out); /* rows [first, first + n) as f32, out[n, d] */
+void es_activations_free(es_activations *a);
 
 /* ---- harvest: text -> activation shards --------------------------------------------------------------------------------------- */
 
@@ -190,11 +232,15 @@ int es_basis_measure(const es_basis *b, const es_dictionary *s, const es_atlas *
 
 /* ==== adapter =========================================================================================================================== */
 
-/* bias, gain, map: on the residual after the dictionary's layer, by D c, by D (s * f) with f the activations of the basis' features, or by
+/* An adapter is of one form and one or several parts, each a dictionary with a basis. Parts lie by their dictionaries' layers (those of one layer in the
+ * order given), and so do the coefficients, part after part. bias, gain, map: each part acts after its dictionary's layer. lora: a layer of the band writes
+ * through the D of the highest dictionary that is not above it, and through the lowest one's where all are. Of dictionaries of one layer D is what they
+ * have together (gain and map: the residual is read before any of them has acted).
+ * bias, gain, map: on the residual after the dictionary's layer, by D c, by D (s * f) with f the activations of the basis' features, or by
  * D (c + M u) with u their activations before the threshold; gain and map leave a sequence's first token alone. lora: on matrices.
  * gain needs a dictionary whose features fire each by itself (not topk); neither gain nor map take one that normalises each token. */
 typedef enum es_form { ES_FORM_BIAS, ES_FORM_GAIN, ES_FORM_MAP, ES_FORM_LORA } es_form;
-enum { ES_MAP_MAX = 512 }; /* features that a map may have: it has K + K K parameters */
+enum { ES_MAP_MAX = 512, ES_PARTS_MAX = 16 }; /* features that a map may have at one layer, of K + K K parameters; parts of an adapter */
 const char *es_form_name(es_form f);
 bool es_form_named(const char *name, es_form *out); /* false: there is no such form */
 
@@ -208,14 +254,24 @@ typedef struct es_adapter_options {
     bool fixed_inputs;           /* lora: A stays as it began (es_learner_whiten may whiten it); only M (or B) is learned */
     uint64_t seed;               /* of A's random start */
 } es_adapter_options;
-/* Form lora, constrained; band: the dictionary's layer to the last one (both matrices of a layer write its output residual). */
+/* Form lora, constrained; band: the dictionary's layer to the last one (both matrices of a layer write its output residual). Of several parts: s of the
+ * lowest layer. */
 es_adapter_options es_adapter_default(const es_dictionary *s, const es_model *m);
 
 int es_adapter_new(es_adapter **out, es_model *m, const es_dictionary *s, const es_basis *b, const es_adapter_options *o, es_error *err);
+typedef struct es_part { const es_dictionary *dictionary; const es_basis *basis; } es_part;
+/* The same with n parts (1 to ES_PARTS_MAX); a dictionary is in one of them only. */
+int es_adapter_new_parts(es_adapter **out, es_model *m, const es_part *part, int n, const es_adapter_options *o, es_error *err);
 int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err);
 void es_adapter_free(es_adapter *a);
 const es_adapter_options *es_adapter_get_options(const es_adapter *a);
-const es_basis *es_adapter_basis(const es_adapter *a); /* NULL when unconstrained */
+const es_basis *es_adapter_basis(const es_adapter *a); /* of the first part; NULL when unconstrained */
+int es_adapter_parts(const es_adapter *a);             /* 0 when unconstrained */
+/* The basis of part i; its coefficients are *first .. *first + n - 1 (first may be NULL). */
+const es_basis *es_adapter_part_basis(const es_adapter *a, int i, int *first);
+int es_adapter_features(const es_adapter *a);          /* K: coefficients of all parts */
+/* What coefficient k is of: its part, and its feature there (feature may be NULL). */
+int es_adapter_part_of(const es_adapter *a, int k, int *feature);
 uint64_t es_adapter_parameters(const es_adapter *a);
 int es_adapter_steps(const es_adapter *a); /* learning steps behind it */
 /* Fills *out with borrowed arrays that live as long as the adapter and follow its parameters; scale multiplies everything. One
@@ -232,10 +288,20 @@ int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err);
 size_t es_adapter_shared_bytes(const es_adapter *a); /* how many of them, at the end, are its fixed inputs */
 int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s, const void *bytes, size_t n, const char *what, es_error *err);
 int es_adapter_load(es_adapter **out, es_model *m, const es_dictionary *s, const char *path, es_error *err);
+/* The same with several dictionaries at hand, in any order and more than are wanted; one that is missing is ES_ERR_MISMATCH, named with those at hand. */
+int es_adapter_from_bytes_parts(es_adapter **out, es_model *m, const es_dictionary *const *s, int n_s, const void *bytes, size_t n, const char *what, es_error *err);
+int es_adapter_load_parts(es_adapter **out, es_model *m, const es_dictionary *const *s, int n_s, const char *path, es_error *err);
+/* The SHA-256 of each dictionary that a file wants, in its parts' order; *n 0: none. Reads its metadata only. */
+int es_adapter_wants(const char *path, char hash[ES_PARTS_MAX][65], int *n, es_error *err);
 int es_adapter_save(const es_adapter *a, const char *path, es_error *err);
 /* The table itself, borrowed: bias: c [K]; gain: s [K]; map: c [K], then M [K, K], a row for each feature that is added to, a column for
- * each that is read. NULL: form lora. */
+ * each that is read (with several layers an M for each, of its features). NULL: form lora. */
 const float *es_adapter_table(const es_adapter *a);
+/* Where the residual is read: layer i of es_adapter_layers, its coefficients *first .. *first + *n - 1. */
+int es_adapter_layers(const es_adapter *a);
+int es_adapter_layer(const es_adapter *a, int i, int *first, int *n);
+int es_adapter_layer_of(const es_adapter *a, int k); /* the dictionary's layer of coefficient k */
+const float *es_adapter_matrix(const es_adapter *a); /* D [K, d_model], borrowed; NULL when unconstrained */
 /* Mean residual change [d_model] after each layer of the band, for control vectors: out[n_layer * d], zero where none. */
 int es_adapter_directions(const es_adapter *a, float *out, es_error *err);
 
@@ -258,6 +324,11 @@ typedef struct es_learner es_learner;
 
 typedef enum es_optimiser { ES_OPTIMISER_ADAM, ES_OPTIMISER_METRIC } es_optimiser; /* metric: form bias, or lora with fixed inputs */
 
+typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
+    const char *text;
+    const es_message *message; int n_message;
+} es_neutral_text;
+
 typedef struct es_learner_options {
     es_optimiser optimiser;
     double learning_rate;    /* adam: its step. metric: length of the first step as a share of the median |h|: |D dc|, or for lora the
@@ -278,6 +349,9 @@ typedef struct es_learner_options {
     bool shrink;             /* metric: a feature's part of a step is multiplied by max(0, 1 - 1/snr^2) of the experiences' gradients along it (positive-part James-Stein) */
     double hold_out;         /* share of the experiences kept for the gate (at least 1 when there are 4 or more) */
     const char *const *anchor; int n_anchor; /* neutral texts; NULL: built-in ones */
+    double replay;           /* share of a step's weight, in [0,1): a step starts from the gradient of the experiences' mean loss plus replay / (1 - replay)
+                                times the mean KL(base || adapted) on a few neutral texts, others each step; what it moves is nobody's influence. 0: off */
+    const es_neutral_text *replay_text; int n_replay; /* not those that the KL guard measures on; NULL: built-in ones. Borrowed by es_learner_open only */
 } es_learner_options;
 es_learner_options es_learner_default(es_form form);
 /* For form lora with fixed inputs: the metric step, experiences weighed. */
@@ -297,10 +371,6 @@ typedef struct es_readings es_readings;
 es_readings *es_readings_new(void); /* NULL: no memory */
 void es_readings_free(es_readings *r);
 void es_learner_recall(es_learner *l, es_readings *r);
-typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
-    const char *text;
-    const es_message *message; int n_message;
-} es_neutral_text;
 /* Fixed inputs: A becomes L^-1 A, L L^T = C + 0.1 mean(diag C) I, C the second moment of A x on these texts in the base model, without each text's first
  * four tokens: a projection that is silent where neutral text is: documents and replies to ordinary questions alike,
  * or it is silent in one and costs in the other (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
@@ -350,6 +420,7 @@ int es_neutral_load(es_neutral_texts *t, const char *path, es_error *err); /* fr
 void es_neutral_texts_free(es_neutral_texts *t);
 /* Every third text of a kind is for choosing and for inputs, so that harm is measured on others. kind: zeros before the first text. */
 bool es_neutral_is_dev(const es_neutral_text *t, int kind[2]);
+int es_neutral_dev(const es_neutral_text *text, int n, es_neutral_text *out); /* those into out[n]; how many */
 /* Inputs that are white on that third of these texts. */
 int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, int threads, const volatile bool *cancel,
                       es_error *err);
@@ -364,6 +435,7 @@ typedef struct es_step_report {
     int step;
     double loss, margin, kl;     /* margin: mean d(preferred - rejected) mean log-probability over learning pairs; kl: on anchors, after guards */
     double norm;                 /* |D c| over the median |h| */
+    double replay;               /* mean KL on this step's replayed texts, before it; 0 without */
     double backtracked;          /* 1, or the factor by which guards shortened the step (and, a little, all before it); 0: nothing moved */
     double seconds; int tokens;
     int n_moved; int moved[8]; float by[8]; /* basis positions of the coefficients that moved most in this step */

@@ -1,6 +1,10 @@
 /* Keys and values in half precision: conversion, and the attention of one token over them. Included after rows_impl.h by the file of
  * an instruction set; W floats are a vector, as there. A number is widened once for all heads that share it. */
 
+#ifdef __aarch64__
+#include <arm_neon.h>
+#endif
+
 /* Half precision ends here; what is larger is cut to it, so that one large key does not make an infinity. A NaN stays one. */
 #define HALF_MOST 65504.0f
 
@@ -10,6 +14,8 @@ INLINE vec load_half(const uint16_t *p)
     return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 #elif W == 8
     return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+#elif defined(__aarch64__)
+    return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
     float f[W];
     es_f16_to_f32(p, f, W);
@@ -24,6 +30,8 @@ INLINE void store_half(uint16_t *p, vec v)
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif W == 8
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
     float f[W];
     store(f, v);

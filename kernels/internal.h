@@ -6,17 +6,17 @@
 
 /* Scratch of one part of a pool: fixed, so that no op allocates and none can fail. Each op cuts its tiles to fit. */
 enum { ES_SCRATCH = 2 << 20 };
-/* 64-byte aligned, ES_SCRATCH bytes, uninitialised. Only part `part` of the running job may touch it; the caller may read it
- * after es_pool_run has returned. */
+/* 64-byte aligned, ES_SCRATCH bytes, uninitialised. Only part `part` of the running job may touch it, or the parts agree on who
+ * writes where; the caller, and the parts of its next job, may read it after es_pool_run has returned. */
 void *es_pool_scratch(es_pool *p, int part);
 
 /* ---- what the CPU table asks of an instruction set --------------------------------------------------------------------- */
 
-/* T rows of activations rounded to 16 bits, per block of 32 elements: x ~ scale * q. Sixteen bits cost one multiply-add more a
- * block than eight would, and decoding then differs from the exact path by rounding errors only. */
+/* T rows of activations rounded to integers of 15 bits, per block of 32 elements: x ~ scale * q. The fast products then differ from
+ * exact ones by little more than rounding errors. int_x86.h has the order of the pieces. */
 typedef struct es_rounded {
-    const int16_t *q;    /* [T, K] */
-    const float *scales; /* [T, K/32, 2]: scale, and scale * sum(q) for the types that have an offset */
+    const int16_t *q;    /* [T, quads, 128], quads = K/128 rounded up */
+    const float *scales; /* [T, quads, 12]: (scale, scale * sum(q)) of four blocks, and four times scale * sum(second half of q) */
 } es_rounded;
 enum { ES_ROUND_BLOCK = 32 };
 
@@ -26,9 +26,16 @@ typedef struct es_simd {
 
     /* y[t, n] (+)= W[n] . x[t] for rows n in [from, to) and any T (made for a small one); W is read once for a few tokens. */
     void (*rows)(const es_weight *w, int from, int to, const float *x, int T, float *y, bool accumulate);
-    /* The same on rounded activations; NULL where rounding would win nothing. Types of blocks of 32 or 256 only. */
+    /* The same on rounded activations, for few tokens. Types of blocks of 32 or 256 only. */
     void (*rows_rounded)(const es_weight *w, int from, int to, const es_rounded *x, int T, float *y, bool accumulate);
     void (*round)(const float *x, int K, int16_t *q, float *scales);
+    /* And for many: `tile` tokens of rounded activations make a tile (of tile_bytes(K); the last may have fewer tokens) and meet
+     * panels of `panel` rows of weights, which are made in scratch[panel_bytes(K)], 64-byte aligned as the tiles are.
+     * tile is 0, and these and the two above are NULL, where rounding would win nothing. More than most_tokens: BLAS is quicker. */
+    int tile, panel, most_tokens;
+    size_t (*tile_bytes)(int K), (*panel_bytes)(int K);
+    void (*round_tile)(const float *x, int K, int T, void *out);
+    void (*rows_panels)(const es_weight *w, int from, int to, const void *tiles, int T, float *y, bool accumulate, void *scratch);
 
     /* As in the op table, on one thread. */
     void (*rmsnorm)(const float *x, const float *w, float *y, int T, int d, float eps);
@@ -58,7 +65,7 @@ typedef struct es_simd {
 } es_simd;
 
 /* NULL when the compiler's target or the processor at run time lacks it. */
-const es_simd *es_simd_plain(void), *es_simd_avx2(void), *es_simd_avx512(void);
+const es_simd *es_simd_plain(void), *es_simd_avx2(void), *es_simd_avx512(void), *es_simd_neon(void);
 /* For tests: makes the CPU table use s from now on; no op may be running. */
 void es_kernels_cpu_use(const es_simd *s);
 extern const es_simd *es_cpu_simd; /* what the CPU table uses; set once es_kernels_cpu() was called */

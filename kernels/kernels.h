@@ -32,6 +32,7 @@ void es_dequant(es_type type, const void *src, float *dst, size_t n);
 void es_f16_to_f32(const uint16_t *src, float *dst, size_t n);
 void es_f32_to_f16(const float *src, uint16_t *dst, size_t n); /* round to nearest even */
 
+enum { ES_MATMULS = 3 };
 typedef struct es_weight { /* borrowed view of W[n_out, n_in] */
     es_type type;
     int n_out, n_in;
@@ -70,9 +71,11 @@ static inline int es_attn_first(const es_attn *a, int pos)
 typedef struct es_kernels {
     const char *name;
 
-    /* y[T,N] = x[T,K] W^T (accumulate: +=). exact: f32 activations on dequantised weights. Not exact: a small T may round
-     * activations to integers per block of 32 (the decode path). Scratch comes from the pool. */
+    /* y[T,N] = x[T,K] W^T (accumulate: +=). exact: f32 activations on dequantised weights. Not exact: activations may be rounded
+     * to integers per block of 32 where the weights are quantised. Scratch comes from the pool. */
     void (*matmul)(es_pool *p, const es_weight *w, const float *x, int T, float *y, bool accumulate, bool exact);
+    /* y[i] = x w[i]^T for n <= ES_MATMULS weights that read one x; the same numbers as n calls of matmul. */
+    void (*matmuls)(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact);
     /* dx[T,K] = dy[T,N] W  (accumulate: +=): the gradient through a frozen weight. */
     void (*matmul_back)(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate);
 

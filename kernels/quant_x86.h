@@ -1,4 +1,4 @@
-/* Quantised products and dequantising with 256-bit vectors, shared by the AVX2 and the AVX-512 file (which has vpdpwssd).
+/* Dequantising, and products of quantised weights and f32 activations, with 256-bit vectors; shared by the AVX2 and the AVX-512 file.
  *
  * Every type of blocks is unpacked 32 elements at a time into two vectors of 16-bit integers and a pair (d, m): w = d q + m. Scales of
  * sub-blocks go into d and m where they hold for 32 elements, into the integers where they hold for 16. Q2_K alone has an m for each 16.
@@ -8,12 +8,6 @@ enum {
     TOKENS = 4,   /* that meet a row at a time */
     AHEAD = 4096, /* bytes of weights asked for in advance */
 };
-
-#if W == 16
-#define DOT16(acc, a, b) _mm256_dpwssd_epi32(acc, a, b)
-#else
-#define DOT16(acc, a, b) _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
-#endif
 
 INLINE __m128 two_halves(const uint8_t *p) /* f16 p[0], p[1] as floats in the low two lanes */
 {
@@ -188,17 +182,26 @@ INLINE size_t bytes_of_32(const es_type type)
     return 0;
 }
 
+/* Bytes of a block of 256; 0: the type's blocks are smaller. */
+INLINE size_t bytes_of_256(const es_type type)
+{
+    switch (type) {
+    case ES_Q2_K: return 84;
+    case ES_Q3_K: return 110;
+    case ES_Q4_K: return 144;
+    case ES_Q5_K: return 176;
+    case ES_Q6_K: return 210;
+    default: return 0;
+    }
+}
+
 /* Elements 32 i .. 32 i + 31 of a row of `type`: lo holds the first 16. dm: d, m, and Q2_K's m of the second 16. See es_dequant. */
 INLINE void unpack(const es_type type, const uint8_t *row, int i, __m256i *lo, __m256i *hi, __m128 *dm)
 {
-    switch (type) {
-    case ES_Q2_K: unpack_k(type, row + (size_t)(i / 8) * 84, i % 8, lo, hi, dm); break;
-    case ES_Q3_K: unpack_k(type, row + (size_t)(i / 8) * 110, i % 8, lo, hi, dm); break;
-    case ES_Q4_K: unpack_k(type, row + (size_t)(i / 8) * 144, i % 8, lo, hi, dm); break;
-    case ES_Q5_K: unpack_k(type, row + (size_t)(i / 8) * 176, i % 8, lo, hi, dm); break;
-    case ES_Q6_K: unpack_k(type, row + (size_t)(i / 8) * 210, i % 8, lo, hi, dm); break;
-    default: unpack_small(type, row + (size_t)i * bytes_of_32(type), lo, hi, dm);
-    }
+    if (bytes_of_256(type))
+        unpack_k(type, row + (size_t)(i / 8) * bytes_of_256(type), i % 8, lo, hi, dm);
+    else
+        unpack_small(type, row + (size_t)i * bytes_of_32(type), lo, hi, dm);
 }
 
 INLINE float sum8(__m256 v)
@@ -240,75 +243,13 @@ INLINE void unpack_float(const es_type type, const uint8_t *row, int i, __m256 f
 }
 
 /* ---- a row of weights times T <= TOKENS tokens ----------------------------------------------------------------------------
- * T is a constant at every call, so that the sums stay in registers. Rows are read one after the other, as memory likes best; so
- * that additions need not wait for each other, few tokens have several sums each (`ways`). */
-
-INLINE int ways_of(const int T)
-{
-    return T == 1 ? 4 : T == 2 ? 2 : 1;
-}
+ * T is a constant at every call, so that the sums stay in registers. Rows are read one after the other, as memory likes best. */
 
 INLINE void prefetch(const es_type type, const uint8_t *row, size_t block)
 {
     const size_t bytes = bytes_of_32(type);
     for (size_t i = 0; i < bytes; i += 64)
         _mm_prefetch((const char *)row + block * bytes + i + AHEAD, _MM_HINT_T0);
-}
-
-INLINE void add_rounded(const es_type type, const int T, const uint8_t *w, size_t b, int K, const int16_t *q, const float *scales,
-                        __m256 *sum, __m128 *offset)
-{
-    const size_t blocks = (size_t)K / Q_BLOCK;
-    __m256i lo, hi;
-    __m128 dm;
-    unpack(type, w, (int)b, &lo, &hi, &dm);
-    for (int t = 0; t < T; t++) {
-        const int16_t *x = q + (size_t)t * (size_t)K + b * Q_BLOCK;
-        const __m256i x0 = _mm256_loadu_si256((const __m256i *)x), x1 = _mm256_loadu_si256((const __m256i *)(x + 16));
-        __m256i s = DOT16(_mm256_setzero_si256(), lo, x0);
-        s = DOT16(s, hi, x1);
-        __m128 pair = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(scales + ((size_t)t * blocks + b) * 2)));
-        pair = _mm_mul_ps(pair, dm); /* d * scale, m * scale * sum(q) */
-        if (has_offset(type))
-            offset[t] = _mm_add_ps(offset[t], pair);
-        if (has_two_offsets(type)) { /* the sums of 16 that this takes are not kept */
-            const __m256i one = _mm256_set1_epi16(1);
-            const __m128 m = _mm_mul_ps(dm, _mm_set1_ps(scales[((size_t)t * blocks + b) * 2]));
-            const __m256 s0 = _mm256_cvtepi32_ps(_mm256_madd_epi16(x0, one)), s1 = _mm256_cvtepi32_ps(_mm256_madd_epi16(x1, one));
-            sum[t] = _mm256_fmadd_ps(s0, _mm256_broadcastss_ps(_mm_movehdup_ps(m)), sum[t]);
-            sum[t] = _mm256_fmadd_ps(s1, _mm256_broadcastss_ps(_mm_movehl_ps(m, m)), sum[t]);
-        }
-        sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_broadcastss_ps(pair), sum[t]);
-    }
-}
-
-INLINE void row_rounded(const es_type type, const int T, const uint8_t *w, int K, const int16_t *q, const float *scales, float *y,
-                        size_t N, bool accumulate)
-{
-    const int ways = ways_of(T);
-    const size_t blocks = (size_t)K / Q_BLOCK;
-    __m256 sum[TOKENS];
-    __m128 offset[TOKENS]; /* counts in lane 1 */
-    for (int i = 0; i < TOKENS; i++)
-        sum[i] = _mm256_setzero_ps(), offset[i] = _mm_setzero_ps();
-    size_t b = 0;
-    for (; b + (size_t)ways <= blocks; b += (size_t)ways)
-        for (int i = 0; i < ways; i++) {
-            if (i % 2 == 0)
-                prefetch(type, w, b + (size_t)i);
-            /* b is a multiple of ways: said so that the compiler knows the place of a part within a Q6_K block */
-            add_rounded(type, T, w, (b & ~(size_t)(ways - 1)) + (size_t)i, K, q, scales, sum + i * T, offset + i * T);
-        }
-    for (; b < blocks; b++)
-        add_rounded(type, T, w, b, K, q, scales, sum, offset);
-    for (int t = 0; t < T; t++, y += N) {
-        for (int i = 1; i < ways; i++)
-            sum[t] = _mm256_add_ps(sum[t], sum[i * T + t]), offset[t] = _mm_add_ps(offset[t], offset[i * T + t]);
-        float s = sum8(sum[t]);
-        if (has_offset(type))
-            s += _mm_cvtss_f32(_mm_movehdup_ps(offset[t]));
-        *y = accumulate ? *y + s : s;
-    }
 }
 
 INLINE void row_exact(const es_type type, const int T, const uint8_t *w, int K, const float *x, float *y, size_t N, bool accumulate)
@@ -341,8 +282,8 @@ INLINE void row_exact(const es_type type, const int T, const uint8_t *w, int K, 
 }
 
 /* Rows [from, to) times T tokens; 16 rows meet all tokens before the next 16 are read. */
-#define ROWS_OF(type, name, row_times, X_ARG, X_AT)                                                                    \
-    static void name(const es_weight *w, int from, int to, X_ARG, int T, float *y, bool accumulate)                    \
+#define ROWS_OF(type, name)                                                                                            \
+    static void name(const es_weight *w, int from, int to, const float *x, int T, float *y, bool accumulate)           \
     {                                                                                                                  \
         const int K = w->n_in;                                                                                         \
         const size_t bytes = es_row_bytes(type, K), N = (size_t)w->n_out;                                              \
@@ -354,45 +295,30 @@ INLINE void row_exact(const es_type type, const int T, const uint8_t *w, int K, 
                     const uint8_t *row = (const uint8_t *)w->data + (size_t)n * bytes;                                 \
                     float *out = y + (size_t)t * N + n;                                                                \
                     switch (m) {                                                                                       \
-                    case 1: row_times(type, 1, row, K, X_AT, out, N, accumulate); break;                               \
-                    case 2: row_times(type, 2, row, K, X_AT, out, N, accumulate); break;                               \
-                    case 3: row_times(type, 3, row, K, X_AT, out, N, accumulate); break;                               \
-                    default: row_times(type, 4, row, K, X_AT, out, N, accumulate); break;                              \
+                    case 1: row_exact(type, 1, row, K, x + (size_t)t * (size_t)K, out, N, accumulate); break;  \
+                    case 2: row_exact(type, 2, row, K, x + (size_t)t * (size_t)K, out, N, accumulate); break;  \
+                    case 3: row_exact(type, 3, row, K, x + (size_t)t * (size_t)K, out, N, accumulate); break;  \
+                    default: row_exact(type, 4, row, K, x + (size_t)t * (size_t)K, out, N, accumulate); break;  \
                     }                                                                                                  \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
     }
-#define EXACT_ARG const float *x
-#define EXACT_AT x + (size_t)t * (size_t)K
-#define ROUNDED_ARG const es_rounded *x
-#define ROUNDED_AT x->q + (size_t)t * (size_t)K, x->scales + (size_t)t * (size_t)(K / Q_BLOCK) * 2
 
-ROWS_OF(ES_F32, rows_f32, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_F16, rows_f16, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_BF16, rows_bf16, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q4_0, rows_q4_0, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q4_1, rows_q4_1, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q5_0, rows_q5_0, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q5_1, rows_q5_1, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q8_0, rows_q8_0, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q2_K, rows_q2_k, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q3_K, rows_q3_k, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q4_K, rows_q4_k, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q5_K, rows_q5_k, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q6_K, rows_q6_k, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_IQ4_NL, rows_iq4_nl, row_exact, EXACT_ARG, EXACT_AT)
-ROWS_OF(ES_Q4_0, rounded_q4_0, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q4_1, rounded_q4_1, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q5_0, rounded_q5_0, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q5_1, rounded_q5_1, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q8_0, rounded_q8_0, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q2_K, rounded_q2_k, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q3_K, rounded_q3_k, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q4_K, rounded_q4_k, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q5_K, rounded_q5_k, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_Q6_K, rounded_q6_k, row_rounded, ROUNDED_ARG, ROUNDED_AT)
-ROWS_OF(ES_IQ4_NL, rounded_iq4_nl, row_rounded, ROUNDED_ARG, ROUNDED_AT)
+ROWS_OF(ES_F32, rows_f32)
+ROWS_OF(ES_F16, rows_f16)
+ROWS_OF(ES_BF16, rows_bf16)
+ROWS_OF(ES_Q4_0, rows_q4_0)
+ROWS_OF(ES_Q4_1, rows_q4_1)
+ROWS_OF(ES_Q5_0, rows_q5_0)
+ROWS_OF(ES_Q5_1, rows_q5_1)
+ROWS_OF(ES_Q8_0, rows_q8_0)
+ROWS_OF(ES_Q2_K, rows_q2_k)
+ROWS_OF(ES_Q3_K, rows_q3_k)
+ROWS_OF(ES_Q4_K, rows_q4_k)
+ROWS_OF(ES_Q5_K, rows_q5_k)
+ROWS_OF(ES_Q6_K, rows_q6_k)
+ROWS_OF(ES_IQ4_NL, rows_iq4_nl)
 
 static void rows(const es_weight *w, int from, int to, const float *x, int T, float *y, bool accumulate)
 {
@@ -411,59 +337,6 @@ static void rows(const es_weight *w, int from, int to, const float *x, int T, fl
     case ES_Q5_K: rows_q5_k(w, from, to, x, T, y, accumulate); break;
     case ES_Q6_K: rows_q6_k(w, from, to, x, T, y, accumulate); break;
     case ES_IQ4_NL: rows_iq4_nl(w, from, to, x, T, y, accumulate); break;
-    }
-}
-
-static void rows_rounded(const es_weight *w, int from, int to, const es_rounded *x, int T, float *y, bool accumulate)
-{
-    switch (w->type) {
-    case ES_Q4_0: rounded_q4_0(w, from, to, x, T, y, accumulate); break;
-    case ES_Q4_1: rounded_q4_1(w, from, to, x, T, y, accumulate); break;
-    case ES_Q5_0: rounded_q5_0(w, from, to, x, T, y, accumulate); break;
-    case ES_Q5_1: rounded_q5_1(w, from, to, x, T, y, accumulate); break;
-    case ES_Q8_0: rounded_q8_0(w, from, to, x, T, y, accumulate); break;
-    case ES_Q2_K: rounded_q2_k(w, from, to, x, T, y, accumulate); break;
-    case ES_Q3_K: rounded_q3_k(w, from, to, x, T, y, accumulate); break;
-    case ES_Q4_K: rounded_q4_k(w, from, to, x, T, y, accumulate); break;
-    case ES_Q5_K: rounded_q5_k(w, from, to, x, T, y, accumulate); break;
-    case ES_Q6_K: rounded_q6_k(w, from, to, x, T, y, accumulate); break;
-    case ES_IQ4_NL: rounded_iq4_nl(w, from, to, x, T, y, accumulate); break;
-    case ES_F32:
-    case ES_F16:
-    case ES_BF16: break; /* the caller rounds for blocks only */
-    }
-}
-
-/* Rounds K floats (a multiple of 32). A block that holds a NaN or an infinity gets a NaN scale, so that it does not vanish. */
-static void round_row(const float *x, int K, int16_t *q, float *scales)
-{
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    for (int b = 0; b < K / Q_BLOCK; b++, x += Q_BLOCK, q += Q_BLOCK, scales += 2) {
-        __m256 v[4], max = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
-        for (int c = 0; c < 4; c++) {
-            v[c] = _mm256_loadu_ps(x + 8 * c);
-            max = _mm256_max_ps(max, _mm256_and_ps(v[c], magnitude));
-            odd = _mm256_add_ps(odd, _mm256_sub_ps(v[c], v[c])); /* 0, or NaN */
-        }
-        __m128 m = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps(max, 1));
-        m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-        m = _mm_max_ss(m, _mm_movehdup_ps(m));
-        const float largest = _mm_cvtss_f32(m), scale = largest / 32767;
-        const __m256 inverse = _mm256_set1_ps(scale >= FLT_MIN ? 32767 / largest : 0);
-        __m256i i[4], sum = _mm256_setzero_si256();
-        for (int c = 0; c < 4; c++) {
-            i[c] = _mm256_cvtps_epi32(_mm256_mul_ps(v[c], inverse));
-            sum = _mm256_add_epi32(sum, i[c]);
-        }
-        for (int c = 0; c < 2; c++) { /* packs works within 128-bit lanes: the permutation puts them in order */
-            __m256i pack = _mm256_permute4x64_epi64(_mm256_packs_epi32(i[2 * c], i[2 * c + 1]), 0xd8);
-            _mm256_storeu_si256((__m256i *)(q + 16 * c), pack);
-        }
-        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-        scales[0] = scale + sum8(odd);
-        scales[1] = scales[0] * (float)_mm_cvtsi128_si32(s);
     }
 }
 
@@ -504,4 +377,4 @@ static void dequant(es_type type, const void *src, float *dst, size_t n)
     }
 }
 
-#define QUANT_OPS .dequant = dequant, .rows = rows, .rows_rounded = rows_rounded, .round = round_row
+#define QUANT_OPS .dequant = dequant, .rows = rows

@@ -52,6 +52,12 @@ static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float 
         }
 }
 
+static void matmuls(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact)
+{
+    for (int i = 0; i < n; i++)
+        matmul(p, w[i], x, T, y[i], false, exact);
+}
+
 static void matmul_back(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate)
 {
     (void)p;
@@ -326,11 +332,12 @@ static void log_softmax_pick(es_pool *p, const float *logits, const int32_t *tar
 {
     (void)p;
     for (int t = 0; t < T; t++, logits += V) {
-        double max = -INFINITY, sum = 0;
+        float max = -INFINITY; /* not double: GCC 12 for 64-bit ARM crashes on a reduction that widens */
+        double sum = 0;
         for (int i = 0; i < V; i++)
-            max = fmax(max, logits[i]);
+            max = fmaxf(max, logits[i]);
         for (int i = 0; i < V; i++)
-            sum += exp(logits[i] - max);
+            sum += exp((double)logits[i] - max);
         logsum[t] = (float)(max + log(sum));
         logprob[t] = (float)(logits[target[t]] - (max + log(sum)));
     }
@@ -350,6 +357,7 @@ static void log_softmax_pick_back(es_pool *p, float *logits, const int32_t *targ
 static const es_kernels table = {
     .name = "scalar",
     .matmul = matmul,
+    .matmuls = matmuls,
     .matmul_back = matmul_back,
     .gemm = gemm,
     .rmsnorm = rmsnorm,

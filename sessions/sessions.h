@@ -106,7 +106,7 @@ typedef struct es_studio_options {
     const char *inputs;             /* folder where they are kept (es_inputs_kept) */
     const char *system;             /* system prompt or NULL */
     const char *author;
-    es_sampling sampling;
+    es_sampling sampling;           /* numbers that are -1: the model's own (es_model_sampling) */
     int max_tokens, n_ctx, threads;
     size_t memory;                  /* a model that needs more is refused; 0: what the machine has available */
     bool learn;                     /* the worker starts unpaused */
@@ -226,11 +226,31 @@ const float *es_studio_density(es_studio *s); /* [F] borrowed while the studio l
 
 /* ==== export ================================================================================================================================ */
 
-typedef enum es_export_kind { ES_EXPORT_CONTROL_VECTOR, ES_EXPORT_NPZ, ES_EXPORT_JSON } es_export_kind;
+typedef enum es_export_kind {
+    ES_EXPORT_CONTROL_VECTOR, ES_EXPORT_NPZ, ES_EXPORT_JSON, ES_EXPORT_PEFT, ES_EXPORT_GGUF_LORA, ES_EXPORT_PERSONA,
+} es_export_kind;
 /* control-vector: GGUF as llama.cpp reads it: direction.N is added to what leaves its block N, which is our layer N (both count from 0;
  * layer 0 cannot be expressed). Exact for the form bias; for the others the mean change at each layer. npz: stored .npy members. json: features
- * with labels, coefficients, bounds, hashes and, when a snapshot has these coefficients, who moved them. */
+ * with labels, coefficients, bounds, hashes and, when a snapshot has these coefficients, who moved them. peft: a folder with adapter_config.json and
+ * adapter_model.safetensors, and gguf-lora: a GGUF as llama.cpp's --lora reads it: the very matrices of the form lora, B = D M where it is constrained.
+ * persona: the mean changes as one tensor [layers + 1, d_model] whose row 0 is the embedding's (zeros) and row L + 1 our layer L's: a .pt that
+ * torch.load(weights_only=True) reads, or a .safetensors with it under "vector".
+ * s: the dictionary of an adapter of one; not looked at where there are several, which the file then lists. */
 int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary *s, es_workspace *labels /* may be NULL */, es_export_kind kind,
                       const char *path, es_error *err);
+
+/* ---- a basis as a file of its own: what a person curated, for another machine ---- */
+
+/* One safetensors file: "directions" [K, d] (unit decoder rows), "lo" and "hi" [K] in the basis' order; metadata "espalier-basis": JSON with the hashes and
+ * names of model and dictionary, the features with bounds and, where w is not NULL, labels with tags, author, rating and time; and who made the file when. */
+int es_basis_file_write(const es_basis *b, es_model *m, const es_dictionary *s, es_workspace *w, const char *author, const char *path, es_error *err);
+/* Reads one: *about is the metadata (json_decref; may be NULL). directions (may be NULL): [K, d], the caller's to free. m, s (may be NULL): refused with both
+ * hashes when the file is of another model or another dictionary (ES_ERR_MISMATCH); the directions must be the dictionary's. */
+int es_basis_file_read(es_basis *out, json_t **about, float **directions, es_model *m, const es_dictionary *s, const char *path, es_error *err);
+/* Its labels into a workspace: those of features that have none there, each under its own author. *taken: how many. */
+int es_basis_file_labels(json_t *about, const char *dictionary_hash, es_workspace *w, int *taken, es_error *err);
+/* The directions for other tools: a GGUF with one control vector "direction.LAYER" for feature `which`; or all as "basis" [K, d] with "lo", "hi", "feature" in an npz. */
+int es_basis_control_vector(const es_basis *b, es_model *m, const es_dictionary *s, int which, float strength, const char *path, es_error *err);
+int es_basis_npz(const es_basis *b, const es_dictionary *s, const char *path, es_error *err);
 
 #endif

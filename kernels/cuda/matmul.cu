@@ -89,7 +89,7 @@ static void many(es_stream *s, const es_weight *w, const float *x, int T, float 
     }
 }
 
-static void matmuls(es_pool *pool, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool accumulate, bool exact)
+static void products(es_pool *pool, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool accumulate, bool exact)
 {
     es_stream *s = es_stream_of(pool);
     for (int i = 0; i < n; i++)
@@ -117,7 +117,12 @@ static void matmuls(es_pool *pool, const es_weight *const *w, int n, const float
 
 static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float *y, bool accumulate, bool exact)
 {
-    matmuls(p, &w, 1, x, T, &y, accumulate, exact);
+    products(p, &w, 1, x, T, &y, accumulate, exact);
+}
+
+static void matmuls(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact)
+{
+    products(p, w, n, x, T, y, false, exact);
 }
 
 // dx[T,K] = dy[T,N] W: a sum over the tiles of rows.
@@ -158,6 +163,7 @@ static void embed(es_pool *pool, const es_weight *w, const int32_t *ids, int T, 
 void es_matmul_ops(es_kernels *k)
 {
     k->matmul = matmul;
+    k->matmuls = matmuls;
     k->matmul_back = matmul_back;
     k->embed = embed;
 }

@@ -5,7 +5,7 @@
 
 #include "device.cuh"
 
-enum { ES_SET = 3 };
+enum { ES_SET = ES_MATMULS };
 struct es_rows_set { // weights of one type and width that read one x
     const uint8_t *w[ES_SET];
     float *y[ES_SET];

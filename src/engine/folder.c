@@ -1,4 +1,5 @@
 #include "folder.h"
+#include "tokenizer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -267,6 +268,26 @@ static int read_weights(es_model *m, const config *c, es_error *err)
     return rc;
 }
 
+/* ---- how it likes to talk ------------------------------------------------------------------------------------------------------- */
+
+static float said(const json_t *o, const char *key)
+{
+    const json_t *v = json_object_get(o, key);
+    return json_is_number(v) ? (float)json_number_value(v) : -1;
+}
+
+static int read_sampling(es_model *m, es_error *err)
+{
+    char file[PATH];
+    struct stat st;
+    json_t *o = NULL;
+    snprintf(file, sizeof file, "%s/generation_config.json", m->info.path);
+    int rc = stat(file, &st) == 0 ? es_json_file(&o, file, err) : ES_OK;
+    rc = rc ? rc : es_model_set_sampling(m, "generation_config.json", said(o, "temperature"), said(o, "top_k"), said(o, "top_p"), said(o, "repetition_penalty"), err);
+    json_decref(o);
+    return rc;
+}
+
 /* ---- the folder ------------------------------------------------------------------------------------------------------------------- */
 
 static int open_shards(es_model *m, const char *path, es_error *err)
@@ -313,6 +334,8 @@ int es_folder_open(es_model *m, const char *path, es_error *err)
     rc = rc ? rc : read_windows(m, &c, err);
     rc = rc ? rc : open_shards(m, m->info.path, err);
     rc = rc ? rc : read_weights(m, &c, err);
+    rc = rc ? rc : read_sampling(m, err);
+    rc = rc ? rc : es_tokenizer_open_folder(&m->tokenizer, m->info.path, m->info.n_vocab, err);
     json_decref(c.root);
     return rc;
 }

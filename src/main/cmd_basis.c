@@ -14,10 +14,14 @@ float app_default_bound(const app_features *f, int feature)
     if (!f->atlas)
         return 1e3f;
     const es_dictionary_info *info = es_dictionary_get_info(f->dictionary);
-    const float *row = es_dictionary_decoder(f->dictionary) + (size_t)feature * (size_t)info->d;
+    float *row = es_calloc((size_t)info->d, sizeof *row);
     double sum = 0;
+    if (!row)
+        return 1e3f;
+    es_dictionary_rows(f->dictionary, feature, 1, row);
     for (int j = 0; j < info->d; j++)
         sum += (double)row[j] * row[j];
+    free(row);
     float p99 = es_atlas_p99(f->atlas)[feature], most = es_atlas_max(f->atlas)[feature];
     return (p99 > 0 ? p99 : most) * (float)sqrt(sum);
 }
@@ -25,6 +29,9 @@ float app_default_bound(const app_features *f, int feature)
 static int from_file(es_basis *out, const char *path, es_error *err)
 {
     json_t *v = NULL;
+    size_t len = strlen(path);
+    if (len > 12 && !strcmp(path + len - 12, ".safetensors"))
+        return es_basis_file_read(out, NULL, NULL, NULL, NULL, path, err);
     int rc = es_json_file(&v, path, err);
     if (rc == ES_OK) {
         rc = es_basis_from_json(out, v, err);
@@ -55,36 +62,55 @@ static int split_name(const char *s, char name[64], int *version, es_error *err)
     return ES_OK;
 }
 
-int app_basis(es_basis *out, const app_features *f, es_workspace *w, const char *name, es_error *err)
+/* A basis of whichever dictionary. */
+static int read_basis(es_basis *out, es_workspace *w, const char *name, es_error *err)
 {
     *out = (es_basis){0};
     size_t len = strlen(name);
-    int rc;
-    if ((len > 5 && !strcmp(name + len - 5, ".json")) || strchr(name, '/')) {
-        rc = from_file(out, name, err);
+    if ((len > 5 && !strcmp(name + len - 5, ".json")) || (len > 12 && !strcmp(name + len - 12, ".safetensors")) || strchr(name, '/'))
+        return from_file(out, name, err);
+    char base[64], path[1200];
+    int version, rc = split_name(name, base, &version, err);
+    if (rc != ES_OK)
+        return rc;
+    app_path(path, sizeof path, "workspace.db");
+    es_workspace *own = NULL;
+    rc = ES_ERR_MISSING;
+    if (w || access(path, F_OK) == 0) {
+        rc = w ? ES_OK : es_workspace_open(&own, path, err);
+        if (rc == ES_OK)
+            rc = es_workspace_basis_load(w ? w : own, base, version, out, err);
+        es_workspace_close(own);
     } else {
-        char base[64], path[1200];
-        int version;
-        rc = split_name(name, base, &version, err);
-        if (rc != ES_OK)
-            return rc;
-        app_path(path, sizeof path, "workspace.db");
-        es_workspace *own = NULL;
-        rc = ES_ERR_MISSING;
-        if (w || access(path, F_OK) == 0) {
-            rc = w ? ES_OK : es_workspace_open(&own, path, err);
-            if (rc == ES_OK)
-                rc = es_workspace_basis_load(w ? w : own, base, version, out, err);
-            es_workspace_close(own);
-        } else {
-            es_fail(err, rc, "there is no basis '%s': make one with espalier basis new", base);
-        }
-        if (rc == ES_ERR_MISSING && !strcmp(name, "starter") && access(ESPALIER_SHARE "/bases/starter.json", R_OK) == 0)
-            rc = from_file(out, ESPALIER_SHARE "/bases/starter.json", err);
+        es_fail(err, rc, "there is no basis '%s': make one with espalier basis new", base);
     }
+    if (rc == ES_ERR_MISSING && !strcmp(name, "starter") && access(ESPALIER_SHARE "/bases/starter.json", R_OK) == 0)
+        rc = from_file(out, ESPALIER_SHARE "/bases/starter.json", err);
+    return rc;
+}
+
+int app_basis(es_basis *out, const app_features *f, es_workspace *w, const char *name, es_error *err)
+{
+    int rc = read_basis(out, w, name, err);
     if (rc == ES_OK && *out->dictionary_hash && strcmp(out->dictionary_hash, f->hash)) {
         rc = es_fail(err, ES_ERR_MISMATCH, "basis %s was made from the dictionary %s (%.12s), this one is %s (%.12s)", name, out->dictionary,
                      out->dictionary_hash, es_dictionary_get_info(f->dictionary)->name, f->hash);
+        es_basis_free(out);
+    }
+    return rc;
+}
+
+int app_basis_beside(es_basis *out, app_features *f, es_model *m, const char *name, es_error *err)
+{
+    es_error why = {0};
+    int rc = read_basis(out, NULL, name, err);
+    if (rc != ES_OK)
+        return rc;
+    if (!*out->dictionary_hash)
+        snprintf(out->dictionary_hash, sizeof out->dictionary_hash, "%s", f->hash);
+    rc = app_features_add(f, m, out->dictionary_hash, &why);
+    if (rc != ES_OK) {
+        es_fail(err, rc, "basis %s, of the dictionary %s: %s", name, out->dictionary, why.text);
         es_basis_free(out);
     }
     return rc;
@@ -381,31 +407,113 @@ static int basis_list(int argc, char **argv)
     return code;
 }
 
+static int export_json(const es_basis *b, const char *path, es_error *err)
+{
+    json_t *v = es_basis_to_json(b);
+    char *text = v ? json_dumps(v, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
+    int rc = text ? es_file_write(path, text, strlen(text), err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    free(text);
+    json_decref(v);
+    return rc;
+}
+
 static int basis_export(int argc, char **argv)
 {
-    static const command_help help = {"basis export", "NAME[@VERSION] FILE.json", "Writes a basis as JSON, for others or for --basis FILE.json.",
-                                      "  espalier basis export brief brief.json", 2, 2};
-    int n;
-    int rc = opts_parse(&help, NULL, argc, argv, &n);
+    const char *to = NULL;
+    int feature = -1;
+    float strength = 1;
+    const opt table[] = {
+        {"to", "KIND", OPT_TEXT, &to, 0, 0, "safetensors, json, saelens, npz or control-vector (default: by the file's name)", NULL},
+        {"feature", "N", OPT_INT, &feature, 0, 1 << 24, "control-vector: which feature's direction", NULL},
+        {"strength", "X", OPT_REALF, &strength, -1e6, 1e6, "control-vector: its length (default 1)", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "basis export", "NAME[@VERSION] FILE",
+        "Writes a basis for others. FILE.safetensors holds its directions, bounds, labels with authors, and the hashes of model and dictionary:\n"
+        "basis import takes it in on another machine. FILE.json holds features and bounds, for --basis FILE.json. saelens: a folder with these\n"
+        "features alone, as a dictionary. control-vector: a GGUF with one direction, as llama.cpp reads it. npz: directions and bounds for numpy.",
+        "  espalier basis export brief brief.safetensors\n  espalier basis export brief brief-sae --to saelens\n"
+        "  espalier basis export brief terse.gguf --to control-vector --feature 4989 --strength 6", 2, 2};
+    static const char *const kinds[] = {"safetensors", "json", "saelens", "npz", "control-vector"};
+    int n, kind = -1;
+    int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    const char *end = strrchr(argv[2], '.');
+    if (!to)
+        to = end && !strcmp(end, ".safetensors") ? "safetensors" : end && !strcmp(end, ".npz") ? "npz" : end && !strcmp(end, ".gguf") ? "control-vector" : "json";
+    for (int i = 0; i < 5; i++)
+        if (!strcmp(to, kinds[i]))
+            kind = i;
+    if (kind < 0)
+        return opts_usage_error("basis export", "--to is safetensors, json, saelens, npz or control-vector, not '%s'", to);
+    if (kind == 4 && feature < 0)
+        return opts_usage_error("basis export", "--feature N is missing: a control vector holds one direction");
     opened o = {0};
     es_basis b = {0};
     rc = open_all(&o);
     if (rc == ES_OK)
         rc = app_basis(&b, &o.f, o.w, argv[1], &o.err);
-    if (rc == ES_OK) {
-        json_t *v = es_basis_to_json(&b);
-        char *text = v ? json_dumps(v, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) : NULL;
-        rc = text ? es_file_write(argv[2], text, strlen(text), &o.err) : es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
-        free(text);
-        json_decref(v);
-    }
+    int which = -1;
+    for (int k = 0; k < b.n; k++)
+        if (b.feature[k] == feature)
+            which = k;
+    if (rc == ES_OK && kind == 4 && which < 0)
+        rc = es_fail(&o.err, ES_ERR_USAGE, "feature %d is not in the basis %s", feature, b.name);
+    if (rc == ES_OK)
+        rc = kind == 0   ? es_basis_file_write(&b, o.m, o.f.dictionary, o.w, app_author(), argv[2], &o.err)
+             : kind == 1 ? export_json(&b, argv[2], &o.err)
+             : kind == 2 ? es_dictionary_select(es_dictionary_get_info(o.f.dictionary)->folder, b.feature, b.n, argv[2], &o.err)
+             : kind == 3 ? es_basis_npz(&b, o.f.dictionary, argv[2], &o.err)
+                         : es_basis_control_vector(&b, o.m, o.f.dictionary, which, strength, argv[2], &o.err);
     int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);
     if (rc == ES_OK && the_app.json)
-        code = app_print_json(json_pack("{s:s,s:i,s:s}", "name", b.name, "version", b.version, "file", argv[2]));
+        code = app_print_json(json_pack("{s:s,s:i,s:s,s:s}", "name", b.name, "version", b.version, "file", argv[2], "kind", to));
     else if (rc == ES_OK)
         app_note("wrote %s", argv[2]);
+    es_basis_free(&b);
+    close_all(&o);
+    return code;
+}
+
+static int basis_import(int argc, char **argv)
+{
+    const char *name = NULL;
+    const opt table[] = {
+        {"name", "NAME", OPT_TEXT, &name, 0, 0, "under this name (default: the one it has)", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "basis import", "FILE.safetensors",
+        "Takes in a basis that someone exported, with the labels of features that have none here, under their authors. A file of another model or\n"
+        "another dictionary is refused with both hashes.",
+        "  espalier basis import brief.safetensors --name brief-from-ann", 1, 1};
+    int n;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    if (name && (!*name || strlen(name) >= 64 || strchr(name, '@') || strchr(name, '/')))
+        return opts_usage_error("basis import", "'%s' is no name for a basis", name);
+    opened o = {0};
+    es_basis b = {0};
+    json_t *about = NULL;
+    int version = 0, taken = 0;
+    rc = open_all(&o);
+    if (rc == ES_OK)
+        rc = es_basis_file_read(&b, &about, NULL, o.m, o.f.dictionary, argv[1], &o.err);
+    if (rc == ES_OK && name)
+        snprintf(b.name, sizeof b.name, "%s", name);
+    if (rc == ES_OK)
+        rc = es_workspace_basis_save(o.w, &b, &version, &o.err);
+    if (rc == ES_OK)
+        rc = es_basis_file_labels(about, o.f.hash, o.w, &taken, &o.err);
+    int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);
+    if (rc == ES_OK && the_app.json)
+        code = app_print_json(json_pack("{s:s,s:i,s:i,s:i}", "name", b.name, "version", version, "features", b.n, "labels", taken));
+    else if (rc == ES_OK)
+        app_note("%s, version %d: %d features, %d labels taken in", b.name, version, b.n, taken);
+    json_decref(about);
     es_basis_free(&b);
     close_all(&o);
     return code;
@@ -419,7 +527,8 @@ int cmd_basis(int argc, char **argv)
         {"remove", "features", basis_remove},
         {"show", "features, bounds, labels, conditioning", basis_show},
         {"list", "all bases", basis_list},
-        {"export", "as a JSON file", basis_export},
+        {"export", "as one file with its labels, as JSON, or for other tools", basis_export},
+        {"import", "a file of basis export", basis_import},
         {0},
     };
     return app_subcommand("basis", "Chosen features with bounds: the directions along which the model may adapt.", table, argc, argv);

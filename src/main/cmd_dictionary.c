@@ -113,14 +113,9 @@ int cmd_train(int argc, char **argv)
 
 /* ---- dictionary stats, info ----------------------------------------------------------------------------------------------- */
 
-static const char *architecture_name(es_architecture a)
-{
-    return a == ES_SAE_TOPK ? "topk" : a == ES_SAE_JUMPRELU ? "jumprelu" : "standard";
-}
-
 static int dictionary_info(int argc, char **argv)
 {
-    static const command_help help = {"dictionary info", "FOLDER", "What a SAELens folder says of itself.", "  espalier dictionary info dictionary-l15", 1, 1};
+    static const command_help help = {"dictionary info", "PATH", "What a dictionary's files say of it.", "  espalier dictionary info dictionary-l15", 1, 1};
     int n;
     int rc = opts_parse(&help, NULL, argc, argv, &n);
     if (rc != OPTS_GO)
@@ -132,14 +127,17 @@ static int dictionary_info(int argc, char **argv)
     const es_dictionary_info *i = es_dictionary_get_info(s);
     int code;
     if (the_app.json) {
-        code = app_print_json(json_pack("{s:s,s:s,s:s,s:i,s:i,s:s,s:s,s:s,s:b,s:s}", "name", i->name, "architecture", architecture_name(i->architecture),
-                                        "hook", i->hook_name, "d", i->d, "features", i->n_features, "hash", i->hash, "model", i->model_name,
+        code = app_print_json(json_pack("{s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:s,s:s,s:s,s:b,s:s}", "name", i->name, "format", i->format, "architecture", es_architecture_name(i->architecture),
+                                        "hook", i->hook_name, "layer", i->layer, "d", i->d, "d_out", i->d_out, "features", i->n_features, "hash", i->hash, "model", i->model_name,
                                         "model_hash", i->model_hash, "apply_b_dec_to_input", i->apply_b_dec_to_input, "normalize",
                                         i->normalize_activations));
     } else {
         char a[300], b[300];
-        printf("name          %s\narchitecture  %s\nhook          %s (layer %d)\nwidth         %d\nfeatures      %d\nhash          %s\nmodel         %s\nmodel hash    %s\n",
-               app_shown(i->name, a, sizeof a), architecture_name(i->architecture), i->hook_name, i->layer, i->d, i->n_features, i->hash,
+        printf("name          %s\nformat        %s\narchitecture  %s%s\nreads         %s", app_shown(i->name, a, sizeof a), i->format,
+               es_architecture_name(i->architecture), i->transcoder ? " transcoder" : "", es_hook_words(i->hook));
+        if (i->hook != ES_HOOK_UNKNOWN)
+            printf(", layer %d (%s)", i->layer, app_shown(i->hook_name, a, sizeof a));
+        printf("\nwidth         %d\nfeatures      %d\nhash          %s\nmodel         %s\nmodel hash    %s\n", i->d, i->n_features, i->hash,
                app_shown(i->model_name, b, sizeof b), *i->model_hash ? i->model_hash : "not named");
         code = app_flush();
     }
@@ -196,14 +194,47 @@ static int dictionary_stats(int argc, char **argv)
     return code;
 }
 
+static int dictionary_convert(int argc, char **argv)
+{
+    const char *to = NULL;
+    const opt table[] = {
+        {"to", "FORMAT", OPT_TEXT, &to, 0, 0, "saelens, gemma-scope, gemma-scope-2, dictionary-learning or llama-scope", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "dictionary convert", "PATH FOLDER --to FORMAT",
+        "Writes a dictionary in another format. Numbers stay as they are, to the bit; where a format has no place for a decoder bias taken off\n"
+        "the input, that is folded into the encoder's. What a format cannot say (gates, topk, normalised inputs) is refused.",
+        "  espalier dictionary convert layer_20/width_16k/average_l0_71 gemma-l20 --to saelens", 2, 2};
+    int n;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    bool known = false, writes = false;
+    const char *name;
+    for (int i = 0; to && !known && (name = es_dictionary_format(i, NULL, &writes)); i++)
+        known = writes && !strcmp(name, to);
+    if (!known)
+        return to ? opts_usage_error("dictionary convert", "'%s' is no format that is written: --help names them", to)
+                  : opts_usage_error("dictionary convert", "--to FORMAT is missing");
+    es_error err = {0};
+    if (es_dictionary_convert(argv[1], argv[2], to, &err) != ES_OK)
+        return app_fail(&err);
+    if (the_app.json)
+        return app_print_json(json_pack("{s:s,s:s}", "dictionary", argv[2], "format", to));
+    app_note("wrote %s", argv[2]);
+    return EXIT_DONE;
+}
+
 int cmd_dictionary(int argc, char **argv)
 {
     static const command table[] = {
         {"info", "what a dictionary says of itself", dictionary_info},
         {"stats", "its figures on texts", dictionary_stats},
+        {"convert", "write it in another format", dictionary_convert},
         {0},
     };
-    return app_subcommand("dictionary", "Sparse autoencoders in SAELens folders.", table, argc, argv);
+    return app_subcommand("dictionary", "Sparse autoencoders: folders or files of SAELens, Gemma Scope 1 and 2, dictionary_learning and Llama Scope.", table, argc, argv);
 }
 
 int cmd_atlas(int argc, char **argv)

@@ -96,6 +96,30 @@ static void test_precision(void)
         }
 }
 
+/* Several weights that read one x: of one type in one go, and of two. */
+static void test_several(void)
+{
+    static const es_type kinds[][3] = {{ES_Q4_K, ES_Q4_K, ES_Q4_K}, {ES_Q4_K, ES_Q4_K, ES_Q6_K}, {ES_Q8_0, ES_Q4_1, ES_Q8_0}};
+    static const int t_of[] = {1, 5, 20}, n_of[] = {37, 8, 1};
+    for (int i = 0; i < LENGTH(kinds); i++)
+        for (int t = 0; t < LENGTH(t_of); t++)
+            for (int n = 1; n <= 3; n++) {
+                es_weight w[3], gw[3];
+                const es_weight *pw[3], *pgw[3];
+                float *y[3], *gy[3], *x = noise((size_t)t_of[t] * 768, 1);
+                for (int j = 0; j < n; j++) {
+                    w[j] = random_weight(kinds[i][j], n_of[j], 768), gw[j] = on_card(&w[j]);
+                    pw[j] = &w[j], pgw[j] = &gw[j];
+                    y[j] = host((size_t)(t_of[t] * n_of[j]) * 4), gy[j] = room((size_t)(t_of[t] * n_of[j]) * 4);
+                }
+                ref->matmuls(NULL, pw, n, x, t_of[t], y, true);
+                k->matmuls(pool, pgw, n, UP(x, t_of[t] * 768), t_of[t], gy, true);
+                for (int j = 0; j < n; j++)
+                    near_to("matmuls", gy[j], y[j], (size_t)(t_of[t] * n_of[j]), 3e-6);
+                free_all();
+            }
+}
+
 static void check_gemm(bool ta, bool tb, int m, int n, int kk, float beta)
 {
     int lda = (ta ? m : kk) + 3, ldb = (tb ? kk : n) + 1, ldc = n + 2;
@@ -133,5 +157,5 @@ static void test_nothing(void)
 }
 
 const suite_test matmul_tests[] = {
-    {"few", test_few}, {"many", test_many}, {"precision", test_precision}, {"gemm", test_gemm}, {"nothing", test_nothing}, {NULL, NULL},
+    {"few", test_few}, {"many", test_many}, {"precision", test_precision}, {"several", test_several}, {"gemm", test_gemm}, {"nothing", test_nothing}, {NULL, NULL},
 };

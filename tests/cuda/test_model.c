@@ -67,9 +67,7 @@ static void feed(run *r, const int32_t *ids, int n, int pos0)
         const layer *l = &r->m.layer[i];
         const size_t at = (size_t)pos0 * KV * HEAD, rows = (size_t)n * KV * HEAD;
         r->k->rmsnorm(r->pool, r->x, l->norm_a, r->in, n, D, 1e-5f);
-        r->k->matmul(r->pool, &l->q, r->in, n, r->q, false, true);
-        r->k->matmul(r->pool, &l->k, r->in, n, r->key, false, true);
-        r->k->matmul(r->pool, &l->v, r->in, n, r->value, false, true);
+        r->k->matmuls(r->pool, (const es_weight *[]){&l->q, &l->k, &l->v}, 3, r->in, n, (float *[]){r->q, r->key, r->value}, true);
         r->k->rope(r->pool, r->q, r->pos, r->m.cos, r->m.sin, n, HEADS, HEAD, true, false);
         r->k->rope(r->pool, r->key, r->pos, r->m.cos, r->m.sin, n, KV, HEAD, true, false);
         r->k->to_half(r->pool, r->key, r->keys[i] + at, rows);

@@ -103,7 +103,7 @@ static void check_context(const es_model *m, const golden *g, bool exact)
         n = at == 3 ? 9 : 1;
         assert_ok(es_context_feed(c, g->ids + at, n, NULL, &err), &err);
         double off = worst(es_context_logits(c), g->logits + (size_t)(at + n - 1) * VOCAB, VOCAB);
-        if (!(off < (exact ? 1e-4 : 1e-3)))
+        if (!(off < (exact ? 1e-4 : 4e-3))) /* not exact: keys and values have 11 bits */
             fail_msg("%s: token %d through the cache is off by %g of the logits' range", g->name, at + n - 1, off);
     }
     es_context_free(c);
@@ -405,7 +405,7 @@ static void test_types(void **state)
     (void)state;
     as_type("gemma3", ES_TENSOR_F32, 1e-4f);
     as_type("gemma3", ES_TENSOR_BF16, 3e-2f);
-    as_type("gemma3", ES_TENSOR_F16, 3e-3f);
+    as_type("gemma3", ES_TENSOR_F16, 1e-4f); /* which all of them are */
     as_type("olmo2", ES_TENSOR_F32, 1e-4f);
 }
 

@@ -14,7 +14,7 @@
 
 static es_pool *pool;
 static es_rng rng;
-static const es_simd *variants[3];
+static const es_simd *variants[4];
 static int n_variants;
 static const es_kernels *ref, *cpu;
 
@@ -229,7 +229,7 @@ static void check_matmul(es_type type, int N, int K, int T)
             near_sized(what, y, want, ny, 3e-6, usual);
             memcpy(y, y0, ny * sizeof *y);
             cpu->matmul(pool, &w, x, T, y, accumulate, false);
-            near_sized(what, y, want, ny, 2e-4, usual);
+            near_sized(what, y, want, ny, 2e-4, usual); /* 15 bits, and blocks with an outlier of 300 times the rest */
             cpu->matmul_back(pool, &w, dy, T, dx, accumulate);
             near_sized("matmul_back", dx, want_dx, nx, 3e-6, usual_dx);
             free(y), free(dx);
@@ -247,13 +247,78 @@ static void test_matmul(void **state)
     for (int i = 0; i < LENGTH(types); i++) {
         int block = es_type_get((int)types[i])->block;
         for (int t = 0; t < LENGTH(ts); t++)
-            for (int n = 0; n < LENGTH(ns); n++) {
+            for (int n = 0; n < LENGTH(ns) - (ts[t] > 100); n++) { /* 33 tokens do for more than a panel of rows: it is slow where emulated */
                 check_matmul(types[i], ns[n], block == 256 ? 256 : block == 32 ? 96 : 77, ts[t]);
                 if (n == 2)
                     check_matmul(types[i], ns[n], block == 256 ? 512 : block == 32 ? 32 : 1, ts[t]);
             }
         check_matmul(types[i], 192, 1536, 1);
         check_matmul(types[i], 64, 1536, 20);
+        if (block == 32) /* whole quads of blocks, and some over */
+            check_matmul(types[i], 50, 160, 2), check_matmul(types[i], 50, 576, 9);
+        if (block > 1) { /* rows that leave room for few tokens at a time, and for none */
+            check_matmul(types[i], 3, 16384, 40);
+            check_matmul(types[i], 2, 65536, 18);
+        }
+    }
+}
+
+/* Weights that share an input: bit for bit what they give one by one. */
+static void test_matmuls(void **state)
+{
+    (void)state;
+    static const int ts[] = {1, 3, 8, 9, 40}, ns[3] = {33, 7, 130};
+    static const es_type mixed[][3] = {{ES_Q4_1, ES_Q4_1, ES_Q4_1}, {ES_Q5_0, ES_Q8_0, ES_Q5_0}, {ES_Q4_K, ES_Q4_K, ES_Q6_K}, {ES_Q4_K, ES_F16, ES_Q8_0}};
+    for (int i = 0; i < LENGTH(mixed); i++)
+        for (int t = 0; t < LENGTH(ts); t++) {
+            const int K = 512, T = ts[t];
+            es_weight w[3];
+            const es_weight *list[3] = {&w[0], &w[1], &w[2]};
+            float *x = noise((size_t)T * (size_t)K, 1), *y[3], *want[3];
+            for (int k = 0; k < 3; k++) {
+                w[k] = random_weight(mixed[i][k], ns[k], K);
+                y[k] = noise((size_t)T * (size_t)ns[k], 1);
+                want[k] = floats((size_t)T * (size_t)ns[k]);
+            }
+            EACH_VARIANT
+                for (int exact = 0; exact < 2; exact++)
+                    for (int n = 1; n <= 3; n++) {
+                        cpu->matmuls(pool, list, n, x, T, y, exact);
+                        for (int k = 0; k < n; k++) {
+                            cpu->matmul(pool, &w[k], x, T, want[k], false, exact);
+                            assert_memory_equal(y[k], want[k], (size_t)T * (size_t)ns[k] * sizeof(float));
+                        }
+                    }
+            for (int k = 0; k < 3; k++)
+                free_weight(&w[k]), free(y[k]), free(want[k]);
+            free(x);
+        }
+}
+
+/* The largest integers that a block can hold, all of one sign, against activations that are all the largest: sums do not overflow. */
+static void test_matmul_extreme(void **state)
+{
+    (void)state;
+    enum { K = 512, N = 5, MOST = 16 };
+    static const int ts[] = {1, 2, 16};
+    for (int sign = -1; sign <= 1; sign += 2) {
+        es_weight w = random_weight(ES_Q6_K, N, K);
+        uint8_t *b = (uint8_t *)(uintptr_t)w.data;
+        float x[MOST * K], y[MOST * N];
+        for (size_t i = 0; i < N * K / 256; i++, b += 210) { /* q = 0 - 32, scale -128 */
+            memset(b, 0, 192);
+            memset(b + 192, 0x80, 16);
+            put_half(b + 208, 1);
+        }
+        for (int i = 0; i < MOST * K; i++)
+            x[i] = (float)sign * 3;
+        EACH_VARIANT
+            for (int t = 0; t < LENGTH(ts); t++) {
+                cpu->matmul(pool, &w, x, ts[t], y, false, false);
+                for (int i = 0; i < ts[t] * N; i++)
+                    assert_true(fabsf(y[i] - (float)sign * 3 * 4096 * K) <= 1e-3f * 3 * 4096 * K);
+            }
+        free_weight(&w);
     }
 }
 
@@ -284,6 +349,8 @@ static void check_matmul_half(es_type type, int N, int K, int T)
 static void test_matmul_half(void **state)
 {
     (void)state;
+    if (es_kernels_half() == cpu)
+        return; /* no products of its own on this processor: test_matmul has them */
     static const int ts[] = {31, 32, 47, 130}, ns[] = {2, 31, 34, 70, 300, 520};
     for (int i = 0; i < LENGTH(types); i++) {
         int block = es_type_get((int)types[i])->block;
@@ -334,6 +401,21 @@ static void test_matmul_nan(void **state)
         }
         free_weight(&w);
     }
+    enum { T = 13, N = 20 }; /* of many tokens, in that one's results alone */
+    for (int i = 0; i < LENGTH(types); i++) {
+        es_weight w = random_weight(types[i], N, 256);
+        for (int bad = 0; bad < 2; bad++) {
+            float *x = noise(T * 256, 1), y[T * N];
+            x[9 * 256 + 100] = bad ? INFINITY : NAN;
+            EACH_VARIANT {
+                cpu->matmul(pool, &w, x, T, y, false, false);
+                for (int n = 0; n < T * N; n++)
+                    assert_int_equal(isfinite(y[n]) != 0, n / N != 9);
+            }
+            free(x);
+        }
+        free_weight(&w);
+    }
     es_weight w = random_weight(ES_Q8_0, 8, 256); /* and a block of zeros is nothing special */
     float x[256] = {0}, y[8];
     EACH_VARIANT {
@@ -366,6 +448,18 @@ static void test_gemm(void **state)
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------------------ */
 
+/* The root mean square of r w dy, r = 1 / |x|: what a gradient through the norm is a difference of; of one element it is zero. */
+static double norm_term(const float *x, const float *w, const float *dy, int T, int d)
+{
+    double s = 0;
+    for (int t = 0; t < T; t++, x += d, dy += d) {
+        double r = sqrt((double)d) / norm(x, (size_t)d);
+        for (int i = 0; i < d; i++)
+            s += r * w[i] * dy[i] * r * w[i] * dy[i];
+    }
+    return sqrt(s / T / d);
+}
+
 static void test_rmsnorm(void **state)
 {
     (void)state;
@@ -383,7 +477,7 @@ static void test_rmsnorm(void **state)
                 near_to("rmsnorm", y, want, n, 1e-6);
                 memcpy(dx, dx0, n * sizeof *dx);
                 cpu->rmsnorm_back(pool, x, w, dy, dx, T, d, 1e-5f);
-                near_to("rmsnorm_back", dx, want_dx, n, 1e-6);
+                near_sized("rmsnorm_back", dx, want_dx, n, 1e-6, norm_term(x, w, dy, T, d));
                 memcpy(dx, x, n * sizeof *dx); /* in place */
                 cpu->rmsnorm(pool, dx, w, dx, T, d, 1e-5f);
                 near_to("rmsnorm in place", dx, want, n, 1e-6);
@@ -531,7 +625,7 @@ static void check_attention(es_attn a)
     ref->attention(NULL, &a, q, k, v, want);
     EACH_VARIANT {
         cpu->attention(pool, &a, q, k, v, got);
-        near_to(what, got, want, nq, 3e-6);
+        near_to(what, got, want, nq, a.pos0 + a.T > 10000 ? 1e-5 : 3e-6); /* f32 sums over so many keys */
     }
     if (a.pos0 == 0) {
         float *dout = noise(nq, 1), *w[3] = {floats(nq), floats(nk), floats(nk)}, *g[3] = {floats(nq), floats(nk), floats(nk)};
@@ -827,7 +921,7 @@ static void test_describe(void **state)
 
 int main(void)
 {
-    const es_simd *all[] = {es_simd_plain(), es_simd_avx2(), es_simd_avx512()};
+    const es_simd *all[] = {es_simd_plain(), es_simd_avx2(), es_simd_avx512(), es_simd_neon()};
     for (int i = 0; i < LENGTH(all); i++)
         if (all[i])
             variants[n_variants++] = all[i];
@@ -839,6 +933,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_types),       cmocka_unit_test(test_half_precision),  cmocka_unit_test(test_golden_values),
         cmocka_unit_test(test_gradients),   cmocka_unit_test(test_matmul),          cmocka_unit_test(test_matmul_nothing),
+        cmocka_unit_test(test_matmuls),     cmocka_unit_test(test_matmul_extreme),
         cmocka_unit_test(test_matmul_half),
         cmocka_unit_test(test_matmul_nan),  cmocka_unit_test(test_gemm),            cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rope),        cmocka_unit_test(test_glu), cmocka_unit_test(test_soft_cap),          cmocka_unit_test(test_log_softmax),
