@@ -28,7 +28,6 @@ static __device__ log_sum row_log_sum(const float *x, int n, float *red)
         }
         if (turn)
             break;
-        __syncthreads();
         if (lane == 0) {
             red[2 * warp] = all.max;
             red[2 * warp + 1] = all.sum;
@@ -136,7 +135,6 @@ static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int
         const int i = from + threadIdx.x;
         const uint32_t key = i < n ? key_of(x[i]) : 0;
         const unsigned over = __ballot_sync(0xffffffffu, i < n && key > least), same = __ballot_sync(0xffffffffu, i < n && key == least);
-        __syncthreads(); // state and counts of the last turn have been read
         if (lane == 0) {
             count[warp] = __popc(over);
             count[32 + warp] = __popc(same);
@@ -164,7 +162,6 @@ static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int
             state[3] += all_same;
         }
     }
-    __syncthreads();
     for (int i = threadIdx.x; i < k; i += TOP_THREADS) {
         int rank = 0;
         for (int j = 0; j < k; j++)
@@ -174,7 +171,6 @@ static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int
     }
     if (!logsum)
         return;
-    __syncthreads();
     float *red = (float *)count, sum = 0, most = -INFINITY;
     for (int i = threadIdx.x; i < k; i += TOP_THREADS)
         most = fmaxf(most, value_of(keys[i]));

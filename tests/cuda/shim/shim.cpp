@@ -45,6 +45,13 @@ struct fiber {
 };
 
 static std::vector<fiber> fibers;
+static struct at_exit {
+    ~at_exit()
+    {
+        for (fiber &f : fibers)
+            free(f.stack);
+    }
+} stacks_are_freed;
 static fiber scheduler, *running;
 static const std::function<void()> *body;
 static const char *kernel_name = "";
