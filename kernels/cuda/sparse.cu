@@ -134,9 +134,8 @@ static __global__ void __launch_bounds__(WIDE) select_digit(list l, int shift)
     uint32_t over;
     if (!l.n[3])
         return;
-    const uint32_t want = l.n[2];
+    const uint32_t want = l.n[2]; // read by all before bin_of's barrier
     const int bin = bin_of(l.bins, want, sum, &over);
-    __syncthreads(); // all have read how many are wanted
     if (threadIdx.x == 0) {
         *l.least |= (key64)bin << shift;
         l.n[2] = want - over;
