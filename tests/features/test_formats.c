@@ -286,6 +286,76 @@ static void refuses_what_a_format_cannot_say(void **state)
     }
 }
 
+static void put_file(const char *folder, const char *name, const char *from, const char *text)
+{
+    char path[700];
+    es_buf b = {0};
+    es_error err = {0};
+    if (from) {
+        golden(path, sizeof path, from);
+        assert_int_equal(es_file_read(&b, path, 1 << 20, &err), 0);
+    } else {
+        es_buf_str(&b, text);
+    }
+    snprintf(path, sizeof path, "%s/%s/%s", root, folder, name);
+    char *slash = strrchr(path, '/');
+    *slash = 0;
+    assert_int_equal(es_dir_make(path, &err), 0);
+    *slash = '/';
+    assert_int_equal(es_file_write(path, b.data, b.len, &err), 0);
+    es_buf_free(&b);
+}
+
+static void refused(const char *folder, int code, const char *text)
+{
+    char path[300];
+    es_error err = {0};
+    es_dictionary *s = NULL;
+    snprintf(path, sizeof path, "%s/%s", root, folder);
+    int rc = es_dictionary_open(&s, path, &err);
+    if (rc != code || !strstr(err.text, text) || strchr(err.text, '\n') || s)
+        fail_msg("%s: got %d \"%s\", wanted %d \"%s\"", folder, rc, err.text, code, text);
+}
+
+/* Files that are sound, but say what is not supported, or nothing that would do. */
+static void refuses_what_it_cannot_read(void **state)
+{
+    (void)state;
+    static const char params[] = "gemma-scope-2-270m-pt/mlp_out/layer_5_width_16k_l0_big/params.safetensors";
+    static const char pt[] = "dictionary-learning/BatchTopKSAE/trainer_0/ae.pt", final[] = "llama-scope/Llama3_1-8B-Base-L8R-8x/checkpoints/final.safetensors";
+    put_file("g/crosscoder/layer_7_width_16k", "params.safetensors", params, NULL);
+    refused("g/crosscoder/layer_7_width_16k", ES_ERR_FORMAT, "is a crosscoder");
+    put_file("g/clt/width_16k", "params.safetensors", params, NULL);
+    refused("g/clt/width_16k", ES_ERR_FORMAT, "is a clt");
+    put_file("g2", "params.safetensors", params, NULL);
+    put_file("g2", "config.json", NULL, "{\"type\":\"crosscoder\"}");
+    refused("g2", ES_ERR_FORMAT, "is a crosscoder");
+    put_file("g2", "config.json", NULL, "{\"architecture\":\"topk\"}");
+    refused("g2", ES_ERR_FORMAT, "\"topk\" is not supported");
+    put_file("g2", "config.json", NULL, "[]");
+    refused("g2", ES_ERR_FORMAT, "not a JSON object");
+    put_file("l", "ae.pt", pt, NULL); /* TopK and BatchTopK have the same arrays */
+    refused("l", ES_ERR_FORMAT, "its kind is unknown");
+    put_file("l", "config.json", NULL, "{\"trainer\":{\"dict_class\":\"CrossCoder\"}}");
+    refused("l", ES_ERR_FORMAT, "\"CrossCoder\" is not supported");
+    put_file("l", "config.json", NULL, "{\"trainer\":{\"dict_class\":\"GatedAutoEncoder\"}}");
+    refused("l", ES_ERR_MISSING, "decoder_bias");
+    put_file("s", "checkpoints/final.safetensors", final, NULL);
+    put_file("s", "hyperparams.json", NULL, "{\"d_model\":24,\"d_sae\":40}");
+    refused("s", ES_ERR_FORMAT, "jump_relu_threshold");
+    put_file("s", "hyperparams.json", NULL, "{\"d_model\":24,\"d_sae\":40,\"jump_relu_threshold\":1,\"dataset_average_activation_norm\":{\"in\":0}}");
+    refused("s", ES_ERR_FORMAT, "dataset_average_activation_norm");
+    put_file("s", "hyperparams.json", NULL, "{\"d_model\":1e9,\"d_sae\":40}");
+    refused("s", ES_ERR_FORMAT, "d_model");
+    put_file("s", "hyperparams.json", NULL, "{\"d_model\":25,\"d_sae\":40,\"jump_relu_threshold\":1,\"dataset_average_activation_norm\":{\"in\":5,\"out\":5}}");
+    refused("s", ES_ERR_FORMAT, "[25, 40]");
+    put_file("u", "cfg.json", "standard-unfolded/cfg.json", NULL);
+    put_file("u", "sae_weights.safetensors", "standard-unfolded/sae_weights.safetensors", NULL);
+    put_file("u", "activation_scaler.json", NULL, "{\"scaling_factor\":0}");
+    refused("u", ES_ERR_FORMAT, "scaling_factor");
+    refused("nothing", ES_ERR_MISSING, "no dictionary is here");
+}
+
 static void selects_features(void **state)
 {
     (void)state;
@@ -371,7 +441,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(encodes_as_the_peers), cmocka_unit_test(takes_a_file_for_its_folder), cmocka_unit_test(converts_there_and_back),
-        cmocka_unit_test(refuses_what_a_format_cannot_say), cmocka_unit_test(selects_features), cmocka_unit_test(reads_matrices_of_activations),
+        cmocka_unit_test(refuses_what_a_format_cannot_say), cmocka_unit_test(refuses_what_it_cannot_read), cmocka_unit_test(selects_features), cmocka_unit_test(reads_matrices_of_activations),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }
