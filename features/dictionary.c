@@ -226,6 +226,9 @@ int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err
 {
     const es_dictionary_info *i = &s->info;
     const es_model_info *mi = es_model_get_info(m);
+    if (i->hook == ES_HOOK_UNKNOWN)
+        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads %s%s%s; in a running model only the residual after a layer can be read (hook_name, or layer_N in its path)",
+                       i->name, *i->hook_name ? "the hook \"" : es_hook_words(i->hook), i->hook_name, *i->hook_name ? "\"" : "");
     if (i->hook != ES_HOOK_RESIDUAL || i->transcoder)
         return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads %s; in a running model only the residual after a layer can be read (encode FILE.npy takes any activations)",
                        i->name, es_hook_words(i->hook));

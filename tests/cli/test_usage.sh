@@ -35,8 +35,8 @@ want 2 basis
 
 commands="chat answer tokenize score encode harvest train atlas adapt drift export bench doctor"
 for c in $commands "features list" "features show" "features search" "features for-text" "features contrast" "label add" "label import" \
-  "label export" "label undo" "basis new" "basis add" "basis remove" "basis show" "basis list" "basis export" "dictionary info" \
-  "dictionary stats" "eval margin" "eval neutral"; do
+  "label export" "label undo" "basis new" "basis add" "basis remove" "basis show" "basis list" "basis export" "basis import" "dictionary info" \
+  "dictionary stats" "dictionary convert" "eval margin" "eval neutral"; do
   # shellcheck disable=SC2086
   want 0 $c --help
   grep -q "^Usage: espalier $c" out || fail "no usage in the help of $c"
