@@ -14,7 +14,7 @@ _espalier() {
         "chat "*) choices+=" --prompt --system --adapter --temperature --top-k --top-p --repeat-penalty --seed --max-tokens --context --exact" ;;
         "answer "*) choices+=" --out --max-tokens --limit --temperature --seed --jobs" ;;
         "tokenize "*) choices+=" --file --special" ;;
-        "score "*) choices+=" --adapter" ;;
+        "score "*) choices+=" --adapter --decoded" ;;
         "encode "*) choices+=" --top" ;;
         "features list"*) choices+=" --sort --limit --from --labelled" ;;
         "features show"*) choices+=" --examples" ;;
@@ -28,7 +28,7 @@ _espalier() {
         "basis show"*) choices+=" --experiences" ;;
         "basis export"*) choices+=" --to --feature --strength" ;;
         "basis import"*) choices+=" --name" ;;
-        "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
+        "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --replay --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
         "drift "*) choices+=" --top" ;;
         "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;
         "eval neutral"*) choices+=" --text --adapter --limit" ;;
@@ -41,7 +41,7 @@ _espalier() {
         "dictionary stats"*) choices+=" --tokens" ;;
         "dictionary convert"*) choices+=" --to" ;;
         "atlas "*) choices+=" --harvest --out --examples --window --tokens" ;;
-        "bench "*) choices+=" --repeat --prompt --tokens --only --against --python --model-hf" ;;
+        "bench "*) choices+=" --repeat --prompt --tokens --context --only --against --python --model-hf" ;;
         "fetch "*) choices+=" --to --sha256 --token-file --limit --tries --stall" ;;
       esac ;;
   esac

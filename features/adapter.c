@@ -1,18 +1,15 @@
-/* adapter: what the model may learn. bias: h' = h + D c after the dictionary's layer; gain, map: adapter_hook.c. lora: W' = W + D M A on every
+/* adapter: what the model may learn. bias: h' = h + D c after each dictionary's layer; gain, map: adapter_hook.c. lora: W' = W + D M A on every
  * matrix that writes the residual in a band of layers, so that whatever is added stays in the span of the basis; or W' = W + B A without that
- * constraint, the peer it is compared with. */
+ * constraint, the peer it is compared with. Files: adapter_file.c. */
 #include "adapter.h"
-#include "safetensors.h"
 
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const FORMAT = "espalier-adapter";
 static const es_site SITES[] = {ES_SITE_O, ES_SITE_DOWN}; /* the matrices that write the residual */
-enum { N_SITES = 2, RANK_MAX = 1024 };
+enum { N_SITES = 2 };
 
 const char *es_form_name(es_form f)
 {
@@ -43,6 +40,15 @@ es_adapter_options es_adapter_default(const es_dictionary *s, const es_model *m)
 
 /* ---- shape ----------------------------------------------------------------------------------------------------------- */
 
+/* Through whose D a layer of the band writes: the highest place not above it. */
+static int place_of(const es_adapter *a, int layer)
+{
+    int i = a->n_place - 1;
+    while (i > 0 && a->place[i].layer > layer)
+        i--;
+    return i;
+}
+
 /* Lays the arrays out; run twice, first to measure. */
 static void carve(es_adapter *a, const es_model *m)
 {
@@ -53,16 +59,17 @@ static void carve(es_adapter *a, const es_model *m)
     a->entry = es_arena_take(r, (size_t)a->n_entry, sizeof *a->entry);
     a->lowrank = es_arena_take(r, (size_t)a->n_entry, sizeof *a->lowrank);
     a->n_param = a->n_mean = 0;
-    size_t rows_b = (size_t)(a->o.constrained ? a->K : a->d);
     for (int i = 0; i < a->n_entry; i++) {
         es_site site = SITES[i % N_SITES];
-        size_t n_in = (size_t)es_site_n_in(m, site), at = a->n_param, mean = a->n_mean;
+        int layer = a->o.first_layer + i / N_SITES, place = place_of(a, layer);
+        const es_adapter_place *p = &a->place[place];
+        size_t n_in = (size_t)es_site_n_in(m, site), at = a->n_param, mean = a->n_mean, rows = (size_t)(a->o.constrained ? p->K : a->d);
         float *full = a->o.constrained ? es_arena_take(r, (size_t)a->d * (size_t)rank, sizeof *full) : NULL;
-        a->n_param += rows_b * (size_t)rank;
+        a->n_param += rows * (size_t)rank;
         a->n_mean += n_in;
         if (a->entry)
-            a->entry[i] = (es_adapter_entry){.layer = a->o.first_layer + i / N_SITES, .site = site, .n_in = (int)n_in, .b = at, .mean = mean,
-                                             .full = full};
+            a->entry[i] = (es_adapter_entry){.layer = layer, .place = place, .site = site, .n_in = (int)n_in, .first = p->first, .rows = (int)rows,
+                                             .b = at, .mean = mean, .full = full};
     }
     a->n_learned = a->n_param;
     for (int i = 0; i < a->n_entry; i++) {
@@ -70,9 +77,10 @@ static void carve(es_adapter *a, const es_model *m)
             a->entry[i].a = a->n_param;
         a->n_param += (size_t)rank * (size_t)es_site_n_in(m, SITES[i % N_SITES]);
     }
-    size_t K = (size_t)a->K, hooked = es_adapter_hooks(a) ? K : 0;
+    const es_adapter_place *last = &a->place[a->n_place - 1];
+    size_t K = (size_t)a->K, hooked = es_adapter_hooks(a) ? K : 0, squares = last->square + (size_t)last->K * (size_t)last->K;
     if (!lora)
-        a->n_param = a->o.form == ES_FORM_MAP ? K + K * K : K;
+        a->n_param = a->o.form == ES_FORM_MAP ? K + squares : K;
     if (hooked)
         a->n_mean = K;
     if (!lora || !a->o.fixed_inputs)
@@ -80,7 +88,7 @@ static void carve(es_adapter *a, const es_model *m)
     a->param = es_arena_take(r, a->n_param, sizeof *a->param);
     a->mean_input = es_arena_take(r, a->n_mean, sizeof *a->mean_input);
     a->D = es_arena_take(r, (size_t)a->K * (size_t)a->d, sizeof *a->D);
-    a->v = es_arena_take(r, a->o.form == ES_FORM_BIAS ? (size_t)a->d : 0, sizeof *a->v);
+    a->v = es_arena_take(r, a->o.form == ES_FORM_BIAS ? (size_t)a->n_place * (size_t)a->d : 0, sizeof *a->v);
     a->enc = es_arena_take(r, hooked * (size_t)a->d, sizeof *a->enc);
     a->enc_bias = es_arena_take(r, hooked, sizeof *a->enc_bias);
     a->threshold = es_arena_take(r, hooked, sizeof *a->threshold);
@@ -89,85 +97,6 @@ static void carve(es_adapter *a, const es_model *m)
     a->coefficient = es_arena_take(r, (size_t)a->K, sizeof *a->coefficient);
     for (int i = 0; a->entry && !a->o.constrained && i < a->n_entry; i++)
         a->entry[i].full = a->param + a->entry[i].b;
-}
-
-/* An adapter of zeros (A too); s gives D. Takes b over (its arrays), also when it fails. */
-static int shape(es_adapter **out, es_model *m, const es_dictionary *s, es_basis *b, const es_adapter_options *o, es_error *err)
-{
-    const es_model_info *info = es_model_get_info(m);
-    *out = NULL;
-    es_adapter *a = es_calloc(1, sizeof *a);
-    if (!a) {
-        if (b)
-            es_basis_free(b);
-        return es_fail(err, ES_ERR_MEMORY, "no memory for an adapter");
-    }
-    a->o = *o;
-    if (o->form != ES_FORM_LORA) {
-        a->o.constrained = true;
-        a->o.fixed_inputs = false;
-    }
-    a->has_basis = a->o.constrained && b;
-    if (a->has_basis)
-        a->basis = *b;
-    else if (b)
-        es_basis_free(b);
-    a->d = info->d_model;
-    a->n_layer = info->n_layer;
-    a->layer = s ? es_dictionary_get_info(s)->layer : -1;
-    int rc = es_model_hash(m, a->model_hash, err);
-    if (!rc && (unsigned)o->form > ES_FORM_LORA)
-        rc = es_fail(err, ES_ERR_USAGE, "adapter: unknown form %d", (int)o->form);
-    if (!rc && a->o.constrained && (!a->has_basis || !s))
-        rc = es_fail(err, ES_ERR_USAGE, "adapter: the form %s%s needs a basis and its dictionary", es_form_name(o->form),
-                     o->form == ES_FORM_LORA ? " within a basis" : "");
-    if (!rc && o->form == ES_FORM_LORA && (o->first_layer < 0 || o->last_layer < o->first_layer || o->last_layer >= info->n_layer))
-        rc = es_fail(err, ES_ERR_USAGE, "adapter: layers %d to %d, the model has 0 to %d", o->first_layer, o->last_layer, info->n_layer - 1);
-    if (!rc && o->form == ES_FORM_LORA && (o->rank < 1 || o->rank > RANK_MAX))
-        rc = es_fail(err, ES_ERR_USAGE, "adapter: rank %d (1 to %d go)", o->rank, (int)RANK_MAX);
-    if (!rc && a->has_basis && es_dictionary_get_info(s)->d != a->d)
-        rc = es_fail(err, ES_ERR_MISMATCH, "dictionary %s has width %d, the model %d", es_dictionary_get_info(s)->name,
-                     es_dictionary_get_info(s)->d, a->d);
-    if (!rc && a->has_basis && (a->layer < 0 || a->layer >= info->n_layer))
-        rc = es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads layer %d, the model has 0 to %d", es_dictionary_get_info(s)->name, a->layer,
-                     info->n_layer - 1);
-    if (!rc && a->has_basis && a->basis.model_hash[0] && strcmp(a->basis.model_hash, a->model_hash))
-        rc = es_fail(err, ES_ERR_MISMATCH, "basis %s was made for the model %.12s, this one is %.12s", a->basis.name, a->basis.model_hash,
-                     a->model_hash);
-    if (!rc && o->form == ES_FORM_MAP && a->basis.n > ES_MAP_MAX)
-        rc = es_fail(err, ES_ERR_LIMIT, "adapter: a map over %d features would have %lld parameters; at most %d features go", a->basis.n,
-                     (long long)a->basis.n * (a->basis.n + 1LL), (int)ES_MAP_MAX);
-    float *D = NULL;
-    if (!rc && a->has_basis) {
-        rc = es_basis_matrix(&a->basis, s, &D, err);
-        a->K = a->basis.n;
-        if (!a->basis.dictionary_hash[0])
-            snprintf(a->basis.dictionary_hash, sizeof a->basis.dictionary_hash, "%s", es_dictionary_get_info(s)->hash);
-    }
-    if (!rc) {
-        carve(a, m); /* measures */
-        size_t size = a->arena.used;
-        a->arena = (es_arena){0};
-        rc = es_arena_open(&a->arena, size, err);
-    }
-    if (!rc)
-        rc = es_pool_open(&a->pool, 1, err);
-    if (rc) {
-        free(D);
-        es_adapter_free(a);
-        return rc;
-    }
-    carve(a, m);
-    if (a->K)
-        memcpy(a->D, D, sizeof *D * (size_t)a->K * (size_t)a->d);
-    free(D);
-    rc = es_adapter_hooks(a) ? es_adapter_encoder(a, s, err) : ES_OK;
-    if (rc) {
-        es_adapter_free(a);
-        return rc;
-    }
-    *out = a;
-    return ES_OK;
 }
 
 static int basis_copy(es_basis *out, const es_basis *b, es_error *err)
@@ -186,12 +115,137 @@ static int basis_copy(es_basis *out, const es_basis *b, es_error *err)
     return ES_OK;
 }
 
-int es_adapter_new(es_adapter **out, es_model *m, const es_dictionary *s, const es_basis *b, const es_adapter_options *o, es_error *err)
+static int check_part(const es_adapter *a, const es_part *p, es_error *err)
 {
-    es_basis copy = {0};
-    int rc = b ? basis_copy(&copy, b, err) : ES_OK;
+    const es_dictionary_info *s = es_dictionary_get_info(p->dictionary);
+    const es_basis *b = p->basis;
+    if (s->d != a->d)
+        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s has width %d, the model %d", s->name, s->d, a->d);
+    if (s->layer < 0 || s->layer >= a->n_layer)
+        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads layer %d, the model has 0 to %d", s->name, s->layer, a->n_layer - 1);
+    if (b->model_hash[0] && strcmp(b->model_hash, a->model_hash))
+        return es_fail(err, ES_ERR_MISMATCH, "basis %s was made for the model %.12s, this one is %.12s", b->name, b->model_hash, a->model_hash);
+    if (b->dictionary_hash[0] && strcmp(b->dictionary_hash, s->hash))
+        return es_fail(err, ES_ERR_MISMATCH, "basis %s was made from the dictionary %.12s, not from %s (%.12s)", b->name, b->dictionary_hash, s->name, s->hash);
+    for (int i = 0; i < a->n_part; i++)
+        if (!strcmp(a->part[i].basis.dictionary_hash, s->hash))
+            return es_fail(err, ES_ERR_USAGE, "adapter: the dictionary %s is in two parts: put their features into one basis", s->name);
+    return ES_OK;
+}
+
+/* Takes in one part, behind those of lower layers; D, which is not laid out yet, comes later. */
+static int add_part(es_adapter *a, const es_part *from, es_error *err)
+{
+    const es_dictionary_info *s = es_dictionary_get_info(from->dictionary);
+    int rc = check_part(a, from, err);
+    if (rc)
+        return rc;
+    es_adapter_part *p = &a->part[a->n_part];
+    rc = basis_copy(&p->basis, from->basis, err);
+    if (rc)
+        return rc;
+    p->first = a->K;
+    snprintf(p->basis.dictionary_hash, sizeof p->basis.dictionary_hash, "%s", s->hash);
+    a->n_part++;
+    if (a->n_place && a->place[a->n_place - 1].layer != s->layer) {
+        const es_adapter_place *below = &a->place[a->n_place - 1];
+        a->place[a->n_place] = (es_adapter_place){.square = below->square + (size_t)below->K * (size_t)below->K};
+    }
+    a->n_place += !a->n_place || a->place[a->n_place - 1].layer != s->layer;
+    es_adapter_place *place = &a->place[a->n_place - 1];
+    if (!place->K) {
+        place->layer = s->layer;
+        place->first = a->K;
+    }
+    place->K += p->basis.n;
+    a->K += p->basis.n;
+    if (a->o.form == ES_FORM_MAP && place->K > ES_MAP_MAX)
+        return es_fail(err, ES_ERR_LIMIT, "adapter: a map over %d features would have %lld parameters; at most %d features go", place->K,
+                       (long long)place->K * (place->K + 1LL), (int)ES_MAP_MAX);
+    return ES_OK;
+}
+
+/* order[n]: the parts by their layers, those of one layer as they came. */
+static void by_layer(const es_part *part, int n, int *order)
+{
+    for (int i = 0; i < n; i++) {
+        int at = i, layer = es_dictionary_get_info(part[i].dictionary)->layer;
+        for (; at > 0 && es_dictionary_get_info(part[order[at - 1]].dictionary)->layer > layer; at--)
+            order[at] = order[at - 1];
+        order[at] = i;
+    }
+}
+
+/* D of a part, and what the form reads of its dictionary. */
+static int fill_part(es_adapter *a, const es_adapter_part *p, const es_dictionary *s, es_error *err)
+{
+    float *D = NULL;
+    int rc = es_basis_matrix(&p->basis, s, &D, err);
+    if (rc)
+        return rc;
+    memcpy(es_adapter_rows(a, p->first), D, sizeof *D * (size_t)p->basis.n * (size_t)a->d);
+    free(D);
+    return es_adapter_hooks(a) ? es_adapter_encoder(a, p, s, err) : ES_OK;
+}
+
+int es_adapter_shape(es_adapter **out, es_model *m, const es_part *part, int n, const es_adapter_options *o, es_error *err)
+{
+    const es_model_info *info = es_model_get_info(m);
+    int order[ES_PARTS_MAX] = {0};
     *out = NULL;
-    rc = rc ? rc : shape(out, m, s, b ? &copy : NULL, o, err);
+    if (n < 1 || n > ES_PARTS_MAX)
+        return es_fail(err, ES_ERR_USAGE, "adapter: %d parts (1 to %d go)", n, (int)ES_PARTS_MAX);
+    es_adapter *a = es_calloc(1, sizeof *a);
+    if (!a)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for an adapter");
+    a->o = *o;
+    if (o->form != ES_FORM_LORA) {
+        a->o.constrained = true;
+        a->o.fixed_inputs = false;
+    }
+    a->d = info->d_model;
+    a->n_layer = info->n_layer;
+    int rc = es_model_hash(m, a->model_hash, err);
+    if (!rc && (unsigned)o->form > ES_FORM_LORA)
+        rc = es_fail(err, ES_ERR_USAGE, "adapter: unknown form %d", (int)o->form);
+    for (int i = 0; !rc && a->o.constrained && i < n; i++)
+        if (!part[i].basis || !part[i].dictionary)
+            rc = es_fail(err, ES_ERR_USAGE, "adapter: the form %s%s needs a basis and its dictionary", es_form_name(o->form),
+                         o->form == ES_FORM_LORA ? " within a basis" : "");
+    if (!rc && o->form == ES_FORM_LORA && (o->first_layer < 0 || o->last_layer < o->first_layer || o->last_layer >= info->n_layer))
+        rc = es_fail(err, ES_ERR_USAGE, "adapter: layers %d to %d, the model has 0 to %d", o->first_layer, o->last_layer, info->n_layer - 1);
+    if (!rc && o->form == ES_FORM_LORA && (o->rank < 1 || o->rank > ES_ADAPTER_RANK_MAX))
+        rc = es_fail(err, ES_ERR_USAGE, "adapter: rank %d (1 to %d go)", o->rank, (int)ES_ADAPTER_RANK_MAX);
+    if (!rc && a->o.constrained)
+        by_layer(part, n, order);
+    for (int i = 0; !rc && a->o.constrained && i < n; i++)
+        rc = add_part(a, &part[order[i]], err);
+    if (!rc && !a->o.constrained) { /* no features, but the layer where |h| is measured */
+        a->place[0].layer = part[0].dictionary ? es_dictionary_get_info(part[0].dictionary)->layer : -1;
+        a->n_place = 1;
+    }
+    if (!rc) {
+        carve(a, m); /* measures */
+        size_t size = a->arena.used;
+        a->arena = (es_arena){0};
+        rc = es_arena_open(&a->arena, size, err);
+    }
+    if (!rc)
+        carve(a, m);
+    rc = rc ? rc : es_pool_open(&a->pool, 1, err);
+    for (int i = 0; !rc && i < a->n_part; i++)
+        rc = fill_part(a, &a->part[i], part[order[i]].dictionary, err);
+    if (rc) {
+        es_adapter_free(a);
+        return rc;
+    }
+    *out = a;
+    return ES_OK;
+}
+
+int es_adapter_new_parts(es_adapter **out, es_model *m, const es_part *part, int n, const es_adapter_options *o, es_error *err)
+{
+    int rc = es_adapter_shape(out, m, part, n, o, err);
     if (rc)
         return rc;
     es_adapter *a = *out;
@@ -207,6 +261,12 @@ int es_adapter_new(es_adapter **out, es_model *m, const es_dictionary *s, const 
     return ES_OK;
 }
 
+int es_adapter_new(es_adapter **out, es_model *m, const es_dictionary *s, const es_basis *b, const es_adapter_options *o, es_error *err)
+{
+    es_part part = {s, b};
+    return es_adapter_new_parts(out, m, &part, 1, o, err);
+}
+
 int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err)
 {
     *out = NULL;
@@ -216,10 +276,11 @@ int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err)
     *c = *a;
     c->arena = (es_arena){0};
     c->pool = NULL;
-    c->hook = (es_hook){0};
+    memset(c->hook, 0, sizeof c->hook);
     c->sink = (es_adapter_sink){0};
-    c->basis = (es_basis){0};
-    int rc = a->has_basis ? basis_copy(&c->basis, &a->basis, err) : ES_OK;
+    int rc = ES_OK;
+    for (c->n_part = 0; !rc && c->n_part < a->n_part; c->n_part += !rc)
+        rc = basis_copy(&c->part[c->n_part].basis, &a->part[c->n_part].basis, err);
     rc = rc ? rc : es_arena_open(&c->arena, a->arena.size, err);
     rc = rc ? rc : es_pool_open(&c->pool, 1, err);
     if (rc) {
@@ -249,12 +310,25 @@ int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err)
     return ES_OK;
 }
 
+int es_adapter_layer_of(const es_adapter *a, int k)
+{
+    int i = a->n_place - 1;
+    while (i > 0 && a->place[i].first > k)
+        i--;
+    return a->place[i].layer;
+}
+
+const float *es_adapter_matrix(const es_adapter *a)
+{
+    return a->K ? a->D : NULL;
+}
+
 void es_adapter_free(es_adapter *a)
 {
     if (!a)
         return;
-    if (a->has_basis)
-        es_basis_free(&a->basis);
+    for (int i = 0; i < a->n_part; i++)
+        es_basis_free(&a->part[i].basis);
     es_pool_free(a->pool);
     es_arena_close(&a->arena);
     free(a);
@@ -267,7 +341,46 @@ const es_adapter_options *es_adapter_get_options(const es_adapter *a)
 
 const es_basis *es_adapter_basis(const es_adapter *a)
 {
-    return a->has_basis ? &a->basis : NULL;
+    return a->n_part ? &a->part[0].basis : NULL;
+}
+
+int es_adapter_parts(const es_adapter *a)
+{
+    return a->n_part;
+}
+
+const es_basis *es_adapter_part_basis(const es_adapter *a, int i, int *first)
+{
+    if (first)
+        *first = a->part[i].first;
+    return &a->part[i].basis;
+}
+
+int es_adapter_features(const es_adapter *a)
+{
+    return a->K;
+}
+
+int es_adapter_part_of(const es_adapter *a, int k, int *feature)
+{
+    int i = a->n_part - 1;
+    while (i > 0 && a->part[i].first > k)
+        i--;
+    if (feature)
+        *feature = a->part[i].basis.feature[k - a->part[i].first];
+    return i;
+}
+
+int es_adapter_layers(const es_adapter *a)
+{
+    return a->n_part ? a->n_place : 0;
+}
+
+int es_adapter_layer(const es_adapter *a, int i, int *first, int *n)
+{
+    *first = a->place[i].first;
+    *n = a->place[i].K;
+    return a->place[i].layer;
 }
 
 uint64_t es_adapter_parameters(const es_adapter *a)
@@ -282,7 +395,8 @@ int es_adapter_steps(const es_adapter *a)
 
 int es_adapter_lowest_layer(const es_adapter *a)
 {
-    return a->o.form == ES_FORM_LORA ? a->o.first_layer : a->layer + 1 < a->n_layer ? a->layer + 1 : a->n_layer - 1;
+    int above = es_adapter_lowest(a) + 1;
+    return a->o.form == ES_FORM_LORA ? a->o.first_layer : above < a->n_layer ? above : a->n_layer - 1;
 }
 
 const float *es_adapter_table(const es_adapter *a)
@@ -301,12 +415,16 @@ void es_adapter_expand(es_adapter *a)
 {
     const es_kernels *k = es_kernels_cpu();
     if (a->o.form == ES_FORM_BIAS) {
-        k->gemm(a->pool, true, false, a->d, 1, a->K, 1, a->D, a->d, a->param, 1, 0, a->v, 1);
+        for (int i = 0; i < a->n_place; i++) {
+            const es_adapter_place *p = &a->place[i];
+            k->gemm(a->pool, true, false, a->d, 1, p->K, 1, es_adapter_rows(a, p->first), a->d, a->param + p->first, 1, 0, a->v + (size_t)i * (size_t)a->d, 1);
+        }
         return;
     }
-    for (int i = 0; a->o.constrained && i < a->n_entry; i++) /* B = D^T M */
-        k->gemm(a->pool, true, false, a->d, a->o.rank, a->K, 1, a->D, a->d, a->param + a->entry[i].b, a->o.rank, 0, a->entry[i].full,
-                a->o.rank);
+    for (int i = 0; a->o.constrained && i < a->n_entry; i++) { /* B = D^T M */
+        const es_adapter_entry *e = &a->entry[i];
+        k->gemm(a->pool, true, false, a->d, a->o.rank, e->rows, 1, es_adapter_rows(a, e->first), a->d, a->param + e->b, a->o.rank, 0, e->full, a->o.rank);
+    }
 }
 
 void es_adapter_read(const es_adapter *a, const float *param, float *coefficient)
@@ -315,16 +433,18 @@ void es_adapter_read(const es_adapter *a, const float *param, float *coefficient
         memcpy(coefficient, param, sizeof *param * (size_t)a->K);
         return;
     }
-    size_t K = (size_t)a->K;
-    for (size_t i = 0; es_adapter_hooks(a) && i < K; i++) {
-        if (a->o.form == ES_FORM_GAIN) {
-            coefficient[i] = param[i] * a->mean_input[i];
-            continue;
+    for (int at = 0; es_adapter_hooks(a) && at < a->n_place; at++) {
+        size_t first = (size_t)a->place[at].first, K = (size_t)a->place[at].K, map = (size_t)a->K + a->place[at].square;
+        for (size_t i = 0; i < K; i++) {
+            if (a->o.form == ES_FORM_GAIN) {
+                coefficient[first + i] = param[first + i] * a->mean_input[first + i];
+                continue;
+            }
+            double sum = param[first + i];
+            for (size_t j = 0; j < K; j++)
+                sum += (double)param[map + i * K + j] * a->mean_input[first + j];
+            coefficient[first + i] = (float)sum;
         }
-        double sum = param[i];
-        for (size_t j = 0; j < K; j++)
-            sum += (double)param[K + i * K + j] * a->mean_input[j];
-        coefficient[i] = (float)sum;
     }
     if (es_adapter_hooks(a))
         return;
@@ -338,8 +458,8 @@ void es_adapter_read(const es_adapter *a, const float *param, float *coefficient
             double u = 0;
             for (int j = 0; j < e->n_in; j++)
                 u += (double)row[j] * x[j];
-            for (int c = 0; c < a->K; c++)
-                coefficient[c] += param[e->b + (size_t)c * rank + r] * (float)u;
+            for (int c = 0; c < e->rows; c++)
+                coefficient[e->first + c] += param[e->b + (size_t)c * rank + r] * (float)u;
         }
     }
 }
@@ -356,14 +476,15 @@ int es_adapter_patch(es_adapter *a, float scale, es_patch *out, es_error *err)
         return es_fail(err, ES_ERR_USAGE, "adapter: the scale must be a finite number");
     *out = (es_patch){0};
     if (a->o.form == ES_FORM_BIAS) {
-        a->addend = (es_addend){.layer = a->layer, .scale = scale, .v = a->v};
-        out->addend = &a->addend;
-        out->n_addend = 1;
+        for (int i = 0; i < a->n_place; i++)
+            a->addend[i] = (es_addend){.layer = a->place[i].layer, .scale = scale, .v = a->v + (size_t)i * (size_t)a->d};
+        out->addend = a->addend;
+        out->n_addend = a->n_place;
         return ES_OK;
     }
     if (es_adapter_hooks(a)) {
         out->hook = es_adapter_hook(a, scale);
-        out->n_hook = scale != 0;
+        out->n_hook = scale != 0 ? a->n_place : 0;
         return ES_OK;
     }
     for (int i = 0; i < a->n_entry; i++) {
@@ -380,7 +501,8 @@ int es_adapter_directions(const es_adapter *a, float *out, es_error *err)
     size_t d = (size_t)a->d;
     memset(out, 0, sizeof *out * d * (size_t)a->n_layer);
     if (a->o.form == ES_FORM_BIAS) {
-        memcpy(out + d * (size_t)a->layer, a->v, sizeof *out * d);
+        for (int i = 0; i < a->n_place; i++)
+            memcpy(out + d * (size_t)a->place[i].layer, a->v + (size_t)i * d, sizeof *out * d);
         return ES_OK;
     }
     bool measured = false;
@@ -389,9 +511,10 @@ int es_adapter_directions(const es_adapter *a, float *out, es_error *err)
     if (!measured)
         return es_fail(err, ES_ERR_USAGE, "adapter: it has not learned from anything, so its mean directions are unknown");
     if (es_adapter_hooks(a)) {
-        for (int i = 0; i < a->K; i++)
-            for (size_t j = 0; j < d; j++)
-                out[d * (size_t)a->layer + j] += a->coefficient[i] * a->D[(size_t)i * d + j];
+        for (int at = 0; at < a->n_place; at++)
+            for (int i = a->place[at].first; i < a->place[at].first + a->place[at].K; i++)
+                for (size_t j = 0; j < d; j++)
+                    out[d * (size_t)a->place[at].layer + j] += a->coefficient[i] * a->D[(size_t)i * d + j];
         return ES_OK;
     }
     for (int i = 0; i < a->n_entry; i++) {
@@ -407,247 +530,4 @@ int es_adapter_directions(const es_adapter *a, float *out, es_error *err)
         }
     }
     return ES_OK;
-}
-
-/* ---- files ------------------------------------------------------------------------------------------------------------ */
-
-/* Adds a tensor called "layers.N.SITE.WHAT" to specs; the name lives in names. */
-static void spec_entry(es_tensor_spec *t, char (*name)[64], const es_adapter_entry *e, const char *what, size_t rows, size_t columns,
-                       const float *data)
-{
-    snprintf(*name, sizeof *name, "layers.%d.%s.%s", e->layer, es_site_name(e->site), what);
-    *t = (es_tensor_spec){.name = *name, .type = ES_TENSOR_F32, .n_dims = rows ? 2 : 1, .data = data};
-    t->dim[0] = rows ? rows : columns;
-    t->dim[1] = columns;
-}
-
-static void set_int(json_t *o, const char *key, long long v)
-{
-    char text[32];
-    snprintf(text, sizeof text, "%lld", v);
-    json_object_set_new(o, key, json_string(text)); /* safetensors metadata holds texts only */
-}
-
-/* One of the adapter's own, not of an entry: [columns], or [rows, columns]. */
-static es_tensor_spec spec_table(const char *name, size_t rows, size_t columns, const float *data)
-{
-    return (es_tensor_spec){.name = name, .type = ES_TENSOR_F32, .n_dims = rows ? 2 : 1, .dim = {rows ? rows : columns, rows ? columns : 0}, .data = data};
-}
-
-/* F16 where that keeps every bit, as inputs from a file have it (inputs.c). */
-static es_tensor_type inputs_type(const es_adapter *a)
-{
-    if (!a->o.fixed_inputs)
-        return ES_TENSOR_F32;
-    for (size_t i = a->n_learned; i < a->n_param; i += 512) {
-        uint16_t half[512];
-        float back[512];
-        size_t n = a->n_param - i < 512 ? a->n_param - i : 512;
-        es_f32_to_f16(a->param + i, half, n);
-        es_f16_to_f32(half, back, n);
-        if (memcmp(back, a->param + i, n * sizeof *back))
-            return ES_TENSOR_F32;
-    }
-    return ES_TENSOR_F16;
-}
-
-size_t es_adapter_shared_bytes(const es_adapter *a)
-{
-    return a->o.fixed_inputs ? (a->n_param - a->n_learned) * (inputs_type(a) == ES_TENSOR_F16 ? 2 : 4) : 0;
-}
-
-int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err)
-{
-    size_t n = 0, cap = 3 * (size_t)a->n_entry + 4, K = (size_t)a->K;
-    es_tensor_spec *t = es_calloc(cap, sizeof *t);
-    char(*name)[64] = es_calloc(cap, sizeof *name);
-    json_t *meta = json_object(), *basis = a->has_basis ? es_basis_to_json(&a->basis) : NULL;
-    char *basis_text = basis ? json_dumps(basis, JSON_COMPACT) : NULL;
-    int rc = ES_OK;
-    if (!t || !name || !meta || (a->has_basis && !basis_text)) {
-        rc = es_fail(err, ES_ERR_MEMORY, "no memory to write an adapter");
-        goto done;
-    }
-    json_object_set_new(meta, "format", json_string(FORMAT));
-    set_int(meta, "version", 1);
-    json_object_set_new(meta, "form", json_string(es_form_name(a->o.form)));
-    json_object_set_new(meta, "model_hash", json_string(a->model_hash));
-    if (a->has_basis) {
-        json_object_set_new(meta, "dictionary_hash", json_string(a->basis.dictionary_hash));
-        json_object_set_new(meta, "basis", json_string(basis_text));
-    }
-    set_int(meta, "constrained", a->o.constrained);
-    if (a->o.fixed_inputs)
-        set_int(meta, "fixed_inputs", 1);
-    set_int(meta, "rank", a->o.rank);
-    set_int(meta, "first_layer", a->o.first_layer);
-    set_int(meta, "last_layer", a->o.last_layer);
-    set_int(meta, "seed", (long long)(a->o.seed & (UINT64_MAX >> 2)));
-    set_int(meta, "steps", a->steps);
-    if (a->K)
-        t[n++] = spec_table("coefficients", 0, K, a->coefficient);
-    if (a->o.form != ES_FORM_LORA)
-        t[n++] = spec_table(a->o.form == ES_FORM_GAIN ? "gain" : "bias", 0, K, a->param);
-    if (a->o.form == ES_FORM_MAP)
-        t[n++] = spec_table("map", K, K, a->param + K);
-    if (es_adapter_hooks(a))
-        t[n++] = spec_table("mean_input", 0, K, a->mean_input);
-    for (int i = 0; i < a->n_entry; i++) {
-        const es_adapter_entry *e = &a->entry[i];
-        size_t rank = (size_t)a->o.rank, n_in = (size_t)e->n_in;
-        spec_entry(&t[n], &name[n], e, a->o.constrained ? "m" : "b", (size_t)(a->o.constrained ? a->K : a->d), rank, a->param + e->b);
-        n++;
-        spec_entry(&t[n], &name[n], e, "mean_input", 0, n_in, a->mean_input + e->mean);
-        n++;
-    }
-    for (int i = 0; i < a->n_entry; i++, n++) { /* last, and alike in all adapters with the same fixed inputs */
-        const es_adapter_entry *e = &a->entry[i];
-        spec_entry(&t[n], &name[n], e, "a", (size_t)a->o.rank, (size_t)e->n_in, a->param + e->a);
-        t[n].type = inputs_type(a);
-    }
-    rc = es_safetensors_write(out, t, n, meta, err);
-done:
-    free(basis_text);
-    json_decref(basis);
-    json_decref(meta);
-    free(name);
-    free(t);
-    return rc;
-}
-
-static int meta_int(const es_safetensors *f, const char *key, long long lo, long long hi, long long *out, const char *what, es_error *err)
-{
-    const char *text = es_safetensors_metadata(f, key);
-    char *end = NULL;
-    long long v = text ? strtoll(text, &end, 10) : 0;
-    if (!text || end == text || *end || v < lo || v > hi)
-        return es_fail(err, ES_ERR_FORMAT, "%s: \"%s\" in its metadata is not a number from %lld to %lld", what, key, lo, hi);
-    *out = v;
-    return ES_OK;
-}
-
-static int read_tensor(const es_safetensors *f, const char *name, size_t rows, size_t columns, float *out, const char *what, es_error *err)
-{
-    size_t dim[2] = {rows ? rows : columns, columns}, n = (rows ? rows : 1) * columns;
-    int rc = es_safetensors_f32(f, name, rows ? 2 : 1, dim, out, err);
-    for (size_t i = 0; !rc && i < n; i++)
-        if (!isfinite(out[i]))
-            rc = es_fail(err, ES_ERR_FORMAT, "%s: %s holds a number that is not finite", what, name);
-    return rc;
-}
-
-static int read_entries(es_adapter *a, const es_safetensors *f, const char *what, es_error *err)
-{
-    int rc = ES_OK;
-    size_t K = (size_t)a->K;
-    if (a->o.form != ES_FORM_LORA)
-        rc = read_tensor(f, a->o.form == ES_FORM_GAIN ? "gain" : "bias", 0, K, a->param, what, err);
-    if (!rc && a->o.form == ES_FORM_MAP)
-        rc = read_tensor(f, "map", K, K, a->param + K, what, err);
-    if (!rc && es_adapter_hooks(a))
-        rc = read_tensor(f, "mean_input", 0, K, a->mean_input, what, err);
-    for (int i = 0; !rc && i < a->n_entry; i++) {
-        const es_adapter_entry *e = &a->entry[i];
-        size_t rank = (size_t)a->o.rank, n_in = (size_t)e->n_in;
-        es_tensor_spec t;
-        char name[64];
-        spec_entry(&t, &name, e, "a", rank, n_in, NULL);
-        rc = read_tensor(f, name, rank, n_in, a->param + e->a, what, err);
-        size_t rows = (size_t)(a->o.constrained ? a->K : a->d);
-        spec_entry(&t, &name, e, a->o.constrained ? "m" : "b", rows, rank, NULL);
-        rc = rc ? rc : read_tensor(f, name, rows, rank, a->param + e->b, what, err);
-        spec_entry(&t, &name, e, "mean_input", 0, n_in, NULL);
-        rc = rc ? rc : read_tensor(f, name, 0, n_in, a->mean_input + e->mean, what, err);
-    }
-    return rc;
-}
-
-int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s, const void *bytes, size_t n, const char *what, es_error *err)
-{
-    es_safetensors *f = NULL;
-    json_t *json = NULL;
-    es_basis basis = {0};
-    es_adapter_options o = {0};
-    char hash[65];
-    long long v[7] = {0};
-    *out = NULL;
-    int rc = es_safetensors_parse(&f, bytes, n, what, err);
-    if (rc)
-        return rc;
-    const char *format = es_safetensors_metadata(f, "format"), *form = es_safetensors_metadata(f, "form");
-    const char *made_for = es_safetensors_metadata(f, "model_hash"), *basis_text = es_safetensors_metadata(f, "basis");
-    const char *dictionary_hash = es_safetensors_metadata(f, "dictionary_hash");
-    if (!format || strcmp(format, FORMAT))
-        rc = es_fail(err, ES_ERR_FORMAT, "%s is no adapter: its metadata lacks \"format\": \"%s\"", what, FORMAT);
-    if (!rc)
-        rc = meta_int(f, "version", 1, 1, &v[0], what, err);
-    if (!rc && (!form || !es_form_named(form, &o.form)))
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: form \"%.20s\" (bias, gain, map or lora)", what, form ? form : "");
-    rc = rc ? rc : meta_int(f, "constrained", 0, 1, &v[0], what, err);
-    if (!rc && es_safetensors_metadata(f, "fixed_inputs"))
-        rc = meta_int(f, "fixed_inputs", 0, 1, &v[6], what, err);
-    rc = rc ? rc : meta_int(f, "rank", 0, RANK_MAX, &v[1], what, err);
-    rc = rc ? rc : meta_int(f, "first_layer", 0, 1 << 20, &v[2], what, err);
-    rc = rc ? rc : meta_int(f, "last_layer", 0, 1 << 20, &v[3], what, err);
-    rc = rc ? rc : meta_int(f, "steps", 0, 1 << 30, &v[4], what, err);
-    rc = rc ? rc : meta_int(f, "seed", 0, LLONG_MAX, &v[5], what, err);
-    rc = rc ? rc : es_model_hash(m, hash, err);
-    if (!rc && (!made_for || strcmp(made_for, hash)))
-        rc = es_fail(err, ES_ERR_MISMATCH, "%s was made for the model %.64s, this one is %s", what, made_for ? made_for : "?", hash);
-    if (!rc && basis_text) {
-        rc = es_json_parse(&json, basis_text, strlen(basis_text), what, err);
-        rc = rc ? rc : es_basis_from_json(&basis, json, err);
-        if (!rc && !s)
-            rc = es_fail(err, ES_ERR_MISMATCH, "%s needs its dictionary (%.64s)", what, dictionary_hash ? dictionary_hash : "?");
-        if (!rc && (!dictionary_hash || strcmp(dictionary_hash, es_dictionary_get_info(s)->hash)))
-            rc = es_fail(err, ES_ERR_MISMATCH, "%s was made with the dictionary %.64s, this one is %s", what,
-                         dictionary_hash ? dictionary_hash : "?", es_dictionary_get_info(s)->hash);
-    }
-    if (!rc) {
-        o = (es_adapter_options){.form = o.form, .constrained = v[0], .fixed_inputs = v[6], .rank = (int)v[1],
-                                 .first_layer = (int)v[2], .last_layer = (int)v[3], .seed = (uint64_t)v[5]};
-        /* What would be allocated must lie in the file. */
-        size_t inputs = (size_t)es_site_n_in(m, ES_SITE_O) + (size_t)es_site_n_in(m, ES_SITE_DOWN), need = 0;
-        bool lora = o.form == ES_FORM_LORA && o.last_layer >= o.first_layer;
-        if (lora && (!es_mul((size_t)(o.last_layer - o.first_layer + 1), (size_t)o.rank, &need) || !es_mul(need, (o.fixed_inputs ? 2 : 4) * inputs, &need) || need > n))
-            rc = es_fail(err, ES_ERR_FORMAT, "%s is too short for layers %d to %d at rank %d", what, o.first_layer, o.last_layer, o.rank);
-        if (!rc && o.form == ES_FORM_MAP && basis.n <= ES_MAP_MAX && (size_t)basis.n * (size_t)basis.n * 4 > n) /* a larger one is refused by shape */
-            rc = es_fail(err, ES_ERR_FORMAT, "%s is too short for a map over %d features", what, basis.n);
-    }
-    if (!rc) {
-        rc = shape(out, m, s, basis_text ? &basis : NULL, &o, err);
-        basis = (es_basis){0}; /* taken over */
-    }
-    if (!rc && !(rc = read_entries(*out, f, what, err))) {
-        (*out)->steps = (int)v[4];
-        es_adapter_refresh(*out);
-    } else if (*out) {
-        es_adapter_free(*out);
-        *out = NULL;
-    }
-    es_basis_free(&basis);
-    json_decref(json);
-    es_safetensors_free(f);
-    return rc;
-}
-
-int es_adapter_load(es_adapter **out, es_model *m, const es_dictionary *s, const char *path, es_error *err)
-{
-    es_map map;
-    *out = NULL;
-    int rc = es_map_open(&map, path, err);
-    if (rc)
-        return rc;
-    rc = es_adapter_from_bytes(out, m, s, map.data, map.size, path, err);
-    es_map_close(&map);
-    return rc;
-}
-
-int es_adapter_save(const es_adapter *a, const char *path, es_error *err)
-{
-    es_buf b = {0};
-    int rc = es_adapter_to_bytes(a, &b, err);
-    rc = rc ? rc : es_file_write(path, b.data, b.len, err);
-    es_buf_free(&b);
-    return rc;
 }

@@ -1,4 +1,4 @@
-/* adapter: the forms that act on the residual after the dictionary's layer by what its features say of it. For each token but a sequence's
+/* adapter: the forms that act on the residual after each dictionary's layer by what its features say of it. For each token but a sequence's
  * first, whose residual is out of proportion and which dictionaries are not trained on:
  *     gain  h' = h + D (s * f)        f_i = u_i [u_i > max(0, threshold_i)]: the activations of the chosen features
  *     map   h' = h + D (c + M u)      u: the same before the threshold
@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-int es_adapter_encoder(es_adapter *a, const es_dictionary *s, es_error *err)
+int es_adapter_encoder(es_adapter *a, const es_adapter_part *p, const es_dictionary *s, es_error *err)
 {
     const es_dictionary_info *info = es_dictionary_get_info(s);
     const char *norm = info->normalize_activations;
@@ -22,10 +22,11 @@ int es_adapter_encoder(es_adapter *a, const es_dictionary *s, es_error *err)
         return es_fail(err, ES_ERR_USAGE, "adapter: the form gain needs features that fire each by itself; in the topk dictionary %s all compete",
                        info->name);
     const float *off = es_dictionary_decoder_bias(s);
-    for (int i = 0; i < a->K; i++) {
+    for (int k = 0; k < p->basis.n; k++) {
+        int i = p->first + k;
         float *row = a->enc + (size_t)i * (size_t)a->d, threshold;
         double shift = 0;
-        es_dictionary_encoder(s, a->basis.feature[i], row, &a->enc_bias[i], &threshold);
+        es_dictionary_encoder(s, p->basis.feature[k], row, &a->enc_bias[i], &threshold);
         a->threshold[i] = threshold > 0 ? threshold : 0;
         for (int j = 0; info->apply_b_dec_to_input && j < a->d; j++)
             shift += (double)off[j] * row[j];
@@ -34,76 +35,91 @@ int es_adapter_encoder(es_adapter *a, const es_dictionary *s, es_error *err)
     return ES_OK;
 }
 
-void es_adapter_input(const es_adapter *a, const float *h, float *out)
+void es_adapter_input(const es_adapter *a, const es_adapter_place *p, const float *h, float *out)
 {
-    for (int i = 0; i < a->K; i++) {
+    for (int k = 0; k < p->K; k++) {
+        int i = p->first + k;
         float u = es_vector()->dot(a->enc + (size_t)i * (size_t)a->d, h, (size_t)a->d) + a->enc_bias[i];
-        out[i] = a->o.form == ES_FORM_MAP || u > a->threshold[i] ? u : 0;
+        out[k] = a->o.form == ES_FORM_MAP || u > a->threshold[i] ? u : 0;
     }
+}
+
+/* map: M of the place; NULL: another form. */
+static float *map_of(const es_adapter *a, const es_adapter_place *p, float *param)
+{
+    return a->o.form == ES_FORM_MAP ? param + (size_t)a->K + p->square : NULL;
 }
 
 static void hook_forward(void *user, float *h, const int *pos, int T, int d)
 {
-    es_adapter *a = user;
+    const es_adapter_place *at = user;
+    es_adapter *a = at->owner;
     const es_vector_ops *v = es_vector();
-    size_t K = (size_t)a->K, n = (size_t)d;
+    size_t K = (size_t)at->K, n = (size_t)d;
+    const float *D = es_adapter_rows(a, at->first), *param = a->param + at->first, *map = map_of(a, at, a->param);
     for (int t = 0; t < T; t++) {
         if (pos[t] == 0)
             continue;
         float *row = h + (size_t)t * n;
-        es_adapter_input(a, row, a->input);
+        es_adapter_input(a, at, row, a->input);
         for (size_t i = 0; i < K; i++) {
             if (a->o.form == ES_FORM_GAIN)
-                a->through[i] = a->param[i] * a->input[i];
+                a->through[i] = param[i] * a->input[i];
             else
-                a->through[i] = a->param[i] + v->dot(a->param + K + i * K, a->input, K);
+                a->through[i] = param[i] + v->dot(map + i * K, a->input, K);
         }
         for (size_t i = 0; i < K; i++)
             if (a->through[i] != 0) /* what does not fire leaves every bit as it was */
-                v->axpy(row, a->scale * a->through[i], a->D + i * n, n);
+                v->axpy(row, a->scale * a->through[i], D + i * n, n);
     }
 }
 
 static void hook_backward(void *user, const float *h_in, float *dh, const int *pos, int T, int d)
 {
-    es_adapter *a = user;
+    const es_adapter_place *at = user;
+    es_adapter *a = at->owner;
     const es_vector_ops *v = es_vector();
     const es_adapter_sink *sink = &a->sink;
-    size_t K = (size_t)a->K, n = (size_t)d;
+    size_t K = (size_t)at->K, n = (size_t)d;
+    const float *D = es_adapter_rows(a, at->first), *enc = a->enc + (size_t)at->first * n, *param = a->param + at->first, *map = map_of(a, at, a->param);
     for (int t = 0, s = 0; t < T; t++) {
         while (sink->grad && t >= sink->start[s + 1])
             s++;
         if (pos[t] == 0)
             continue;
-        float *row = dh + (size_t)t * n, *grad = sink->grad ? sink->grad + (size_t)sink->slot[s] * a->n_param : NULL, *p = a->through;
-        es_adapter_input(a, h_in + (size_t)t * n, a->input);
+        float *row = dh + (size_t)t * n, *slot = sink->grad ? sink->grad + (size_t)sink->slot[s] * a->n_param : NULL, *p = a->through;
+        float *grad = slot ? slot + at->first : NULL;
+        es_adapter_input(a, at, h_in + (size_t)t * n, a->input);
         for (size_t i = 0; i < K; i++)
-            p[i] = a->scale * v->dot(a->D + i * n, row, n);
+            p[i] = a->scale * v->dot(D + i * n, row, n);
         if (a->o.form == ES_FORM_GAIN) {
             for (size_t i = 0; i < K; i++) {
                 if (a->input[i] == 0)
                     continue;
                 if (grad)
                     grad[i] += a->input[i] * p[i];
-                v->axpy(row, a->param[i] * p[i], a->enc + i * n, n);
+                v->axpy(row, param[i] * p[i], enc + i * n, n);
             }
             continue;
         }
         for (size_t i = 0; grad && i < K; i++) {
             grad[i] += p[i];
-            v->axpy(grad + K + i * K, p[i], a->input, K);
+            v->axpy(map_of(a, at, slot) + i * K, p[i], a->input, K);
         }
         memset(a->input, 0, K * sizeof *a->input); /* from here on: M^T p */
         for (size_t i = 0; i < K; i++)
-            v->axpy(a->input, p[i], a->param + K + i * K, K);
+            v->axpy(a->input, p[i], map + i * K, K);
         for (size_t i = 0; i < K; i++)
-            v->axpy(row, a->input[i], a->enc + i * n, n);
+            v->axpy(row, a->input[i], enc + i * n, n);
     }
 }
 
 const es_hook *es_adapter_hook(es_adapter *a, float scale)
 {
     a->scale = scale;
-    a->hook = (es_hook){.layer = a->layer, .forward = hook_forward, .backward = hook_backward, .user = a};
-    return &a->hook;
+    for (int i = 0; i < a->n_place; i++) {
+        a->place[i].owner = a;
+        a->hook[i] = (es_hook){.layer = a->place[i].layer, .forward = hook_forward, .backward = hook_backward, .user = &a->place[i]};
+    }
+    return a->hook;
 }

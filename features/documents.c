@@ -113,13 +113,13 @@ int es_documents_ids(const es_documents *l, size_t i, const es_model *m, es_ids 
     if (d->n > DOCUMENT_LIMIT)
         return es_fail(err, ES_ERR_LIMIT, "%s:%u: a document of %zu bytes is over the limit of %d", path, d->line, d->n, (int)DOCUMENT_LIMIT);
     if (d->line == 0)
-        return es_tokenize(m, d->text, d->n, false, out, err);
+        return es_tokenize_text(m, d->text, d->n, out, err);
     json_t *v;
     int rc = es_json_parse(&v, d->text, d->n, path, NULL);
     if (rc)
         return es_fail(err, rc, "%s:%u: not valid JSON", path, d->line);
     json_t *text = json_object_get(v, "text");
-    rc = json_is_string(text) ? es_tokenize(m, json_string_value(text), json_string_length(text), false, out, err) : render(v, m, out, err);
+    rc = json_is_string(text) ? es_tokenize_text(m, json_string_value(text), json_string_length(text), out, err) : render(v, m, out, err);
     json_decref(v);
     if (rc && err)
         es_fail_prefix(err, "%s:%u", path, d->line);

@@ -467,6 +467,7 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
     es_variant x = {0};
     es_direction direction = {0};
     uint8_t *garbage = NULL;
+    es_neutral_text *dev_text = NULL;
     int rank = 0;
     json_t *path = json_array();
     bool dev = r->order < 0, measured = false, finite = true;
@@ -484,6 +485,12 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
             es_progress_report(v->progress, "white inputs", v->at, v->total, "runs");
         rc = v->inputs ? ES_OK : es_inputs_neutral(&v->inputs, v->m, v->s, v->white_rank, o->neutral, o->n_neutral, o->threads, v->cancel, err);
         mo.inputs = v->inputs;
+    }
+    if (!rc && mo.replay > 0 && o->n_neutral && !(dev_text = es_calloc((size_t)o->n_neutral, sizeof *dev_text)))
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
+    if (dev_text) { /* those that harm is not measured on */
+        mo.n_replay = es_neutral_dev(o->neutral, o->n_neutral, dev_text);
+        mo.replay_text = dev_text;
     }
     mo.preference = *r->spec->preference ? r->spec->preference : NULL;
     if (!rc && r->spec->basis_pairs > 0 && r->spec->kind != ES_METHOD_FREE) {
@@ -540,6 +547,7 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
     if (!rc && method && r->spec->o.weighting)
         json_object_set_new(line, "decisions", decisions(method, e.n, garbage));
     free(garbage);
+    free(dev_text);
     json_object_set_new(line, "broken", json_boolean(!finite));
     json_object_set_new(line, "seconds", json_real(seconds));
     json_object_set_new(line, "tokens", json_integer(tokens));

@@ -334,58 +334,41 @@ int es_set_measure(es_set *s, es_bench *b, const es_variant *v, es_harm *harm, e
 
 /* ---- replies --------------------------------------------------------------------------------------------------------------------- */
 
-static int reply_to(es_context *c, const es_bench *b, const es_ids *prompt, int max_new, char **text, bool *ended, es_error *err)
-{
-    es_buf out = {0};
-    es_sampling greedy = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
-    es_rng rng;
-    es_rng_seed(&rng, 1);
-    *ended = false;
-    int rc = es_context_sync(c, prompt->id, (int)prompt->n, NULL, b->cancel, err);
-    for (int i = 0; !rc && i < max_new; i++) {
-        int32_t id = es_sample(c, &greedy, &rng);
-        if ((*ended = es_token_ends(b->m, id)))
-            break;
-        size_t n;
-        const char *bytes = es_token_bytes(b->m, id, &n);
-        if (!es_token_is_control(b->m, id))
-            es_buf_add(&out, bytes, n);
-        if (i + 1 < max_new)
-            rc = es_context_feed(c, &id, 1, b->cancel, err);
-    }
-    if (!rc && out.failed)
-        rc = es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
-    if (rc) {
-        es_buf_free(&out);
-        return rc;
-    }
-    *text = out.data ? out.data : strdup("");
-    return *text ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
-}
-
 int es_bench_replies(es_bench *b, const es_variant *v, const es_source *from, int n, int max_new, char **text, bool *ended, es_error *err)
 {
     es_ids *prompt = es_calloc((size_t)n + 1, sizeof *prompt);
+    es_reply *reply = es_calloc((size_t)n + 1, sizeof *reply);
     es_context *c = NULL;
-    size_t room = 0;
-    int rc = prompt ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for %d prompts", n);
+    int room = 0, rc = prompt && reply ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for %d prompts", n);
     for (int i = 0; !rc && i < n; i++) {
         es_message *messages = NULL;
         int count;
         rc = es_variant_conversation(v, from[i].message, from[i].n_message, &messages, &count, err);
         rc = rc ? rc : es_chat_render(b->m, messages, (size_t)count, true, &prompt[i], err);
-        room = prompt[i].n > room ? prompt[i].n : room;
+        reply[i] = (es_reply){.prompt = prompt[i].id, .n_prompt = (int)prompt[i].n, .max_new = max_new, .sampling = {.temperature = 0, .top_p = 1, .repeat_penalty = 1}};
+        room = reply[i].n_prompt > room ? reply[i].n_prompt : room;
         free(messages);
     }
-    es_context_options o = {.n_ctx = (int)room + max_new + 1, .threads = b->threads};
+    es_context_options o = {.n_ctx = room + max_new + 1, .threads = b->threads, .n_seq = n < ES_STREAMS ? n : ES_STREAMS};
     rc = rc ? rc : es_context_open(&c, v->model, &o, err);
-    if (!rc)
+    if (!rc) {
         es_context_set_patch(c, &v->patch);
-    for (int i = 0; !rc && i < n; i++)
-        rc = reply_to(c, b, &prompt[i], max_new, &text[i], &ended[i], err);
-    for (int i = 0; prompt && i < n; i++)
+        rc = es_generate(c, reply, n, NULL, NULL, b->cancel, err);
+    }
+    for (int i = 0; !rc && i < n; i++) {
+        es_buf out = {0};
+        ended[i] = reply[i].ended;
+        rc = es_reply_text(b->m, &reply[i], &out, err);
+        text[i] = out.data ? out.data : strdup("");
+        if (!rc && !text[i])
+            rc = es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
+    }
+    for (int i = 0; prompt && reply && i < n; i++) {
         es_ids_free(&prompt[i]);
+        es_ids_free(&reply[i].ids);
+    }
     free(prompt);
+    free(reply);
     es_context_free(c);
     return rc;
 }
@@ -399,7 +382,7 @@ static int choice_sequence(es_sequence *out, const es_bench *b, const es_choice 
     es_ids begin = {0};
     es_buf_str(&text, "\n"); /* so that the first token of an option without a beginning is predicted too */
     es_buf_str(&text, c->begin);
-    int rc = es_tokenize(b->m, text.data, text.len, false, &begin, err);
+    int rc = es_tokenize_text(b->m, text.data, text.len, &begin, err);
     es_buf_str(&text, c->option[option]);
     rc = rc ? rc : text.failed ? es_fail(err, ES_ERR_MEMORY, "no memory for an item") : es_sequence_text(out, b->m, text.data, b->max_tokens, err);
     if (!rc) {

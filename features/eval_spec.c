@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum option_type { OPTION_INT, OPTION_REAL, OPTION_BOOL, OPTION_SEED } option_type;
+/* OPTION_LATER: a number that came after results were published; told where it is not 0, so that those are still found */
+typedef enum option_type { OPTION_INT, OPTION_REAL, OPTION_BOOL, OPTION_SEED, OPTION_LATER } option_type;
 
 static const struct {
     const char *name;
@@ -35,6 +36,7 @@ static const struct {
     {"seed", OPTION_SEED, offsetof(es_eval_spec, o.seed), 0, 1e15},
     {"basis_pairs", OPTION_INT, offsetof(es_eval_spec, basis_pairs), 0, 1 << 20},
     {"signs", OPTION_BOOL, offsetof(es_eval_spec, signs), 0, 1},
+    {"replay", OPTION_LATER, offsetof(es_eval_spec, o.replay), 0, 0.99},
 };
 enum { N_OPTION = sizeof OPTION / sizeof *OPTION };
 
@@ -106,12 +108,13 @@ int es_eval_spec_set(es_eval_spec *s, const char *option, const char *value, es_
     for (int i = 0; i < N_OPTION; i++) {
         if (strcmp(option, OPTION[i].name))
             continue;
-        if (!real(value, &end, &v) || *end || v < OPTION[i].lo || v > OPTION[i].hi || (OPTION[i].type != OPTION_REAL && v != floor(v)))
+        if (!real(value, &end, &v) || *end || v < OPTION[i].lo || v > OPTION[i].hi || (OPTION[i].type != OPTION_REAL && OPTION[i].type != OPTION_LATER && v != floor(v)))
             return es_fail(err, ES_ERR_USAGE, "%s.%s: \"%.32s\" is no number from %g to %g", s->label, option, value, OPTION[i].lo, OPTION[i].hi);
         void *to = (char *)s + OPTION[i].at;
         switch (OPTION[i].type) {
         case OPTION_INT: *(int *)to = (int)v; break;
-        case OPTION_REAL: *(double *)to = v; break;
+        case OPTION_REAL:
+        case OPTION_LATER: *(double *)to = v; break;
         case OPTION_BOOL: *(bool *)to = v != 0; break;
         case OPTION_SEED: *(uint64_t *)to = (uint64_t)v; break;
         }
@@ -130,11 +133,13 @@ void es_eval_spec_text(const es_eval_spec *s, es_buf *out)
     es_buf_printf(out, "%s=%s", s->label, es_method_name(s->kind));
     for (int i = 0; i < N_OPTION; i++) {
         const void *at = (const char *)s + OPTION[i].at;
-        double v = OPTION[i].type == OPTION_INT    ? *(const int *)at
-                   : OPTION[i].type == OPTION_REAL ? *(const double *)at
+        bool later = OPTION[i].type == OPTION_LATER;
+        double v = OPTION[i].type == OPTION_INT             ? *(const int *)at
+                   : OPTION[i].type == OPTION_REAL || later ? *(const double *)at
                    : OPTION[i].type == OPTION_BOOL ? *(const bool *)at
                                                    : (double)*(const uint64_t *)at;
-        es_buf_printf(out, " %s=%.10g", OPTION[i].name, v);
+        if (v != 0 || !later)
+            es_buf_printf(out, " %s=%.10g", OPTION[i].name, v);
     }
     if (s->o.form != es_method_default(s->kind).form)
         es_buf_printf(out, " form=%s", es_form_name(s->o.form));

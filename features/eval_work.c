@@ -60,7 +60,7 @@ int es_set_neutral(es_set *s, es_bench *b, const es_eval_text *text, int n_text,
         if (es_neutral_is_dev(t, kind) != dev || (t->n_message > 0) != chat)
             continue;
         es_ids ids = {0};
-        rc = es_tokenize(b->m, t->text, strlen(t->text), false, &ids, err);
+        rc = es_tokenize_text(b->m, t->text, strlen(t->text), &ids, err);
         if (!rc && ids.n >= 2) {
             have += (int)ids.n < cut ? (int)ids.n : cut;
             from[n++] = (es_source){t->message, t->n_message, t->text};

@@ -232,11 +232,15 @@ int es_basis_measure(const es_basis *b, const es_dictionary *s, const es_atlas *
 
 /* ==== adapter =========================================================================================================================== */
 
-/* bias, gain, map: on the residual after the dictionary's layer, by D c, by D (s * f) with f the activations of the basis' features, or by
+/* An adapter is of one form and one or several parts, each a dictionary with a basis. Parts lie by their dictionaries' layers (those of one layer in the
+ * order given), and so do the coefficients, part after part. bias, gain, map: each part acts after its dictionary's layer. lora: a layer of the band writes
+ * through the D of the highest dictionary that is not above it, and through the lowest one's where all are. Of dictionaries of one layer D is what they
+ * have together (gain and map: the residual is read before any of them has acted).
+ * bias, gain, map: on the residual after the dictionary's layer, by D c, by D (s * f) with f the activations of the basis' features, or by
  * D (c + M u) with u their activations before the threshold; gain and map leave a sequence's first token alone. lora: on matrices.
  * gain needs a dictionary whose features fire each by itself (not topk); neither gain nor map take one that normalises each token. */
 typedef enum es_form { ES_FORM_BIAS, ES_FORM_GAIN, ES_FORM_MAP, ES_FORM_LORA } es_form;
-enum { ES_MAP_MAX = 512 }; /* features that a map may have: it has K + K K parameters */
+enum { ES_MAP_MAX = 512, ES_PARTS_MAX = 16 }; /* features that a map may have at one layer, of K + K K parameters; parts of an adapter */
 const char *es_form_name(es_form f);
 bool es_form_named(const char *name, es_form *out); /* false: there is no such form */
 
@@ -250,14 +254,24 @@ typedef struct es_adapter_options {
     bool fixed_inputs;           /* lora: A stays as it began (es_learner_whiten may whiten it); only M (or B) is learned */
     uint64_t seed;               /* of A's random start */
 } es_adapter_options;
-/* Form lora, constrained; band: the dictionary's layer to the last one (both matrices of a layer write its output residual). */
+/* Form lora, constrained; band: the dictionary's layer to the last one (both matrices of a layer write its output residual). Of several parts: s of the
+ * lowest layer. */
 es_adapter_options es_adapter_default(const es_dictionary *s, const es_model *m);
 
 int es_adapter_new(es_adapter **out, es_model *m, const es_dictionary *s, const es_basis *b, const es_adapter_options *o, es_error *err);
+typedef struct es_part { const es_dictionary *dictionary; const es_basis *basis; } es_part;
+/* The same with n parts (1 to ES_PARTS_MAX); a dictionary is in one of them only. */
+int es_adapter_new_parts(es_adapter **out, es_model *m, const es_part *part, int n, const es_adapter_options *o, es_error *err);
 int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err);
 void es_adapter_free(es_adapter *a);
 const es_adapter_options *es_adapter_get_options(const es_adapter *a);
-const es_basis *es_adapter_basis(const es_adapter *a); /* NULL when unconstrained */
+const es_basis *es_adapter_basis(const es_adapter *a); /* of the first part; NULL when unconstrained */
+int es_adapter_parts(const es_adapter *a);             /* 0 when unconstrained */
+/* The basis of part i; its coefficients are *first .. *first + n - 1 (first may be NULL). */
+const es_basis *es_adapter_part_basis(const es_adapter *a, int i, int *first);
+int es_adapter_features(const es_adapter *a);          /* K: coefficients of all parts */
+/* What coefficient k is of: its part, and its feature there (feature may be NULL). */
+int es_adapter_part_of(const es_adapter *a, int k, int *feature);
 uint64_t es_adapter_parameters(const es_adapter *a);
 int es_adapter_steps(const es_adapter *a); /* learning steps behind it */
 /* Fills *out with borrowed arrays that live as long as the adapter and follow its parameters; scale multiplies everything. One
@@ -274,10 +288,20 @@ int es_adapter_to_bytes(const es_adapter *a, es_buf *out, es_error *err);
 size_t es_adapter_shared_bytes(const es_adapter *a); /* how many of them, at the end, are its fixed inputs */
 int es_adapter_from_bytes(es_adapter **out, es_model *m, const es_dictionary *s, const void *bytes, size_t n, const char *what, es_error *err);
 int es_adapter_load(es_adapter **out, es_model *m, const es_dictionary *s, const char *path, es_error *err);
+/* The same with several dictionaries at hand, in any order and more than are wanted; one that is missing is ES_ERR_MISMATCH, named with those at hand. */
+int es_adapter_from_bytes_parts(es_adapter **out, es_model *m, const es_dictionary *const *s, int n_s, const void *bytes, size_t n, const char *what, es_error *err);
+int es_adapter_load_parts(es_adapter **out, es_model *m, const es_dictionary *const *s, int n_s, const char *path, es_error *err);
+/* The SHA-256 of each dictionary that a file wants, in its parts' order; *n 0: none. Reads its metadata only. */
+int es_adapter_wants(const char *path, char hash[ES_PARTS_MAX][65], int *n, es_error *err);
 int es_adapter_save(const es_adapter *a, const char *path, es_error *err);
 /* The table itself, borrowed: bias: c [K]; gain: s [K]; map: c [K], then M [K, K], a row for each feature that is added to, a column for
- * each that is read. NULL: form lora. */
+ * each that is read (with several layers an M for each, of its features). NULL: form lora. */
 const float *es_adapter_table(const es_adapter *a);
+/* Where the residual is read: layer i of es_adapter_layers, its coefficients *first .. *first + *n - 1. */
+int es_adapter_layers(const es_adapter *a);
+int es_adapter_layer(const es_adapter *a, int i, int *first, int *n);
+int es_adapter_layer_of(const es_adapter *a, int k); /* the dictionary's layer of coefficient k */
+const float *es_adapter_matrix(const es_adapter *a); /* D [K, d_model], borrowed; NULL when unconstrained */
 /* Mean residual change [d_model] after each layer of the band, for control vectors: out[n_layer * d], zero where none. */
 int es_adapter_directions(const es_adapter *a, float *out, es_error *err);
 
@@ -300,6 +324,11 @@ typedef struct es_learner es_learner;
 
 typedef enum es_optimiser { ES_OPTIMISER_ADAM, ES_OPTIMISER_METRIC } es_optimiser; /* metric: form bias, or lora with fixed inputs */
 
+typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
+    const char *text;
+    const es_message *message; int n_message;
+} es_neutral_text;
+
 typedef struct es_learner_options {
     es_optimiser optimiser;
     double learning_rate;    /* adam: its step. metric: length of the first step as a share of the median |h|: |D dc|, or for lora the
@@ -320,6 +349,9 @@ typedef struct es_learner_options {
     bool shrink;             /* metric: a feature's part of a step is multiplied by max(0, 1 - 1/snr^2) of the experiences' gradients along it (positive-part James-Stein) */
     double hold_out;         /* share of the experiences kept for the gate (at least 1 when there are 4 or more) */
     const char *const *anchor; int n_anchor; /* neutral texts; NULL: built-in ones */
+    double replay;           /* share of a step's weight, in [0,1): a step starts from the gradient of the experiences' mean loss plus replay / (1 - replay)
+                                times the mean KL(base || adapted) on a few neutral texts, others each step; what it moves is nobody's influence. 0: off */
+    const es_neutral_text *replay_text; int n_replay; /* not those that the KL guard measures on; NULL: built-in ones. Borrowed by es_learner_open only */
 } es_learner_options;
 es_learner_options es_learner_default(es_form form);
 /* For form lora with fixed inputs: the metric step, experiences weighed. */
@@ -339,10 +371,6 @@ typedef struct es_readings es_readings;
 es_readings *es_readings_new(void); /* NULL: no memory */
 void es_readings_free(es_readings *r);
 void es_learner_recall(es_learner *l, es_readings *r);
-typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
-    const char *text;
-    const es_message *message; int n_message;
-} es_neutral_text;
 /* Fixed inputs: A becomes L^-1 A, L L^T = C + 0.1 mean(diag C) I, C the second moment of A x on these texts in the base model, without each text's first
  * four tokens: a projection that is silent where neutral text is: documents and replies to ordinary questions alike,
  * or it is silent in one and costs in the other (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
@@ -392,6 +420,7 @@ int es_neutral_load(es_neutral_texts *t, const char *path, es_error *err); /* fr
 void es_neutral_texts_free(es_neutral_texts *t);
 /* Every third text of a kind is for choosing and for inputs, so that harm is measured on others. kind: zeros before the first text. */
 bool es_neutral_is_dev(const es_neutral_text *t, int kind[2]);
+int es_neutral_dev(const es_neutral_text *text, int n, es_neutral_text *out); /* those into out[n]; how many */
 /* Inputs that are white on that third of these texts. */
 int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, int threads, const volatile bool *cancel,
                       es_error *err);
@@ -406,6 +435,7 @@ typedef struct es_step_report {
     int step;
     double loss, margin, kl;     /* margin: mean d(preferred - rejected) mean log-probability over learning pairs; kl: on anchors, after guards */
     double norm;                 /* |D c| over the median |h| */
+    double replay;               /* mean KL on this step's replayed texts, before it; 0 without */
     double backtracked;          /* 1, or the factor by which guards shortened the step (and, a little, all before it); 0: nothing moved */
     double seconds; int tokens;
     int n_moved; int moved[8]; float by[8]; /* basis positions of the coefficients that moved most in this step */

@@ -198,7 +198,7 @@ int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err)
             for (size_t j = 0; j < d; j++)
                 memcpy(db + j * rank, all + j * (size_t)x->rank, rank * sizeof *db);
             if (a->o.constrained) /* B = D^T M */
-                l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->d, 1, a->D, a->d, db, a->o.rank, 0, to, a->o.rank);
+                l->k->gemm(a->pool, false, false, e->rows, a->o.rank, a->d, 1, es_adapter_rows(a, e->first), a->d, db, a->o.rank, 0, to, a->o.rank);
             else
                 memcpy(to, db, d * rank * sizeof *to);
         }

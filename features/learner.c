@@ -7,7 +7,7 @@
  *
  * The books. With Adam the step is -lr sum_e m_e / (sqrt(v) + eps), m_e the momentum of experience e alone, and m = sum_e m_e: so it
  * is a sum over experiences exactly. A coefficient of form bias is a parameter, one of form gain or map linear in them; one of form lora is (M A xbar)_i, whose change by
- * e is dM_e A xbar + M dA_e xbar to first order. The rest, products of two changes and what the guards project, belongs to no one. */
+ * e is dM_e A xbar + M dA_e xbar to first order. The rest, products of two changes, what the guards project and what replay moves, belongs to no one. */
 #include "learner_internal.h"
 
 #include <math.h>
@@ -24,8 +24,40 @@ static int item_tokens(const es_item *e)
     return e->seq[0].n + e->seq[1].n;
 }
 
-/* The engine's gradient of slot s into the parameters' own shape. */
-static void slot_gradient(es_learner *l, int s, float *out)
+double es_learner_dot(const float *a, const float *b, size_t n)
+{
+    double sum = 0;
+    for (size_t at = 0; at < n;) {
+        float part[8] = {0};
+        size_t end = at + 512 < n ? at + 512 : n;
+        for (; at + 8 <= end; at += 8)
+            for (int q = 0; q < 8; q++)
+                part[q] += a[at + (size_t)q] * b[at + (size_t)q];
+        for (; at < end; at++)
+            part[0] += a[at] * b[at];
+        sum += (double)part[0] + part[1] + part[2] + part[3] + part[4] + part[5] + part[6] + part[7];
+    }
+    return sum;
+}
+
+int es_learner_backward(es_learner *l, const es_pack *p, const es_patch *patch, int n_slot, void (*dlogits)(void *user, int token, const float *p, float *dl),
+                        void *user, const volatile bool *cancel, es_error *err)
+{
+    es_adapter *a = l->a;
+    bool lora = a->o.form == ES_FORM_LORA;
+    memset(l->slot_a, 0, l->slot_a_size * sizeof *l->slot_a);
+    memset(l->slot_b, 0, l->slot_b_size * sizeof *l->slot_b);
+    es_grad g = {.a = lora && !a->o.fixed_inputs ? l->grad_a : NULL, .b = lora ? l->grad_b : NULL,
+                 .addend = a->o.form == ES_FORM_BIAS ? l->grad_v : NULL, .seq_slot = p->slot, .n_slot = n_slot};
+    if (es_adapter_hooks(a))
+        a->sink = (es_adapter_sink){.grad = l->slot_b, .start = p->start, .slot = p->slot};
+    es_batch b = es_pack_batch(p);
+    int rc = es_trainer_backward(l->trainer, &b, patch, p->dlogprob, dlogits, user, &g, lora ? a->o.first_layer : es_adapter_lowest(a), cancel, err);
+    a->sink = (es_adapter_sink){0};
+    return rc;
+}
+
+void es_learner_slot_gradient(es_learner *l, int s, float *out)
 {
     const es_adapter *a = l->a;
     int d = a->d, rank = a->o.rank;
@@ -33,9 +65,9 @@ static void slot_gradient(es_learner *l, int s, float *out)
         memcpy(out, l->slot_b + (size_t)s * a->n_param, a->n_param * sizeof *out);
         return;
     }
-    if (a->o.form == ES_FORM_BIAS) { /* v = D^T c */
-        l->k->gemm(a->pool, false, false, a->K, 1, d, 1, a->D, d, l->slot_b + (size_t)s * (size_t)d, 1, 0, out, 1);
-        return;
+    for (int i = 0; a->o.form == ES_FORM_BIAS && i < a->n_place; i++) { /* v = D^T c */
+        const es_adapter_place *p = &a->place[i];
+        l->k->gemm(a->pool, false, false, p->K, 1, d, 1, es_adapter_rows(a, p->first), d, l->grad_v[i] + (size_t)s * (size_t)d, 1, 0, out + p->first, 1);
     }
     for (int i = 0; i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
@@ -44,7 +76,7 @@ static void slot_gradient(es_learner *l, int s, float *out)
         if (!a->o.fixed_inputs)
             memcpy(out + e->a, l->grad_a[i] + (size_t)s * n_a, n_a * sizeof *out);
         if (a->o.constrained) /* B = D^T M */
-            l->k->gemm(a->pool, false, false, a->K, rank, d, 1, a->D, d, db, rank, 0, out + e->b, rank);
+            l->k->gemm(a->pool, false, false, e->rows, rank, d, 1, es_adapter_rows(a, e->first), d, db, rank, 0, out + e->b, rank);
         else
             memcpy(out + e->b, db, n_b * sizeof *out);
     }
@@ -58,12 +90,14 @@ static void coefficient_change(const es_adapter *a, const float *param, const fl
             out[i] += scale * change[i];
         return;
     }
-    size_t K = (size_t)a->K;
-    for (size_t i = 0; es_adapter_hooks(a) && i < K; i++) {
-        double sum = a->o.form == ES_FORM_GAIN ? (double)change[i] * a->mean_input[i] : change[i];
-        for (size_t j = 0; a->o.form == ES_FORM_MAP && j < K; j++)
-            sum += (double)change[K + i * K + j] * a->mean_input[j];
-        out[i] += scale * sum;
+    for (int at = 0; es_adapter_hooks(a) && at < a->n_place; at++) {
+        size_t first = (size_t)a->place[at].first, K = (size_t)a->place[at].K, map = (size_t)a->K + a->place[at].square;
+        for (size_t i = 0; i < K; i++) {
+            double sum = a->o.form == ES_FORM_GAIN ? (double)change[first + i] * a->mean_input[first + i] : change[first + i];
+            for (size_t j = 0; a->o.form == ES_FORM_MAP && j < K; j++)
+                sum += (double)change[map + i * K + j] * a->mean_input[first + j];
+            out[first + i] += scale * sum;
+        }
     }
     int rank = a->o.rank;
     for (int i = 0; a->K && i < a->n_entry; i++) {
@@ -77,9 +111,9 @@ static void coefficient_change(const es_adapter *a, const float *param, const fl
                 u += (double)row[j] * x[j];
             for (int j = 0; drow && j < e->n_in; j++)
                 du += (double)drow[j] * x[j];
-            for (int c = 0; c < a->K; c++) {
+            for (int c = 0; c < e->rows; c++) {
                 size_t at = e->b + (size_t)c * (size_t)rank + (size_t)r;
-                out[c] += scale * (change[at] * u + param[at] * du);
+                out[e->first + c] += scale * (change[at] * u + param[at] * du);
             }
         }
     }
@@ -204,18 +238,10 @@ static int pass(es_learner *l, const int *which, int n, bool backward, bool *lea
         if (learned && passed_by == first && still < enough)
             passed_by = end;
         else if (backward) {
-            memset(l->slot_a, 0, l->slot_a_size * sizeof *l->slot_a);
-            memset(l->slot_b, 0, l->slot_b_size * sizeof *l->slot_b);
-            bool lora = a->o.form == ES_FORM_LORA;
-            es_grad g = {.a = lora && !a->o.fixed_inputs ? l->grad_a : NULL, .b = lora ? l->grad_b : NULL,
-                         .addend = a->o.form == ES_FORM_BIAS ? l->grad_v : NULL, .seq_slot = l->pack.slot, .n_slot = end - first};
-            if (es_adapter_hooks(a))
-                a->sink = (es_adapter_sink){.grad = l->slot_b, .start = l->pack.start, .slot = l->pack.slot};
             opinions of = {.l = l, .which = which + first, .weights = weights};
-            rc = es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, taught ? token_opinion : NULL, &of, &g, lora ? a->o.first_layer : a->layer, cancel, err);
-            a->sink = (es_adapter_sink){0};
+            rc = es_learner_backward(l, &l->pack, &patch, end - first, taught ? token_opinion : NULL, &of, cancel, err);
             for (int i = first; !rc && i < end; i++)
-                slot_gradient(l, i - first, l->item[which[i]]->grad);
+                es_learner_slot_gradient(l, i - first, l->item[which[i]]->grad);
         }
         first = end;
     }
@@ -271,62 +297,81 @@ int es_learner_anchors_kl(es_learner *l, double *kl, const volatile bool *cancel
     return rc;
 }
 
-/* |D c| of the coefficients over the median |h|. */
-static double relative_norm(es_learner *l, const float *coefficient)
+/* |D c| of a place's coefficients over the median |h| of its layer. */
+static double place_norm(es_learner *l, int place, const float *coefficient)
 {
     const es_adapter *a = l->a;
-    if (!a->K || !(l->median > 0))
+    const es_adapter_place *p = &a->place[place];
+    if (!p->K || !(l->median[place] > 0))
         return 0;
-    l->k->gemm(a->pool, true, false, a->d, 1, a->K, 1, a->D, a->d, coefficient, 1, 0, l->dc, 1);
+    l->k->gemm(a->pool, true, false, a->d, 1, p->K, 1, es_adapter_rows(a, p->first), a->d, coefficient + p->first, 1, 0, l->dc, 1);
     double sum = 0;
     for (int j = 0; j < a->d; j++)
         sum += (double)l->dc[j] * l->dc[j];
-    return sqrt(sum) / l->median;
+    return sqrt(sum) / l->median[place];
 }
 
-/* Multiplies what feature i (or all, i < 0) gets from the adapter. */
-static void scale_rows(es_adapter *a, int i, float factor)
+/* The largest of the places'. */
+static double relative_norm(es_learner *l, const float *coefficient)
 {
-    int from = i < 0 ? 0 : i, to = i < 0 ? (a->o.constrained ? a->K : a->d) : i + 1;
-    if (a->o.form == ES_FORM_BIAS) {
-        for (int c = from; c < to; c++)
-            a->param[c] *= factor;
-        return;
+    double most = 0;
+    for (int i = 0; i < l->a->n_place; i++) {
+        double each = place_norm(l, i, coefficient);
+        most = i == 0 || each > most ? each : most;
     }
-    if (es_adapter_hooks(a)) {
-        size_t K = (size_t)a->K;
-        for (int c = from; c < to; c++) {
-            a->param[c] *= factor;
-            for (size_t j = 0; a->o.form == ES_FORM_MAP && j < K; j++)
-                a->param[K + (size_t)c * K + j] *= factor;
-        }
-        return;
+    return most;
+}
+
+/* Multiplies what the features from .. to - 1 get from the adapter. */
+static void scale_rows(es_adapter *a, int from, int to, float factor)
+{
+    for (int c = from; a->o.form != ES_FORM_LORA && c < to; c++)
+        a->param[c] *= factor;
+    for (int at = 0; a->o.form == ES_FORM_MAP && at < a->n_place; at++) {
+        const es_adapter_place *p = &a->place[at];
+        float *map = a->param + a->K + p->square;
+        for (int c = from > p->first ? from : p->first; c < to && c < p->first + p->K; c++)
+            for (int j = 0; j < p->K; j++)
+                map[(size_t)(c - p->first) * (size_t)p->K + (size_t)j] *= factor;
     }
     size_t rank = (size_t)a->o.rank;
-    for (int e = 0; e < a->n_entry; e++)
-        for (size_t j = (size_t)from * rank; j < (size_t)to * rank; j++)
-            a->param[a->entry[e].b + j] *= factor;
+    for (int i = 0; i < a->n_entry; i++) {
+        const es_adapter_entry *e = &a->entry[i];
+        int begin = from > e->first ? from - e->first : 0, end = to - e->first < e->rows ? to - e->first : e->rows;
+        for (size_t j = (size_t)begin * rank; end > begin && j < (size_t)end * rank; j++)
+            a->param[e->b + j] *= factor;
+    }
 }
 
-/* Puts the coefficients back inside the bounds and |D c| inside rho. Sets *guard when it had to. */
+static void scale_all(es_adapter *a, float factor)
+{
+    scale_rows(a, 0, a->o.constrained ? a->K : a->d, factor);
+}
+
+/* Puts the coefficients back inside the bounds and |D c| of each place inside rho. Sets *guard when it had to. */
 static void project(es_learner *l, const char **guard)
 {
     es_adapter *a = l->a;
     if (!a->K)
         return;
     es_adapter_read(a, a->param, l->new_coefficient);
-    for (int i = 0; i < a->K; i++) {
-        float c = l->new_coefficient[i], bound = c < a->basis.lo[i] ? a->basis.lo[i] : c > a->basis.hi[i] ? a->basis.hi[i] : c;
-        if (bound == c)
+    for (int p = 0; p < a->n_part; p++)
+        for (int k = 0; k < a->part[p].basis.n; k++) {
+            const es_basis *b = &a->part[p].basis;
+            int i = a->part[p].first + k;
+            float c = l->new_coefficient[i], bound = c < b->lo[k] ? b->lo[k] : c > b->hi[k] ? b->hi[k] : c;
+            if (bound == c)
+                continue;
+            *guard = "bounds";
+            scale_rows(a, i, i + 1, bound / c);
+            l->new_coefficient[i] = bound;
+        }
+    for (int i = 0; i < a->n_place && l->o.rho > 0; i++) {
+        double norm = place_norm(l, i, l->new_coefficient);
+        if (!(norm > l->o.rho))
             continue;
-        *guard = "bounds";
-        scale_rows(a, i, bound / c);
-        l->new_coefficient[i] = bound;
-    }
-    double norm = relative_norm(l, l->new_coefficient);
-    if (l->o.rho > 0 && norm > l->o.rho) {
         *guard = "norm";
-        scale_rows(a, -1, (float)(l->o.rho / norm));
+        scale_rows(a, a->place[i].first, a->place[i].first + a->place[i].K, (float)(l->o.rho / norm));
     }
 }
 
@@ -366,6 +411,7 @@ static bool is_chosen(const es_learner *l, int i)
 /* Fills delta, and turns the chosen items' grad (others': zeros) into their part of it. Commits nothing. */
 static void adam_delta(es_learner *l)
 {
+    es_replay *r = &l->replay;
     size_t n = l->a->n_learned;
     double b1 = l->o.momentum, b2 = l->o.decay, t = l->updates + 1;
     float scale = (float)(l->o.learning_rate / (1 - pow(b1, t))), unbias = (float)(1 / (1 - pow(b2, t)));
@@ -382,6 +428,10 @@ static void adam_delta(es_learner *l)
             l->delta[i] += m;
         }
     }
+    for (size_t i = 0; r->momentum && i < n; i++) {
+        r->grad[i] = (float)b1 * r->momentum[i] + (float)(1 - b1) * r->grad[i];
+        l->delta[i] += r->grad[i];
+    }
     for (size_t i = 0; i < n; i++) {
         float v = (float)b2 * l->second[i] + (1 - (float)b2) * l->total[i] * l->total[i];
         l->rate[i] = -scale / (sqrtf(v * unbias) + 1e-8f);
@@ -397,12 +447,18 @@ static void metric_delta(es_learner *l)
     size_t n = a->n_learned;
     double length;
     es_learner_precondition(l, l->total, l->delta, &length);
-    if (a->o.form == ES_FORM_BIAS)
-        length = relative_norm(l, l->delta) * l->median;
+    if (a->o.form == ES_FORM_BIAS) {
+        double square = 0;
+        for (int i = 0; i < a->n_place; i++) {
+            double each = place_norm(l, i, l->delta) * l->median[i];
+            square += each * each;
+        }
+        length = sqrt(square);
+    }
     if (length > l->longest)
         l->longest = length;
     es_learner_shield(l, l->delta, true);
-    float scale = l->longest > 0 ? (float)(l->o.learning_rate * l->median / l->longest) : 0;
+    float scale = l->longest > 0 ? (float)(l->o.learning_rate * l->median[0] / l->longest) : 0;
     for (size_t i = 0; i < n; i++)
         l->delta[i] *= -scale;
     es_prior_clamp(l, l->old, l->delta);
@@ -456,7 +512,7 @@ static void trial(es_learner *l, double t, double shrink, const char **guard)
     for (size_t i = 0; i < a->n_learned; i++)
         a->param[i] = l->old[i] + (float)t * l->delta[i];
     if (shrink < 1)
-        scale_rows(a, -1, (float)shrink);
+        scale_all(a, (float)shrink);
     project(l, guard);
     es_adapter_expand(a);
 }
@@ -529,8 +585,12 @@ int es_learner_gradient(es_learner *l, double *loss, float *gradient, es_error *
             weights += l->item[i]->weight;
         }
     int rc = pass(l, l->chosen, n, gradient != NULL, NULL, weights, loss, &tokens, NULL, err);
+    if (!rc && !l->replay.pack.n)
+        rc = es_replay_draw(l, NULL, err);
+    rc = rc ? rc : es_replay_gradient(l, gradient != NULL, NULL, err);
+    *loss += l->replay.weight * l->replay.kl;
     for (size_t j = 0; !rc && gradient && j < l->a->n_learned; j++) {
-        gradient[j] = 0;
+        gradient[j] = l->replay.grad ? l->replay.grad[j] : 0;
         for (int i = 0; i < n; i++)
             gradient[j] += l->item[l->chosen[i]]->grad[j];
     }
@@ -611,6 +671,13 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         out->seconds = es_seconds() - started;
         return rc;
     }
+    rc = es_replay_draw(l, cancel, err);
+    rc = rc ? rc : es_replay_gradient(l, true, cancel, err);
+    if (rc)
+        return rc;
+    out->replay = l->replay.kl;
+    for (size_t j = 0; l->replay.grad && j < n; j++) /* nobody's: what it moves is in the books' last line */
+        l->total[j] += l->replay.grad[j];
     for (int i = 0; i < l->n_chosen; i++) { /* what each experience alone asks for, at its weight */
         es_item *it = l->item[l->chosen[i]];
         for (int c = 0; c < a->K; c++)
@@ -639,6 +706,8 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         for (int e = 0; es_learner_is_adam(l) && e < l->n; e++)
             if (l->item[e]->momentum)
                 memset(l->item[e]->momentum, 0, n * sizeof *l->item[e]->momentum);
+        if (l->replay.momentum)
+            memset(l->replay.momentum, 0, n * sizeof *l->replay.momentum);
         rc = es_learner_anchors_kl(l, &out->kl, cancel, err);
     } else {
         es_adapter_read(a, a->param, a->coefficient);
@@ -649,6 +718,8 @@ int es_learner_step(es_learner *l, es_step_report *out, const volatile bool *can
         for (int e = 0; es_learner_is_adam(l) && e < l->n; e++)
             if (l->item[e]->momentum)
                 memcpy(l->item[e]->momentum, l->item[e]->grad, n * sizeof *l->item[e]->grad);
+        if (l->replay.momentum)
+            memcpy(l->replay.momentum, l->replay.grad, n * sizeof *l->replay.grad);
         l->updates++;
         a->steps++;
         report_moves(l, out);

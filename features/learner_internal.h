@@ -36,6 +36,16 @@ typedef struct es_prior { /* directions learned beforehand, as step precondition
     float *keep;            /* [n] shrinkage of each; NULL: none */
 } es_prior;
 
+typedef struct es_replay { /* neutral text with the base model's own targets (learner_replay.c) */
+    es_sequence *seq;
+    int n, at;              /* texts; the one that comes next */
+    es_pack pack;           /* those of this step */
+    float *p;               /* [pack.cap, n_vocab] base probabilities of its tokens */
+    double *entropy, *mass; /* [pack.cap] sum p log p; sum p, which rounding leaves near 1 */
+    double weight, kl;      /* of the mean KL in the loss; of the last gradient */
+    float *grad, *momentum; /* [n_learned] of this step, weighted; Adam's */
+} es_replay;
+
 struct es_learner {
     es_model *m;
     es_adapter *a;
@@ -64,22 +74,23 @@ struct es_learner {
     float *new_coefficient, *dc; /* [K], [d] */
     int updates;                /* Adam's t */
     double longest;             /* metric: the longest |D u| so far */
-    double *cholesky, *u;       /* metric: of D D^T + lambda I [K,K]; [K] */
-    float *inverse, *swap;      /* metric, lora: (D D^T + lambda I)^-1 [K,K]; [K, rank] */
-    float *slot_a, *slot_b;     /* gradients as the engine gives them: per entry [LEARNER_SLOTS][rank, n_in], [LEARNER_SLOTS][d, rank]; bias: slot_b [LEARNER_SLOTS][d]; gain, map: slot_b [LEARNER_SLOTS][n_learned] */
+    double *cholesky, *u;       /* metric: of D D^T + lambda I, [K,K] of each place one after another; [K] */
+    float *inverse, *swap;      /* metric, lora: (D D^T + lambda I)^-1 the same; [K, rank] */
+    float *slot_a, *slot_b;     /* gradients as the engine gives them: per entry [LEARNER_SLOTS][rank, n_in], [LEARNER_SLOTS][d, rank]; bias: slot_b [n_place][LEARNER_SLOTS][d]; gain, map: slot_b [LEARNER_SLOTS][n_learned] */
     float **grad_a, **grad_b;   /* [n_entry] into them */
-    float *grad_v[1];
+    float *grad_v[ES_PARTS_MAX];
     size_t slot_a_size, slot_b_size; /* floats in all */
     double *mean_sum;           /* [n_mean] sums of inputs over reply tokens */
     double mean_tokens;
     float *site_input;          /* [cap, largest n_in] */
-    float *norms;               /* |h| at the dictionary's layer, of reply tokens */
-    int n_norms;
-    double median;
+    float *norms;               /* |h| at each place's layer, of reply tokens [n_place][LEARNER_NORMS] */
+    int n_norms;                /* of each */
+    double median[ES_PARTS_MAX]; /* of them; a step's length is a share of the first, the lowest layer's */
     es_prior prior;
     float *shield[2], *shield_step[2]; /* [n_learned] the gradient of neutral documents' and replies' loss; G^-1 that; NULL: none */
     int shield_on;              /* bits: which of the two this step would raise, and is kept from */
     double shield_gram[3];      /* <shield_i, shield_step_j>: 00, 01, 11 */
+    es_replay replay;
     float *keep;                /* [K or d] shrinkage of each feature's (or dimension's) part of this step */
     es_arena arena;
 };
@@ -87,6 +98,11 @@ struct es_learner {
 static inline bool es_learner_is_adam(const es_learner *l)
 {
     return l->o.optimiser == ES_OPTIMISER_ADAM;
+}
+
+static inline float *es_learner_norms(const es_learner *l, int place)
+{
+    return l->norms + (size_t)place * LEARNER_NORMS;
 }
 
 static inline es_sequence *es_item_reply(es_item *e, int i) /* NULL: absent */
@@ -106,12 +122,27 @@ int es_item_score(es_learner *l, es_item *e, int first, es_error *err);
 /* Mean KL(base || adapted) over the anchors' tokens; 0 without the guard. */
 int es_learner_anchors_kl(es_learner *l, double *kl, const volatile bool *cancel, es_error *err);
 
+/* sum a b, in short sums: floats inside, doubles outside. */
+double es_learner_dot(const float *a, const float *b, size_t n);
+/* Backward of the last forward of a pack under the patch, into the slots of its sequences; and a slot's gradient in the parameters' own shape,
+ * out[n_learned]. dlogits, user: es_trainer_backward. */
+int es_learner_backward(es_learner *l, const es_pack *p, const es_patch *patch, int n_slot, void (*dlogits)(void *user, int token, const float *p, float *dl),
+                        void *user, const volatile bool *cancel, es_error *err);
+void es_learner_slot_gradient(es_learner *l, int slot, float *out);
+
+/* Replay; all of them do nothing where it is off. draw: the texts of the next step. gradient: at where the adapter stands, replay.kl and (backward)
+ * replay.grad = weight dKL. */
+int es_replay_open(es_learner *l, es_error *err);
+void es_replay_free(es_replay *r);
+size_t es_replay_bytes(const es_learner *l);
+int es_replay_draw(es_learner *l, const volatile bool *cancel, es_error *err);
+int es_replay_gradient(es_learner *l, bool backward, const volatile bool *cancel, es_error *err);
+
 /* out = P in, P = S G^-1 + w U S' (U^T G U)^-1 U^T: G = D D^T + lambda I on every column of M, U the prior's directions, S and S' the
  * shrinkage. in, out: [n_learned], possibly one where length is NULL; else *length is out's in the metric, were nothing shrunk. */
 void es_learner_precondition(es_learner *l, const float *in, float *out, double *length);
 /* out = G in, [n_learned] each. */
 int es_learner_metric(es_learner *l, const float *in, float *out, es_error *err);
-double es_learner_dot(const float *a, const float *b, size_t n);
 /* <G^-1 g, g>, the squared length of a gradient in the metric. scratch: [n_learned]. */
 double es_learner_metric_square(es_learner *l, const float *g, float *scratch);
 /* Where parameters (or a change of them) stand along the prior's directions: out[prior.n], lengths in the metric. */

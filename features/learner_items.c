@@ -22,6 +22,7 @@ void es_item_free(es_item *e)
 
 typedef struct norm_watch {
     es_learner *l;
+    int place;
     int count;   /* taken in this pass; the learner's own count follows when it has succeeded */
     double *sum; /* gain, map: += what the adapter's hook reads of the reply's tokens; or NULL */
 } norm_watch;
@@ -34,9 +35,10 @@ static void sum_inputs(norm_watch *w, const float *h, int d)
         for (int t = l->pack.start[s] + 1; t < l->pack.start[s + 1]; t++) {
             if (!l->pack.wanted[t])
                 continue;
-            es_adapter_input(l->a, h + (size_t)t * (size_t)d, l->a->input);
-            for (int i = 0; i < l->a->K; i++)
-                w->sum[i] += l->a->input[i];
+            const es_adapter_place *p = &l->a->place[w->place];
+            es_adapter_input(l->a, p, h + (size_t)t * (size_t)d, l->a->input);
+            for (int i = 0; i < p->K; i++)
+                w->sum[p->first + i] += l->a->input[i];
         }
 }
 
@@ -53,7 +55,7 @@ static void watch_norms(void *user, int layer, int pos0, const float *h, int T, 
         double sum = 0;
         for (int j = 0; j < d; j++)
             sum += (double)h[(size_t)t * d + j] * h[(size_t)t * d + j];
-        w->l->norms[w->l->n_norms + w->count++] = (float)sqrt(sum);
+        es_learner_norms(w->l, w->place)[w->l->n_norms + w->count++] = (float)sqrt(sum);
     }
 }
 
@@ -63,7 +65,14 @@ static int float_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Base log-probabilities, |h| at the dictionary's layer, and the sum of the adapted matrices' inputs over the reply's tokens. */
+/* Where |h| of a place is measured: below the adapter the residual is not at hand. */
+static int watched(const es_adapter *a, int place)
+{
+    int below = es_adapter_lowest_layer(a) - 1;
+    return a->place[place].layer >= below ? a->place[place].layer : below;
+}
+
+/* Base log-probabilities, |h| at the dictionaries' layers, and the sum of the adapted matrices' inputs over the reply's tokens. */
 static int measure_base(es_learner *l, es_item *e, double *sum, double *tokens, int *norms, const volatile bool *cancel, es_error *err)
 {
     const es_adapter *a = l->a;
@@ -78,10 +87,14 @@ static int measure_base(es_learner *l, es_item *e, double *sum, double *tokens, 
     }
     if (rc)
         return rc;
-    norm_watch norm = {.l = l, .sum = es_adapter_hooks(a) && !e->held ? sum : NULL};
-    es_watch watch = {.layer = a->layer >= below ? a->layer : below, .fn = watch_norms, .user = &norm};
+    norm_watch norm[ES_PARTS_MAX];
+    es_watch watch[ES_PARTS_MAX];
+    for (int i = 0; i < a->n_place; i++) {
+        norm[i] = (norm_watch){.l = l, .place = i, .sum = es_adapter_hooks(a) && !e->held ? sum : NULL};
+        watch[i] = (es_watch){.layer = watched(a, i), .fn = watch_norms, .user = &norm[i]};
+    }
     es_batch b = es_pack_batch(&l->pack);
-    rc = es_trainer_forward(l->trainer, &b, l->pack.resid, NULL, &watch, 1, l->pack.logprob, cancel, err);
+    rc = es_trainer_forward(l->trainer, &b, l->pack.resid, NULL, watch, a->n_place, l->pack.logprob, cancel, err);
     if (rc)
         return rc;
     es_pack_means(&l->pack);
@@ -100,7 +113,7 @@ static int measure_base(es_learner *l, es_item *e, double *sum, double *tokens, 
     }
     for (int t = 0; !e->held && t < l->pack.n; t++)
         *tokens += l->pack.wanted[t];
-    *norms = norm.count;
+    *norms = norm[0].count; /* all saw the same tokens */
     return rc;
 }
 
@@ -155,12 +168,13 @@ static bool hold_next(const es_learner *l)
 typedef struct reading { /* what measuring an experience in the base model gave */
     es_sequence seq[2];
     double *sum, tokens; /* [n_mean]; NULL: it was held out, whose inputs are not summed */
-    float *norms;
+    float *norms;        /* [n_place][n_norms] */
     int n_norms;
 } reading;
 
 struct es_readings {
-    int d, lowest, n;
+    int d, lowest, n, n_place;
+    int watched[ES_PARTS_MAX]; /* the layers whose |h| it has */
     size_t n_mean;
     reading item[64];
 };
@@ -214,7 +228,10 @@ void es_learner_recall(es_learner *l, es_readings *r)
     if (!l->readings)
         return;
     int lowest = es_adapter_lowest_layer(a);
-    if (r->d != a->d || r->lowest != lowest || r->n_mean != a->n_mean) {
+    bool same = r->d == a->d && r->lowest == lowest && r->n_mean == a->n_mean && r->n_place == a->n_place;
+    for (int i = 0; same && i < a->n_place; i++)
+        same = r->watched[i] == watched(a, i);
+    if (!same) {
         for (int i = 0; i < r->n; i++)
             reading_clear(&r->item[i]);
         r->n = 0;
@@ -222,6 +239,9 @@ void es_learner_recall(es_learner *l, es_readings *r)
     r->d = a->d;
     r->lowest = lowest;
     r->n_mean = a->n_mean;
+    r->n_place = a->n_place;
+    for (int i = 0; i < a->n_place; i++)
+        r->watched[i] = watched(a, i);
 }
 
 /* e as it was read before; false: it was not. */
@@ -249,7 +269,8 @@ static bool recall(es_learner *l, es_item *e, double *sum, double *tokens, int *
             *tokens = x->tokens;
         }
         *norms = x->n_norms < LEARNER_NORMS - l->n_norms ? x->n_norms : LEARNER_NORMS - l->n_norms;
-        memcpy(l->norms + l->n_norms, x->norms, (size_t)*norms * sizeof *x->norms);
+        for (int j = 0; j < r->n_place; j++)
+            memcpy(es_learner_norms(l, j) + l->n_norms, x->norms + (size_t)j * (size_t)x->n_norms, (size_t)*norms * sizeof *x->norms);
         return true;
     }
     return false;
@@ -270,13 +291,14 @@ static void remember(es_learner *l, const es_item *e, const double *sum, double 
     bool ok = true;
     for (int j = 0; j < 2; j++)
         ok = ok && (!e->seq[j].n || !sequence_copy(&x->seq[j], &e->seq[j], r->d, &err));
-    x->norms = es_calloc((size_t)norms + 1, sizeof *x->norms);
+    x->norms = es_calloc((size_t)r->n_place * (size_t)norms + 1, sizeof *x->norms);
     x->sum = e->held ? NULL : es_calloc(r->n_mean + 1, sizeof *x->sum);
     if (!ok || !x->norms || (!e->held && !x->sum)) {
         reading_clear(x);
         return;
     }
-    memcpy(x->norms, l->norms + l->n_norms, (size_t)norms * sizeof *x->norms);
+    for (int j = 0; j < r->n_place; j++)
+        memcpy(x->norms + (size_t)j * (size_t)norms, es_learner_norms(l, j) + l->n_norms, (size_t)norms * sizeof *x->norms);
     x->n_norms = norms;
     x->tokens = tokens;
     if (x->sum)
@@ -308,9 +330,10 @@ static int take_in(es_learner *l, es_item *e, const char *source, const volatile
     l->mean_tokens += tokens;
     free(sum);
     l->n_norms += norms;
-    if (l->n_norms) {
-        qsort(l->norms, (size_t)l->n_norms, sizeof *l->norms, float_order);
-        l->median = l->norms[l->n_norms / 2];
+    for (int i = 0; l->n_norms && i < a->n_place; i++) {
+        float *norm = es_learner_norms(l, i);
+        qsort(norm, (size_t)l->n_norms, sizeof *norm, float_order);
+        l->median[i] = norm[l->n_norms / 2];
     }
     l->item[l->n++] = e;
     l->n_held += e->held;
@@ -377,8 +400,8 @@ int es_learner_share(es_learner *l, const es_learner *from, es_error *err)
     es_adapter *a = l->a;
     const es_adapter *b = from->a;
     if (l->n || l->m != from->m || a->o.form != ES_FORM_LORA || b->o.form != ES_FORM_LORA || a->n_mean != b->n_mean ||
-        a->o.first_layer != b->o.first_layer || a->d != b->d)
-        return es_fail(err, ES_ERR_USAGE, "learners of different bands or models share nothing");
+        a->o.first_layer != b->o.first_layer || a->d != b->d || a->n_place != b->n_place)
+        return es_fail(err, ES_ERR_USAGE, "learners of different bands, parts or models share nothing");
     for (int i = 0; i < from->n; i++) {
         es_item *e = NULL;
         if (from->item[i]->target.n)
@@ -394,10 +417,11 @@ int es_learner_share(es_learner *l, const es_learner *from, es_error *err)
         l->n_held += e->held;
     }
     memcpy(l->mean_sum, from->mean_sum, a->n_mean * sizeof *l->mean_sum);
-    memcpy(l->norms, from->norms, (size_t)from->n_norms * sizeof *l->norms);
+    for (int i = 0; i < a->n_place; i++)
+        memcpy(es_learner_norms(l, i), es_learner_norms(from, i), (size_t)from->n_norms * sizeof *l->norms);
     l->mean_tokens = from->mean_tokens;
     l->n_norms = from->n_norms;
-    l->median = from->median;
+    memcpy(l->median, from->median, sizeof l->median);
     for (size_t i = 0; l->mean_tokens > 0 && i < a->n_mean; i++)
         a->mean_input[i] = (float)(l->mean_sum[i] / l->mean_tokens);
     es_adapter_read(a, a->param, a->coefficient);

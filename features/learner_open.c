@@ -49,6 +49,8 @@ static void carve(es_learner *l, int cap)
     const es_adapter *a = l->a;
     size_t n = a->n_learned, K = (size_t)a->K, d = (size_t)a->d, rank = (size_t)a->o.rank;
     bool lora = a->o.form == ES_FORM_LORA, bias = a->o.form == ES_FORM_BIAS;
+    const es_adapter_place *last = &a->place[a->n_place - 1];
+    size_t squares = last->square + (size_t)last->K * (size_t)last->K;
     l->old = es_arena_take(r, n, sizeof *l->old);
     l->delta = es_arena_take(r, n, sizeof *l->delta);
     l->total = es_arena_take(r, n, sizeof *l->total);
@@ -60,26 +62,27 @@ static void carve(es_learner *l, int cap)
     l->kl_at = l->o.kappa > 0 ? es_arena_take(r, n, sizeof *l->kl_at) : NULL;
     l->new_coefficient = es_arena_take(r, K, sizeof *l->new_coefficient);
     l->dc = es_arena_take(r, d, sizeof *l->dc);
-    l->cholesky = es_learner_is_adam(l) ? NULL : es_arena_take(r, K * K, sizeof *l->cholesky);
+    l->cholesky = es_learner_is_adam(l) ? NULL : es_arena_take(r, squares, sizeof *l->cholesky);
     l->u = es_arena_take(r, K, sizeof *l->u);
-    l->inverse = es_learner_is_adam(l) || !lora ? NULL : es_arena_take(r, K * K, sizeof *l->inverse);
+    l->inverse = es_learner_is_adam(l) || !lora ? NULL : es_arena_take(r, squares, sizeof *l->inverse);
     l->swap = es_learner_is_adam(l) || !lora ? NULL : es_arena_take(r, K * rank, sizeof *l->swap);
     l->keep = !lora || !l->o.shrink ? NULL : es_arena_take(r, a->o.constrained ? K : d, sizeof *l->keep);
     l->mean_sum = es_arena_take(r, a->n_mean, sizeof *l->mean_sum);
     l->site_input = es_arena_take(r, (size_t)cap * (size_t)largest_input(a), sizeof *l->site_input);
     l->logits = es_arena_take(r, (size_t)es_model_get_info(l->m)->n_vocab, sizeof *l->logits);
-    l->norms = es_arena_take(r, LEARNER_NORMS, sizeof *l->norms);
+    l->norms = es_arena_take(r, (size_t)a->n_place * LEARNER_NORMS, sizeof *l->norms);
     l->grad_a = es_arena_take(r, (size_t)a->n_entry, sizeof *l->grad_a);
     l->grad_b = es_arena_take(r, (size_t)a->n_entry, sizeof *l->grad_b);
     l->slot_a_size = LEARNER_SLOTS * rank * (!lora || a->o.fixed_inputs ? 0 : a->n_mean);
-    l->slot_b_size = LEARNER_SLOTS * (bias ? d : lora ? d * rank * (size_t)a->n_entry : n);
+    l->slot_b_size = LEARNER_SLOTS * (bias ? d * (size_t)a->n_place : lora ? d * rank * (size_t)a->n_entry : n);
     l->slot_a = es_arena_take(r, l->slot_a_size, sizeof *l->slot_a);
     l->slot_b = es_arena_take(r, l->slot_b_size, sizeof *l->slot_b);
     for (int i = 0; l->grad_a && i < a->n_entry; i++) {
         l->grad_a[i] = l->slot_a && !a->o.fixed_inputs ? l->slot_a + LEARNER_SLOTS * rank * a->entry[i].mean : NULL;
         l->grad_b[i] = l->slot_b + LEARNER_SLOTS * rank * d * (size_t)i;
     }
-    l->grad_v[0] = l->slot_b;
+    for (int i = 0; i < a->n_place && bias; i++)
+        l->grad_v[i] = l->slot_b + LEARNER_SLOTS * d * (size_t)i;
 }
 
 /* The largest batch whose trainer fits; at least `least` tokens. */
@@ -145,6 +148,41 @@ static int anchors_open(es_learner *l, const volatile bool *cancel, es_error *er
     return rc;
 }
 
+/* Factors D D^T + lambda I of a place, and for lora inverts it. */
+static int metric_open(es_learner *l, const es_adapter_place *p, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t K = (size_t)p->K;
+    double *cholesky = l->cholesky + p->square, lambda = l->o.metric_lambda > 1e-6 ? l->o.metric_lambda : 1e-6;
+    if (!K)
+        return ES_OK;
+    float *gram = es_calloc(K * K, sizeof *gram);
+    if (!gram)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a metric of %zu features", K);
+    es_linear_gram(a->pool, es_adapter_rows(a, p->first), p->K, a->d, gram);
+    for (size_t i = 0; i < K * K; i++)
+        cholesky[i] = gram[i];
+    free(gram);
+    if (!es_linear_cholesky(cholesky, p->K, lambda))
+        return es_fail(err, ES_ERR_USAGE, "learner: the metric of this basis is singular; raise its lambda");
+    for (size_t i = 0; l->inverse && i < K; i++) {
+        for (size_t j = 0; j < K; j++)
+            l->u[j] = i == j;
+        es_linear_solve(cholesky, p->K, l->u);
+        for (size_t j = 0; j < K; j++)
+            l->inverse[p->square + i * K + j] = (float)l->u[j];
+    }
+    return ES_OK;
+}
+
+static bool has_dictionary(const es_adapter *a, const char *hash)
+{
+    for (int i = 0; i < a->n_part; i++)
+        if (!strcmp(a->part[i].basis.dictionary_hash, hash))
+            return true;
+    return false;
+}
+
 int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_adapter *a, const es_learner_options *o, es_error *err)
 {
     *out = NULL;
@@ -152,12 +190,12 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     if (o->max_reply < 1 || o->max_prompt < 1 || o->max_reply > 1 << 16 || o->max_prompt > 1 << 16 || o->batch < 0)
         return es_fail(err, ES_ERR_USAGE, "learner: max_reply %d, max_prompt %d, batch %d cannot be", o->max_reply, o->max_prompt, o->batch);
     if (!isfinite(o->learning_rate) || o->learning_rate < 0 || !(o->beta > 0) || !(o->hold_out >= 0 && o->hold_out < 1) || !(o->kappa >= 0) || !(o->enough >= 0) ||
-        !(o->rho >= 0) || !(o->momentum >= 0 && o->momentum < 1) || !(o->decay >= 0 && o->decay < 1) || !(o->metric_lambda >= 0))
+        !(o->replay >= 0 && o->replay < 1) || !(o->rho >= 0) || !(o->momentum >= 0 && o->momentum < 1) || !(o->decay >= 0 && o->decay < 1) || !(o->metric_lambda >= 0))
         return es_fail(err, ES_ERR_USAGE, "learner: an option is out of range (rate, beta > 0, kappa, rho, lambda >= 0; shares in [0,1))");
     if (o->optimiser == ES_OPTIMISER_METRIC && a->o.form != ES_FORM_BIAS && !a->o.fixed_inputs)
         return es_fail(err, ES_ERR_USAGE, "learner: the metric step is for the form bias, and for lora with fixed inputs");
-    if (s && a->has_basis && strcmp(es_dictionary_get_info(s)->hash, a->basis.dictionary_hash))
-        return es_fail(err, ES_ERR_MISMATCH, "learner: the adapter's dictionary is %.12s, not %.12s", a->basis.dictionary_hash,
+    if (s && a->n_part && !has_dictionary(a, es_dictionary_get_info(s)->hash))
+        return es_fail(err, ES_ERR_MISMATCH, "learner: the adapter's dictionary is %.12s, not %.12s", a->part[0].basis.dictionary_hash,
                        es_dictionary_get_info(s)->hash);
     es_learner *l = es_calloc(1, sizeof *l);
     if (!l)
@@ -171,7 +209,7 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
         l->o.learning_rate = o->optimiser == ES_OPTIMISER_METRIC ? es_learner_default(ES_FORM_BIAS).learning_rate
                                                                  : es_learner_default(a->o.form == ES_FORM_BIAS ? ES_FORM_LORA : a->o.form).learning_rate;
     es_rng_seed(&l->rng, o->seed);
-    es_trainer_options t = {.from_layer = es_adapter_lowest_layer(a), .backward = true, .max_hooks = 1, .threads = o->threads,
+    es_trainer_options t = {.from_layer = es_adapter_lowest_layer(a), .backward = true, .max_hooks = a->n_place, .threads = o->threads,
                             .kernels = o->exact ? NULL : es_kernels_half()}; /* 1.7 times as fast with AVX-512 BF16; the same without */
     int cap = choose_tokens(m, &t, 2 * (o->max_prompt + o->max_reply));
     carve(l, cap);
@@ -184,27 +222,9 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
     rc = rc ? rc : es_pack_open(&l->pack, cap, info->d_model, err);
     if (!rc && o->kappa > 0)
         rc = anchors_open(l, NULL, err);
-    if (!rc && !es_learner_is_adam(l) && a->K) {
-        size_t K = (size_t)a->K;
-        float *gram = es_calloc(K * K, sizeof *gram);
-        if (!gram)
-            rc = es_fail(err, ES_ERR_MEMORY, "no memory for a metric of %zu features", K);
-        else {
-            es_linear_gram(a->pool, a->D, a->K, a->d, gram);
-            for (size_t i = 0; i < K * K; i++)
-                l->cholesky[i] = gram[i];
-            if (!es_linear_cholesky(l->cholesky, a->K, o->metric_lambda > 1e-6 ? o->metric_lambda : 1e-6))
-                rc = es_fail(err, ES_ERR_USAGE, "learner: the metric of this basis is singular; raise its lambda");
-            free(gram);
-        }
-        for (int i = 0; !rc && l->inverse && i < a->K; i++) {
-            for (int j = 0; j < a->K; j++)
-                l->u[j] = i == j;
-            es_linear_solve(l->cholesky, a->K, l->u);
-            for (int j = 0; j < a->K; j++)
-                l->inverse[(size_t)i * K + (size_t)j] = (float)l->u[j];
-        }
-    }
+    rc = rc ? rc : es_replay_open(l, err);
+    for (int i = 0; !rc && !es_learner_is_adam(l) && i < a->n_place; i++)
+        rc = metric_open(l, &a->place[i], err);
     if (rc) {
         es_learner_free(l);
         return rc;
@@ -232,6 +252,7 @@ void es_learner_free(es_learner *l)
         es_pack_close(&l->anchors);
     es_trainer_free(l->trainer);
     es_prior_free(&l->prior);
+    es_replay_free(&l->replay);
     for (int i = 0; i < 2; i++) {
         free(l->shield[i]);
         free(l->shield_step[i]);
@@ -248,8 +269,9 @@ int es_learner_count(const es_learner *l)
 size_t es_learner_bytes(const es_learner *l)
 {
     const es_adapter *a = l->a;
-    es_trainer_options t = {.max_tokens = l->pack.cap, .from_layer = es_adapter_lowest_layer(a), .backward = true, .max_hooks = 1};
+    es_trainer_options t = {.max_tokens = l->pack.cap, .from_layer = es_adapter_lowest_layer(a), .backward = true, .max_hooks = a->n_place};
     size_t n = l->arena.size + l->pack.arena.size + l->anchors.arena.size + es_trainer_bytes(l->m, &t);
+    n += es_replay_bytes(l);
     if (l->anchor_p)
         n += (size_t)l->anchors.n * ((size_t)es_model_get_info(l->m)->n_vocab * sizeof *l->anchor_p + 2 * sizeof *l->anchor_entropy);
     for (int i = 0; i < l->n_anchor; i++)

@@ -10,22 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-double es_learner_dot(const float *a, const float *b, size_t n)
-{
-    double sum = 0;
-    for (size_t at = 0; at < n;) { /* in short sums: floats inside, doubles outside */
-        float part[8] = {0};
-        size_t end = at + 512 < n ? at + 512 : n;
-        for (; at + 8 <= end; at += 8)
-            for (int q = 0; q < 8; q++)
-                part[q] += a[at + (size_t)q] * b[at + (size_t)q];
-        for (; at < end; at++)
-            part[0] += a[at] * b[at];
-        sum += (double)part[0] + part[1] + part[2] + part[3] + part[4] + part[5] + part[6] + part[7];
-    }
-    return sum;
-}
-
 /* G^-1 in; without a basis the metric is that of d itself. */
 static void inverse_metric(es_learner *l, const float *in, float *out)
 {
@@ -34,7 +18,8 @@ static void inverse_metric(es_learner *l, const float *in, float *out)
     if (a->o.form == ES_FORM_BIAS) {
         for (int i = 0; i < a->K; i++)
             l->u[i] = in[i];
-        es_linear_solve(l->cholesky, a->K, l->u);
+        for (int i = 0; i < a->n_place; i++)
+            es_linear_solve(l->cholesky + a->place[i].square, a->place[i].K, l->u + a->place[i].first);
         for (int i = 0; i < a->K; i++)
             out[i] = (float)l->u[i];
         return;
@@ -42,8 +27,9 @@ static void inverse_metric(es_learner *l, const float *in, float *out)
     if (!a->K && in != out)
         memcpy(out, in, a->n_learned * sizeof *out);
     for (int i = 0; a->K && i < a->n_entry; i++) {
-        l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->K, 1, l->inverse, a->K, in + a->entry[i].b, a->o.rank, 0, l->swap, a->o.rank);
-        memcpy(out + a->entry[i].b, l->swap, (size_t)a->K * rank * sizeof *out);
+        const es_adapter_entry *e = &a->entry[i];
+        l->k->gemm(a->pool, false, false, e->rows, a->o.rank, e->rows, 1, l->inverse + a->place[e->place].square, e->rows, in + e->b, a->o.rank, 0, l->swap, a->o.rank);
+        memcpy(out + e->b, l->swap, (size_t)e->rows * rank * sizeof *out);
     }
 }
 
@@ -59,9 +45,10 @@ int es_learner_metric(es_learner *l, const float *in, float *out, es_error *err)
     if (!through)
         return es_fail(err, ES_ERR_MEMORY, "no memory for a direction");
     for (int i = 0; i < a->n_entry; i++) {
-        const float *m = in + a->entry[i].b;
-        l->k->gemm(a->pool, true, false, a->d, a->o.rank, a->K, 1, a->D, a->d, m, a->o.rank, 0, through, a->o.rank);
-        l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->d, 1, a->D, a->d, through, a->o.rank, lambda, out + a->entry[i].b, a->o.rank);
+        const es_adapter_entry *e = &a->entry[i];
+        const float *D = es_adapter_rows(a, e->first);
+        l->k->gemm(a->pool, true, false, a->d, a->o.rank, e->rows, 1, D, a->d, in + e->b, a->o.rank, 0, through, a->o.rank);
+        l->k->gemm(a->pool, false, false, e->rows, a->o.rank, a->d, 1, D, a->d, through, a->o.rank, lambda, out + e->b, a->o.rank);
     }
     free(through);
     return ES_OK;
@@ -70,11 +57,11 @@ int es_learner_metric(es_learner *l, const float *in, float *out, es_error *err)
 static void shrink_rows(es_learner *l, float *x)
 {
     const es_adapter *a = l->a;
-    size_t rank = (size_t)a->o.rank, rows = (size_t)(a->o.constrained ? a->K : a->d);
+    size_t rank = (size_t)a->o.rank;
     for (int i = 0; i < a->n_entry; i++)
-        for (size_t c = 0; c < rows; c++)
+        for (size_t c = 0; c < (size_t)a->entry[i].rows; c++)
             for (size_t r = 0; r < rank; r++)
-                x[a->entry[i].b + c * rank + r] *= l->keep[c];
+                x[a->entry[i].b + c * rank + r] *= l->keep[(size_t)a->entry[i].first + c];
 }
 
 void es_learner_precondition(es_learner *l, const float *in, float *out, double *length)
@@ -159,9 +146,13 @@ static bool same_sites(const es_adapter *a, const es_adapter *b)
            a->o.first_layer == b->o.first_layer && a->d == b->d && a->n_param - a->n_learned == b->n_param - b->n_learned;
 }
 
+/* The same directions at the same matrices. */
 static bool same_basis(const es_adapter *a, const es_adapter *b)
 {
-    return a->o.constrained == b->o.constrained && a->K == b->K && (!a->K || !memcmp(a->D, b->D, (size_t)a->K * (size_t)a->d * sizeof *a->D));
+    bool same = a->o.constrained == b->o.constrained && a->K == b->K && (!a->K || !memcmp(a->D, b->D, (size_t)a->K * (size_t)a->d * sizeof *a->D));
+    for (int i = 0; same && i < a->n_entry; i++)
+        same = a->entry[i].first == b->entry[i].first && a->entry[i].rows == b->entry[i].rows;
+    return same;
 }
 
 /* What b has learned in the parameters of l's adapter: as it is within the same basis, else the nearest that this basis can do,
@@ -175,10 +166,11 @@ static void translate(es_learner *l, const es_adapter *b, float *out)
         return;
     }
     for (int i = 0; i < a->n_entry; i++) {
+        const es_adapter_entry *e = &a->entry[i];
         if (a->o.constrained)
-            l->k->gemm(a->pool, false, false, a->K, a->o.rank, a->d, 1, a->D, a->d, b->entry[i].full, a->o.rank, 0, out + a->entry[i].b, a->o.rank);
+            l->k->gemm(a->pool, false, false, e->rows, a->o.rank, a->d, 1, es_adapter_rows(a, e->first), a->d, b->entry[i].full, a->o.rank, 0, out + e->b, a->o.rank);
         else
-            memcpy(out + a->entry[i].b, b->entry[i].full, each * sizeof *out);
+            memcpy(out + e->b, b->entry[i].full, each * sizeof *out);
     }
     if (a->o.constrained)
         inverse_metric(l, out, out);
@@ -272,7 +264,7 @@ void es_learner_amplitudes(es_learner *l, double *out)
 {
     es_prior_read(l, l->a->param, out);
     for (int i = 0; i < l->prior.n; i++)
-        out[i] = l->median > 0 ? out[i] / l->median : 0;
+        out[i] = l->median[0] > 0 ? out[i] / l->median[0] : 0;
 }
 
 void es_prior_clamp(es_learner *l, const float *from, float *delta)

@@ -197,9 +197,9 @@ static int set_shrinkage(es_learner *l, es_error *err)
     if (!square)
         return es_fail(err, ES_ERR_MEMORY, "no memory to weigh experiences");
     for (int i = 0; i < a->n_entry; i++)
-        for (size_t c = 0; c < rows; c++)
+        for (size_t k = 0; k < (size_t)a->entry[i].rows; k++)
             for (size_t r = 0; r < rank; r++) {
-                size_t at = a->entry[i].b + c * rank + r;
+                size_t at = a->entry[i].b + k * rank + r, c = (size_t)a->entry[i].first + k;
                 double sum = 0;
                 for (int e = 0; e < N; e++) {
                     double g = l->item[l->chosen[e]]->grad[at];

@@ -54,6 +54,9 @@ typedef struct es_method_options {
     double beta;               /* of the pair loss; 0: 5 */
     double anchor;             /* weight of the mean KL on anchor texts added to the loss, for the methods that learn by gradient; 0: none */
     const char *const *anchor_text; int n_anchor; /* neutral texts; NULL: built-in ones */
+    double replay;             /* share of a step's weight in [0,1) that goes to the KL on neutral text: for features and its ablations es_learner_options.replay, on
+                                  `replay_text`; for the others that learn by gradient as much added to anchor. 0: none */
+    const es_neutral_text *replay_text; int n_replay; /* NULL: built-in ones */
     bool white;                /* features, random, free: fixed, white input projections (es_inputs), and the metric step; rate is then
                                   the length of its first step as a share of the median |h| */
     const es_inputs *inputs;   /* with white: those; NULL: made of the program's own few texts at the first step, which are enough for small ranks only */

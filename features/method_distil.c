@@ -153,31 +153,50 @@ static double token_loss(void *user, int s, int i, const float *p, float *dl)
     return es_distil_token(&b->target[s], i, q->target[q->n - q->n_reply + i], p, 1.0 / b->counted, dl);
 }
 
-/* Samples and scores. A reply that ended inside what is masked is drawn again, from another prompt, a few times. */
+/* The batch's next place takes the sample of `asked`, scored; one that ended inside what is masked is freed instead. */
+static int score(distil_method *m, batch *b, const es_asked *asked, es_sequence *s, const volatile bool *cancel, es_error *err)
+{
+    es_target *t = &b->target[b->n];
+    int rc = ES_OK;
+    if (s->n_reply > ES_DISTIL_MASKED)
+        rc = es_teacher_score(m->teacher, asked->message, asked->n_message, s, (es_distil_loss)m->o.distil_loss, m->seen.item, m->seen.n, t, cancel, err);
+    if (rc || s->n_reply <= ES_DISTIL_MASKED) {
+        es_sequence_free(s);
+        return rc;
+    }
+    b->counted += es_target_counted(t);
+    b->seq[b->n] = *s;
+    b->list[b->n] = &b->seq[b->n];
+    b->n++;
+    return ES_OK;
+}
+
+/* Samples, all that are still wanted at once, and scores. For one that ended inside what is masked another prompt's is drawn, a few times. */
 static int gather(distil_method *m, batch *b, const volatile bool *cancel, es_error *err)
 {
-    int rc = ES_OK;
-    for (int tries = 0; !rc && b->n < m->o.batch && tries < 4 * m->o.batch; tries++) {
-        es_message own;
-        const es_message *message;
-        es_sequence *s = &b->seq[b->n];
-        es_target *t = &b->target[b->n];
-        int i = 0, n = 0;
-        rc = next_prompt(m, &i, err);
+    const int want = m->o.batch;
+    es_message *own = es_calloc((size_t)want, sizeof *own);
+    es_asked *asked = es_calloc((size_t)want, sizeof *asked);
+    es_sequence *said = es_calloc((size_t)want, sizeof *said);
+    int rc = own && asked && said ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for %d samples", want);
+    for (int tries = 0; !rc && b->n < want && tries < 4 * want;) {
+        int n = want - b->n;
+        for (int i = 0, at = 0; !rc && i < n; i++)
+            if (!(rc = next_prompt(m, &at, err)))
+                prompt(m, at, &own[i], &asked[i].message, &asked[i].n_message);
+        rc = rc ? rc : es_tune_sample(m->tune, asked, n, m->o.max_new, said, cancel, err);
         if (rc)
             break;
-        prompt(m, i, &own, &message, &n);
-        rc = es_tune_sample(m->tune, message, n, m->o.max_new, s, cancel, err);
-        if (!rc && s->n_reply > ES_DISTIL_MASKED)
-            rc = es_teacher_score(m->teacher, message, n, s, (es_distil_loss)m->o.distil_loss, m->seen.item, m->seen.n, t, cancel, err);
-        if (rc || s->n_reply <= ES_DISTIL_MASKED) {
-            es_sequence_free(s);
-            continue;
-        }
-        b->counted += es_target_counted(t);
-        b->list[b->n] = s;
-        b->n++;
+        tries += n;
+        for (int i = 0; i < n; i++)
+            if (rc)
+                es_sequence_free(&said[i]);
+            else
+                rc = score(m, b, &asked[i], &said[i], cancel, err);
     }
+    free(own);
+    free(asked);
+    free(said);
     return rc;
 }
 

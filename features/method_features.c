@@ -89,6 +89,9 @@ static int start(features_method *m, const volatile bool *cancel, es_error *err)
     lo.seed = m->o.seed;
     lo.weighting = m->o.weighting;
     lo.shrink = m->o.shrink && ao.fixed_inputs;
+    lo.replay = m->o.replay;
+    lo.replay_text = m->o.replay_text;
+    lo.n_replay = m->o.n_replay;
     const es_basis *basis = m->kind == ES_METHOD_RANDOM ? NULL : m->o.basis;
     int rc = ES_OK;
     if (ao.constrained && !basis) {

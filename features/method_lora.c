@@ -11,7 +11,7 @@ es_tune_options es_method_tune(const es_method_options *o, bool weights)
     if (o->rank > 0)
         t.alpha = t.rank = o->rank;
     t.beta = o->beta > 0 ? o->beta : t.beta;
-    t.anchor = o->anchor;
+    t.anchor = o->anchor + (o->replay > 0 && o->replay < 1 ? o->replay / (1 - o->replay) : 0);
     t.anchor_text = o->anchor_text;
     t.n_anchor = o->n_anchor;
     t.max_prompt = o->max_prompt > 0 ? o->max_prompt : t.max_prompt;

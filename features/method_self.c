@@ -54,15 +54,18 @@ static int self_step(void *self, es_step_report *out, const volatile bool *cance
         return es_fail(err, ES_ERR_USAGE, "there is nothing to learn from");
     es_sequence *said = es_calloc((size_t)n, sizeof *said), **list = es_calloc((size_t)n, sizeof *list);
     const float **slope = es_calloc((size_t)n, sizeof *slope);
+    es_asked *asked = es_calloc((size_t)n, sizeof *asked);
     float *number = NULL;
-    if (!said || !list || !slope)
+    if (!said || !list || !slope || !asked)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for trajectories");
     for (int i = 0; !rc && i < n; i++) {
         const es_experience *e = &m->seen.item[(m->at + i) % m->seen.n];
-        rc = es_tune_sample(m->tune, e->message, e->n_message, m->max_new, &said[i], cancel, err);
+        asked[i] = (es_asked){e->message, e->n_message};
         list[i] = &said[i];
-        tokens += said[i].n_reply;
     }
+    rc = rc ? rc : es_tune_sample(m->tune, asked, n, m->max_new, said, cancel, err);
+    for (int i = 0; !rc && i < n; i++)
+        tokens += said[i].n_reply;
     if (!rc && !(number = es_calloc((size_t)tokens, sizeof *number)))
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for trajectories");
     for (int i = 0, at = 0; !rc && i < n; i++) { /* the mean over trajectories of -mean log-probability */
@@ -79,6 +82,7 @@ static int self_step(void *self, es_step_report *out, const volatile bool *cance
     for (int i = 0; said && i < n; i++)
         es_sequence_free(&said[i]);
     free(number);
+    free(asked);
     free(slope);
     free(list);
     free(said);

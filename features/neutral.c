@@ -66,15 +66,21 @@ bool es_neutral_is_dev(const es_neutral_text *t, int kind[2])
     return kind[t->n_message > 0]++ % 3 == 2;
 }
 
+int es_neutral_dev(const es_neutral_text *text, int n, es_neutral_text *out)
+{
+    int n_dev = 0, kind[2] = {0};
+    for (int i = 0; i < n; i++)
+        if (es_neutral_is_dev(&text[i], kind))
+            out[n_dev++] = text[i];
+    return n_dev;
+}
+
 int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, int threads, const volatile bool *cancel,
                       es_error *err)
 {
     es_neutral_text *dev = es_calloc((size_t)n + 1, sizeof *dev);
-    int n_dev = 0, kind[2] = {0};
     *out = NULL;
-    for (int i = 0; dev && i < n; i++)
-        if (es_neutral_is_dev(&text[i], kind))
-            dev[n_dev++] = text[i];
+    int n_dev = dev ? es_neutral_dev(text, n, dev) : 0;
     int rc = dev ? es_inputs_make(out, m, s, rank, dev, n_dev, 1, threads, cancel, err) : es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
     free(dev);
     return rc;

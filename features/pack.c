@@ -70,7 +70,7 @@ int es_sequence_text(es_sequence *out, const es_model *m, const char *text, int 
 {
     es_ids ids = {0};
     *out = (es_sequence){0};
-    int rc = es_tokenize(m, text, strlen(text), false, &ids, err);
+    int rc = es_tokenize_text(m, text, strlen(text), &ids, err);
     if (!rc && ids.n < 2)
         rc = es_fail(err, ES_ERR_USAGE, "a text of %zu tokens cannot be scored", ids.n);
     if (!rc) {

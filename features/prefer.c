@@ -27,6 +27,15 @@ static int draw(es_model *m, es_context *c, const es_message *message, int n, in
     return rc;
 }
 
+/* A cut may end inside a character. */
+static void whole(es_buf *text)
+{
+    if (!text->data)
+        return;
+    text->len = es_utf8_whole(text->data, text->len);
+    text->data[text->len] = 0;
+}
+
 /* A reply as text. */
 static int reply_by(es_model *m, es_context *c, const es_message *message, int n, int max_new, const es_sampling *how, es_rng *rng, es_buf *out,
                     const volatile bool *cancel, es_error *err)
@@ -39,23 +48,35 @@ static int reply_by(es_model *m, es_context *c, const es_message *message, int n
         const char *bytes = es_token_bytes(m, ids.id[i], &len);
         es_buf_add(out, bytes, es_token_is_control(m, ids.id[i]) || es_token_ends(m, ids.id[i]) ? 0 : len);
     }
-    if (!rc && out->data) { /* a cut may end inside a character */
-        size_t whole = es_utf8_whole(out->data, out->len);
-        out->data[whole] = 0;
-        out->len = whole;
-    }
+    whole(out);
     es_ids_free(&prompt);
     es_ids_free(&ids);
     return rc || !out->failed ? rc : es_fail(err, ES_ERR_MEMORY, "no memory for a reply");
 }
 
-/* At temperature 0. */
-static int reply(es_model *m, es_context *c, const es_message *message, int n, int max_new, es_buf *out, const volatile bool *cancel, es_error *err)
+/* Replies at temperature 0 to two conversations about each of n questions, the question alone and after the preference: into said[2 n]. */
+static int replies(es_model *m, es_context *c, const char *preference, const char *const *question, int n, int max_new, es_buf *said, const volatile bool *cancel,
+                   es_error *err)
 {
-    es_sampling how = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
-    es_rng rng;
-    es_rng_seed(&rng, 1);
-    return reply_by(m, c, message, n, max_new, &how, &rng, out, cancel, err);
+    es_ids prompt[ES_STREAMS] = {0};
+    es_reply reply[ES_STREAMS] = {0};
+    int rc = ES_OK;
+    for (int i = 0; !rc && i < 2 * n; i++) {
+        es_message message[2] = {{"system", preference}, {"user", question[i / 2]}};
+        rc = es_chat_render(m, message + !(i % 2), 1 + (size_t)(i % 2), true, &prompt[i], err);
+        if (!rc && (int)prompt[i].n + max_new > es_context_size(c))
+            rc = es_fail(err, ES_ERR_LIMIT, "a question of %zu tokens leaves no room for a reply in %d", prompt[i].n, es_context_size(c));
+        reply[i] = (es_reply){.prompt = prompt[i].id, .n_prompt = (int)prompt[i].n, .max_new = max_new, .sampling = {.temperature = 0, .top_p = 1, .repeat_penalty = 1}};
+    }
+    rc = rc ? rc : es_generate(c, reply, 2 * n, NULL, NULL, cancel, err);
+    for (int i = 0; i < 2 * n; i++) {
+        es_buf_clear(&said[i]);
+        rc = rc ? rc : es_reply_text(m, &reply[i], &said[i], err);
+        whole(&said[i]);
+        es_ids_free(&prompt[i]);
+        es_ids_free(&reply[i].ids);
+    }
+    return rc;
 }
 
 static bool blank(const es_buf *b)
@@ -122,9 +143,9 @@ int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options
     enum { ASK = 12 };
     const char *question[ASK];
     int want = o->pairs > 0 && o->pairs < ASK ? o->pairs : 6, max_new = o->max_new > 0 ? o->max_new : 96, before = out->n;
-    es_context_options co = {.n_ctx = o->n_ctx, .threads = o->threads};
+    es_context_options co = {.n_ctx = o->n_ctx, .threads = o->threads, .n_seq = ES_STREAMS};
     es_context *c = NULL;
-    es_buf plain = {0}, preferred = {0};
+    es_buf said[ES_STREAMS] = {0};
     const volatile bool *cancel = progress ? progress->cancel : NULL;
     es_buf source = {0};
     *advantage = (es_advantage){0};
@@ -135,21 +156,25 @@ int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options
     es_buf_printf(&source, "%s%s", PREFIX, preference);
     if (!rc && source.failed)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for a preference");
-    for (int i = 0; !rc && i < n && out->n - before < want; i++) {
-        es_message message[2] = {{"system", preference}, {"user", question[i]}};
+    for (int i = 0, at_once; !rc && i < n && out->n - before < want; i += at_once) {
+        at_once = want - (out->n - before) < ES_STREAMS / 2 ? want - (out->n - before) : ES_STREAMS / 2;
+        at_once = n - i < at_once ? n - i : at_once;
         es_progress_report(progress, "asking with the preference and without", out->n - before, want, "pairs");
-        rc = reply(m, c, message + 1, 1, max_new, &plain, cancel, err);
-        rc = rc ? rc : reply(m, c, message, 2, max_new, &preferred, cancel, err);
-        if (rc || blank(&preferred) || !plain.data || !strcmp(plain.data, preferred.data))
-            continue;
-        es_experience e = {.message = message + 1, .n_message = 1, .preferred = preferred.data, .rejected = plain.data, .source = source.data, .weight = 1};
-        rc = es_experience_copy(out, &e, err);
+        rc = replies(m, c, preference, question + i, at_once, max_new, said, cancel, err);
+        for (int j = 0; !rc && j < at_once; j++) {
+            const es_buf *plain = &said[2 * j], *preferred = &said[2 * j + 1];
+            if (blank(preferred) || !plain->data || !strcmp(plain->data, preferred->data))
+                continue;
+            es_message message = {"user", question[i + j]};
+            es_experience e = {.message = &message, .n_message = 1, .preferred = preferred->data, .rejected = plain->data, .source = source.data, .weight = 1};
+            rc = es_experience_copy(out, &e, err);
+        }
     }
     if (!rc && out->n - before < 2)
         rc = es_fail(err, ES_ERR_USAGE, "\"%.60s\" changes nothing in what the model says (%d of %d replies)", preference, out->n - before, n);
     es_buf_free(&source);
-    es_buf_free(&plain);
-    es_buf_free(&preferred);
+    for (int i = 0; i < ES_STREAMS; i++)
+        es_buf_free(&said[i]);
     es_context_free(c);
     return rc;
 }
@@ -162,8 +187,15 @@ const char *es_prefer_of(const es_experience *e)
 
 /* ---- by token losses --------------------------------------------------------------------------------------------------------------- */
 
+typedef struct drawn { /* a reply that waits for es_onpolicy_add */
+    const es_experience *of;
+    es_ids prompt, ids;
+} drawn;
+
 struct es_onpolicy {
     es_model *m;
+    drawn *ahead;
+    int n_ahead;
     es_context *c;
     es_distil_loss loss;
     int max_new, threads;
@@ -174,7 +206,7 @@ struct es_onpolicy {
 
 int es_onpolicy_open(es_onpolicy **out, es_model *m, int loss, int max_new, int n_ctx, int threads, uint64_t seed, es_error *err)
 {
-    es_context_options co = {.n_ctx = n_ctx, .threads = threads};
+    es_context_options co = {.n_ctx = n_ctx, .threads = threads, .n_seq = ES_STREAMS};
     es_onpolicy *p = es_calloc(1, sizeof *p);
     *out = NULL;
     if (!p)
@@ -192,10 +224,22 @@ int es_onpolicy_open(es_onpolicy **out, es_model *m, int loss, int max_new, int 
     return rc;
 }
 
+static void forget_drawn(es_onpolicy *p)
+{
+    for (int i = 0; i < p->n_ahead; i++) {
+        es_ids_free(&p->ahead[i].prompt);
+        es_ids_free(&p->ahead[i].ids);
+    }
+    free(p->ahead);
+    p->ahead = NULL;
+    p->n_ahead = 0;
+}
+
 void es_onpolicy_free(es_onpolicy *p)
 {
     if (!p)
         return;
+    forget_drawn(p);
     es_teacher_free(p->teacher);
     es_context_free(p->c);
     free(p->preference);
@@ -215,10 +259,60 @@ static int teacher_of(es_onpolicy *p, const char *preference, es_error *err)
     return es_teacher_open(&p->teacher, p->m, &o, err);
 }
 
+static const es_sampling as_it_is = {.temperature = 1, .top_p = 1, .repeat_penalty = 1};
+
+int es_onpolicy_ahead(es_onpolicy *p, es_adapter *a, const es_experiences *e, const volatile bool *cancel, es_error *err)
+{
+    es_reply *reply = es_calloc((size_t)e->n + 1, sizeof *reply);
+    es_patch patch;
+    forget_drawn(p);
+    p->ahead = es_calloc((size_t)e->n + 1, sizeof *p->ahead);
+    int rc = reply && p->ahead ? es_adapter_patch(a, 1, &patch, err) : es_fail(err, ES_ERR_MEMORY, "no memory to draw replies");
+    for (int i = 0; !rc && i < e->n; i++) {
+        const es_experience *x = &e->item[i];
+        drawn *d = &p->ahead[p->n_ahead];
+        if (!es_prefer_of(x))
+            continue;
+        d->of = x;
+        rc = es_chat_render(p->m, x->message, (size_t)x->n_message, true, &d->prompt, err);
+        es_reply *r = &reply[p->n_ahead++];
+        *r = (es_reply){.prompt = d->prompt.id, .n_prompt = (int)d->prompt.n, .max_new = p->max_new, .sampling = as_it_is};
+        r->sampling.seed = es_rng_next(&p->rng);
+        if (!rc && r->n_prompt + p->max_new > es_context_size(p->c))
+            rc = es_fail(err, ES_ERR_LIMIT, "a question of %d tokens leaves no room for a reply in %d", r->n_prompt, es_context_size(p->c));
+    }
+    if (!rc) {
+        es_context_set_patch(p->c, &patch);
+        rc = es_generate(p->c, reply, p->n_ahead, NULL, NULL, cancel, err);
+        es_context_set_patch(p->c, NULL);
+    }
+    for (int i = 0; i < p->n_ahead; i++)
+        p->ahead[i].ids = reply[i].ids;
+    free(reply);
+    if (rc)
+        forget_drawn(p);
+    return rc;
+}
+
+/* The reply drawn ahead, once; otherwise one that is drawn now. */
+static int draw_one(es_onpolicy *p, const es_experience *e, const es_patch *patch, es_ids *prompt, es_ids *ids, const volatile bool *cancel, es_error *err)
+{
+    for (int i = 0; i < p->n_ahead; i++)
+        if (p->ahead[i].of == e) {
+            *prompt = p->ahead[i].prompt;
+            *ids = p->ahead[i].ids;
+            p->ahead[i] = (drawn){0};
+            return ES_OK;
+        }
+    es_context_set_patch(p->c, patch);
+    int rc = draw(p->m, p->c, e->message, e->n_message, p->max_new, &as_it_is, &p->rng, prompt, ids, cancel, err);
+    es_context_set_patch(p->c, NULL);
+    return rc;
+}
+
 int es_onpolicy_add(es_onpolicy *p, es_learner *l, es_adapter *a, const es_experience *e, const volatile bool *cancel, es_error *err)
 {
     const char *preference = es_prefer_of(e);
-    es_sampling how = {.temperature = 1, .top_p = 1, .repeat_penalty = 1};
     es_patch patch;
     es_sequence s = {0};
     es_target target = {0};
@@ -229,9 +323,7 @@ int es_onpolicy_add(es_onpolicy *p, es_learner *l, es_adapter *a, const es_exper
     for (int tries = 0; !rc && s.n_reply <= ES_DISTIL_MASKED; tries++) { /* a reply may end inside what is masked */
         es_ids prompt = {0}, ids = {0};
         es_sequence_free(&s);
-        es_context_set_patch(p->c, &patch);
-        rc = draw(p->m, p->c, e->message, e->n_message, p->max_new, &how, &p->rng, &prompt, &ids, cancel, err);
-        es_context_set_patch(p->c, NULL);
+        rc = draw_one(p, e, &patch, &prompt, &ids, cancel, err);
         if (!rc && tries == 8)
             rc = es_fail(err, ES_ERR_LIMIT, "the model ends its replies within %d tokens: there is nothing that could be scored", ES_DISTIL_MASKED);
         int skip = prompt.n > 128 ? (int)prompt.n - 128 : 0;

@@ -30,6 +30,9 @@ typedef struct es_onpolicy es_onpolicy;
 /* loss: an es_distil_loss. max_new 0: 96. */
 int es_onpolicy_open(es_onpolicy **out, es_model *m, int loss, int max_new, int n_ctx, int threads, uint64_t seed, es_error *err);
 void es_onpolicy_free(es_onpolicy *p);
+/* Draws replies to those of e that a preference was stated for, together, which is faster; es_onpolicy_add then takes the one of its experience.
+ * For additions that follow before a changes; the list stays where it is until then. */
+int es_onpolicy_ahead(es_onpolicy *p, es_adapter *a, const es_experiences *e, const volatile bool *cancel, es_error *err);
 /* Draws a reply to e's conversation from a (as it stands, temperature 1, the preference not in its context), lets the base model with the
  * preference score it, and adds that to l in e's place: what e itself holds as replies is not used. */
 int es_onpolicy_add(es_onpolicy *p, es_learner *l, es_adapter *a, const es_experience *e, const volatile bool *cancel, es_error *err);

@@ -46,7 +46,7 @@ struct es_tune {
     float *p32; /* [n_vocab] */
 
     es_context *context; /* for samples; NULL until the first */
-    int context_size;
+    es_context_options context_options; /* its */
 };
 
 es_tune_options es_tune_default(bool weights)
@@ -160,8 +160,7 @@ size_t es_tune_bytes(const es_tune *t)
         n += sizeof *t->item + es_sequence_bytes(&t->item[i].seq[0], t->d) + es_sequence_bytes(&t->item[i].seq[1], t->d);
     for (int i = 0; i < t->n_anchor; i++)
         n += es_sequence_bytes(&t->anchor[i].seq, t->d) + (size_t)t->anchor[i].seq.n * ((size_t)t->n_vocab * sizeof *t->anchor[i].p + 2 * sizeof(double));
-    es_context_options c = {.n_ctx = t->context_size, .threads = t->o.threads};
-    return n + (t->context ? es_context_bytes(t->m, &c) : 0);
+    return n + (t->context ? es_context_bytes(t->m, &t->context_options) : 0);
 }
 
 static int open_parts(es_tune *t, es_error *err)
@@ -865,45 +864,52 @@ int es_tune_gain(es_tune *t, double *gain, const volatile bool *cancel, es_error
 
 /* ---- samples ----------------------------------------------------------------------------------------------------------------------- */
 
-int es_tune_sample(es_tune *t, const es_message *message, int n_message, int max_new, es_sequence *out, const volatile bool *cancel, es_error *err)
+/* A context with room for n prompts at once; what there is may do. */
+static int sample_context(es_tune *t, int size, int n, es_error *err)
 {
-    es_ids prompt = {0}, reply = {0};
-    *out = (es_sequence){0};
+    n = n < ES_STREAMS ? n : ES_STREAMS;
+    if (t->context && size <= es_context_size(t->context) && n <= es_context_sequences(t->context))
+        return ES_OK;
+    es_context_free(t->context);
+    t->context = NULL;
+    t->context_options = (es_context_options){.n_ctx = size, .threads = t->o.threads, .n_seq = n};
+    return es_context_open(&t->context, t->m, &t->context_options, err);
+}
+
+int es_tune_sample(es_tune *t, const es_asked *asked, int n, int max_new, es_sequence *out, const volatile bool *cancel, es_error *err)
+{
+    memset(out, 0, (size_t)n * sizeof *out);
     if (max_new < 1 || max_new > 1 << 16)
         return es_fail(err, ES_ERR_USAGE, "a sample of %d tokens cannot be", max_new);
-    int rc = es_chat_render(t->base, message, (size_t)n_message, true, &prompt, err);
-    int skip = prompt.n > (size_t)t->o.max_prompt ? (int)prompt.n - t->o.max_prompt : 0, n = (int)prompt.n - skip;
-    if (!rc && n < 1)
-        rc = es_fail(err, ES_ERR_USAGE, "a sample needs a prompt");
-    int size = t->o.max_prompt + max_new;
-    if (!rc && size > t->context_size) {
-        es_context_options c = {.n_ctx = size, .threads = t->o.threads};
-        es_context_free(t->context);
-        t->context = NULL;
-        t->context_size = 0;
-        rc = es_context_open(&t->context, t->m, &c, err);
-        t->context_size = rc ? 0 : size;
+    es_ids *prompt = es_calloc((size_t)n, sizeof *prompt);
+    es_reply *reply = es_calloc((size_t)n, sizeof *reply);
+    int rc = prompt && reply ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for samples");
+    for (int i = 0; !rc && i < n; i++) {
+        rc = es_chat_render(t->base, asked[i].message, (size_t)asked[i].n_message, true, &prompt[i], err);
+        size_t skip = prompt[i].n > (size_t)t->o.max_prompt ? prompt[i].n - (size_t)t->o.max_prompt : 0;
+        if (!rc && prompt[i].n == 0)
+            rc = es_fail(err, ES_ERR_USAGE, "a sample needs a prompt");
+        if (!rc)
+            reply[i] = (es_reply){.prompt = prompt[i].id + skip, .n_prompt = (int)(prompt[i].n - skip), .max_new = max_new,
+                                  .sampling = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = es_rng_next(&t->rng)}};
     }
     es_patch patch = patch_of(t);
-    es_sampling s = {.temperature = 1, .top_p = 1, .repeat_penalty = 1};
+    rc = rc ? rc : sample_context(t, t->o.max_prompt + max_new, n, err);
     if (!rc) {
         es_context_set_patch(t->context, &patch);
-        rc = es_context_truncate(t->context, 0, err);
-    }
-    rc = rc ? rc : es_context_feed(t->context, prompt.id + skip, n, cancel, err);
-    while (!rc && reply.n < (size_t)max_new) {
-        int32_t id = es_sample(t->context, &s, &t->rng);
-        if (es_ids_add(&reply, id) != 0)
-            rc = es_fail(err, ES_ERR_MEMORY, "no memory for a sample");
-        if (rc || es_token_ends(t->base, id) || reply.n == (size_t)max_new)
-            break;
-        rc = es_context_feed(t->context, &id, 1, cancel, err);
-    }
-    if (t->context)
+        rc = es_generate(t->context, reply, n, NULL, NULL, cancel, err);
         es_context_set_patch(t->context, NULL); /* the patch ends with this call */
-    rc = rc ? rc : es_sequence_ids(out, prompt.id + skip, n, reply.id, (int)reply.n, err);
-    es_ids_free(&prompt);
-    es_ids_free(&reply);
+    }
+    for (int i = 0; !rc && i < n; i++)
+        rc = es_sequence_ids(&out[i], reply[i].prompt, reply[i].n_prompt, reply[i].ids.id, (int)reply[i].ids.n, err);
+    for (int i = 0; prompt && reply && i < n; i++) {
+        es_ids_free(&prompt[i]);
+        es_ids_free(&reply[i].ids);
+        if (rc)
+            es_sequence_free(&out[i]);
+    }
+    free(prompt);
+    free(reply);
     return rc;
 }
 

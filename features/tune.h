@@ -66,9 +66,13 @@ int es_tune_step_on(es_tune *t, const es_tune_loss *loss, es_step_report *out, c
 /* .now of each: mean log-probability of its reply tokens, adapted or (base) not. */
 int es_tune_score(es_tune *t, es_sequence *const *seq, int n, bool base, const volatile bool *cancel, es_error *err);
 
-/* A reply of at most max_new tokens drawn at temperature 1 (nothing cut, no penalty) from the adapted model, as a sequence whose
- * n_reply tokens are the drawn ones, the end of turn included when it came. The prompt's last max_prompt tokens are kept. */
-int es_tune_sample(es_tune *t, const es_message *message, int n_message, int max_new, es_sequence *out, const volatile bool *cancel, es_error *err);
+typedef struct es_asked { /* a conversation that a reply is wanted to; borrowed */
+    const es_message *message;
+    int n_message;
+} es_asked;
+/* Replies of at most max_new tokens to n conversations, drawn together at temperature 1 (nothing cut, no penalty) from the adapted model, as
+ * sequences whose n_reply tokens are the drawn ones, the end of turn included when it came. The prompts' last max_prompt tokens are kept. */
+int es_tune_sample(es_tune *t, const es_asked *asked, int n, int max_new, es_sequence *out, const volatile bool *cancel, es_error *err);
 
 /* Low-rank updates only: the patch follows the parameters, borrowed; and a copy of its own for es_variant (release set). */
 int es_tune_view(es_tune *t, es_variant *out, es_error *err);

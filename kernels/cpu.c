@@ -10,54 +10,145 @@
 
 /* ---- products ------------------------------------------------------------------------------------------------------------- */
 
-/* Up to this many tokens rows of W are dotted with x as they are unpacked; more go through panels and BLAS. */
-enum { SMALL_EXACT = 16, SMALL_ROUNDED = 24 };
-enum { MAX_PANEL = 256, ROWS_AT_ONCE = 64 };
+/* Exact: up to this many tokens rows of W are dotted with x as they are unpacked; more go through panels of floats and BLAS. */
+enum { SMALL_EXACT = 16 };
+enum { MAX_PANEL = 256, ROWS_AT_ONCE = 16 /* at least; a multiple of every es_simd.panel */ };
+/* Rounded: from so many tokens on rows become panels of integers (types of blocks of 256 take longer to make into panels). Measured on
+ * Zen 4 in prompts of 512 tokens beside products on bfloat16 (cpu_half.c), which had 1.06 times the rate and a larger difference from the
+ * exact, and beside panels of floats and BLAS, which had 0.6 times. */
+enum { PANELS = 4, PANELS_K = 10, SELF_ROUNDED = 8 };
 
 typedef struct product {
     es_pool *pool;
-    const es_weight *w;
+    const es_weight *const *w;
+    float *const *out;
+    int n; /* weights */
     const float *in;
-    float *out;
-    int T;
+    int T, rows; /* rows: of all weights, each rounded up to ROWS_AT_ONCE */
     bool accumulate, rounded;
-    _Atomic int next; /* the next row that nobody has taken */
+    const void *tiles; /* NULL: each part rounds for itself, which is cheaper than waiting when tokens are few */
+    _Alignas(64) _Atomic int next; /* the next row that nobody has taken, or the next tile; what is only read lies on other lines */
 } product;
 
-/* Takes rows until none is left: a thread that is held up does not hold up the others. */
-static bool take_rows(product *j, int unit, int *from, int *to)
+static int padded_rows(const es_weight *w)
 {
-    *from = atomic_fetch_add(&j->next, unit);
-    *to = j->w->n_out - *from < unit ? j->w->n_out : *from + unit;
-    return *from < j->w->n_out;
+    return (w->n_out + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
 }
+
+/* Takes rows [*from, *to) of weight *i until none is left: a thread that is held up does not hold up the others. A part of what is
+ * left is taken at a time, so that a thread reads on in one place and yet all end together. */
+static bool take_rows(product *j, int parts, int *i, int *from, int *to)
+{
+    int at = atomic_load_explicit(&j->next, memory_order_relaxed), take;
+    do {
+        if (at >= j->rows)
+            return false;
+        take = (j->rows - at) / (3 * parts) / ROWS_AT_ONCE * ROWS_AT_ONCE;
+        take = take < ROWS_AT_ONCE ? ROWS_AT_ONCE : take;
+        int start = 0; /* of the weight that row `at` belongs to */
+        for (*i = 0; at >= start + padded_rows(j->w[*i]); ++*i)
+            start += padded_rows(j->w[*i]);
+        *from = at - start;
+        take = take < padded_rows(j->w[*i]) - *from ? take : padded_rows(j->w[*i]) - *from;
+        *to = *from + take < j->w[*i]->n_out ? *from + take : j->w[*i]->n_out;
+    } while (!atomic_compare_exchange_weak(&j->next, &at, at + take));
+    return true;
+}
+
+/* Few tokens. */
 
 static size_t rounded_bytes(int T, int K)
 {
-    return (size_t)T * (size_t)K * sizeof(int16_t) + (size_t)T * (size_t)K / ES_ROUND_BLOCK * 2 * sizeof(float) + 64;
+    const size_t quads = ((size_t)K + 4 * ES_ROUND_BLOCK - 1) / (4 * ES_ROUND_BLOCK);
+    return (size_t)T * quads * (128 * sizeof(int16_t) + 12 * sizeof(float));
 }
 
 static void matmul_small_part(void *user, int part, int parts)
 {
-    (void)parts;
     product *j = user;
-    const int K = j->w->n_in;
+    const int K = j->w[0]->n_in;
+    const size_t quads = ((size_t)K + 4 * ES_ROUND_BLOCK - 1) / (4 * ES_ROUND_BLOCK);
     es_rounded r = {0};
-    int from, to;
-    bool any = take_rows(j, ROWS_AT_ONCE, &from, &to);
+    int i, from, to;
+    bool any = take_rows(j, parts, &i, &from, &to);
     if (any && j->rounded) { /* each part rounds for itself: cheaper than waiting for another to have done it */
-        float *scales = es_pool_scratch(j->pool, part);
-        int16_t *q = (int16_t *)(scales + (size_t)j->T * (size_t)(K / ES_ROUND_BLOCK) * 2);
+        int16_t *q = es_pool_scratch(j->pool, part);
+        float *scales = (float *)(void *)(q + (size_t)j->T * quads * 128);
         for (int t = 0; t < j->T; t++)
-            es_cpu_simd->round(j->in + (size_t)t * (size_t)K, K, q + (size_t)t * (size_t)K, scales + (size_t)t * (size_t)(K / ES_ROUND_BLOCK) * 2);
+            es_cpu_simd->round(j->in + (size_t)t * (size_t)K, K, q + (size_t)t * quads * 128, scales + (size_t)t * quads * 12);
         r = (es_rounded){q, scales};
     }
-    for (; any; any = take_rows(j, ROWS_AT_ONCE, &from, &to))
+    for (; any; any = take_rows(j, parts, &i, &from, &to))
         if (j->rounded)
-            es_cpu_simd->rows_rounded(j->w, from, to, &r, j->T, j->out, j->accumulate);
+            es_cpu_simd->rows_rounded(j->w[i], from, to, &r, j->T, j->out[i], j->accumulate);
         else
-            es_cpu_simd->rows(j->w, from, to, j->in, j->T, j->out, j->accumulate);
+            es_cpu_simd->rows(j->w[i], from, to, j->in, j->T, j->out[i], j->accumulate);
 }
+
+/* Many tokens, rounded. */
+
+static void round_part(void *user, int part, int parts)
+{
+    (void)part, (void)parts;
+    product *j = user;
+    const int K = j->w[0]->n_in, tile = es_cpu_simd->tile;
+    char *tiles = (char *)(uintptr_t)j->tiles;
+    for (int t; (t = atomic_fetch_add(&j->next, 1) * tile) < j->T;)
+        es_cpu_simd->round_tile(j->in + (size_t)t * (size_t)K, K, j->T - t < tile ? j->T - t : tile, tiles + (size_t)(t / tile) * es_cpu_simd->tile_bytes(K));
+}
+
+static size_t panel_room(int K)
+{
+    return (es_cpu_simd->panel_bytes(K) + 63) / 64 * 64;
+}
+
+static void panels_part(void *user, int part, int parts)
+{
+    product *j = user;
+    const int K = j->w[0]->n_in, tile = es_cpu_simd->tile;
+    char *panel = es_pool_scratch(j->pool, part);
+    const void *tiles = j->tiles;
+    int i, from, to;
+    bool any = take_rows(j, parts, &i, &from, &to);
+    if (any && !tiles) {
+        char *own = panel + panel_room(K);
+        for (int t = 0; t < j->T; t += tile)
+            es_cpu_simd->round_tile(j->in + (size_t)t * (size_t)K, K, j->T - t < tile ? j->T - t : tile, own + (size_t)(t / tile) * es_cpu_simd->tile_bytes(K));
+        tiles = own;
+    }
+    for (; any; any = take_rows(j, parts, &i, &from, &to))
+        es_cpu_simd->rows_panels(j->w[i], from, to, tiles, j->T, j->out[i], j->accumulate, panel);
+}
+
+/* Tokens whose tiles fit into the scratch beside a panel. */
+static int panel_tokens(int K)
+{
+    const size_t panel = panel_room(K), tile = es_cpu_simd->tile_bytes(K);
+    return panel >= ES_SCRATCH ? 0 : (int)((ES_SCRATCH - panel) / tile) * es_cpu_simd->tile;
+}
+
+static void matmul_panels(product *j)
+{
+    const int K = j->w[0]->n_in, T = j->T, most = panel_tokens(K);
+    const float *in = j->in;
+    float *out[ES_MATMULS];
+    for (int t = 0; t < T; t += j->T, in += (size_t)j->T * (size_t)K) {
+        j->T = T - t < most ? T - t : most;
+        j->in = in;
+        product part = *j;
+        for (int i = 0; i < j->n; i++)
+            out[i] = j->out[i] + (size_t)t * (size_t)j->w[i]->n_out;
+        part.out = out;
+        if (part.T > SELF_ROUNDED) { /* the caller's scratch holds the tiles, behind its panel */
+            part.tiles = (char *)es_pool_scratch(j->pool, 0) + panel_room(K);
+            es_pool_run(j->pool, round_part, &part);
+            part.next = 0;
+        }
+        es_pool_run(j->pool, panels_part, &part);
+    }
+}
+
+/* Many tokens, exact: y[:, n0:n1] = x W[n0:n1, :]^T, a panel of floats at a time. */
 
 /* Rows of width floats that a panel holds, 0 when not even one fits. */
 static int panel_rows(int width)
@@ -66,39 +157,76 @@ static int panel_rows(int width)
     return rows < MAX_PANEL ? (int)rows : MAX_PANEL;
 }
 
-/* y[:, n0:n1] = x W[n0:n1, :]^T, a panel at a time. */
 static void matmul_part(void *user, int part, int parts)
 {
     product *j = user;
-    const int N = j->w->n_out, K = j->w->n_in;
+    const es_weight *w = j->w[0];
+    const int N = w->n_out, K = w->n_in;
     int panel = panel_rows(K), share = (N + parts - 1) / parts;
     if (panel > share) /* the last panels should end together */
         panel = (share + 15) / 16 * 16 < panel ? (share + 15) / 16 * 16 : panel;
-    const size_t row = es_row_bytes(j->w->type, K);
+    const size_t row = es_row_bytes(w->type, K);
     float *wd = es_pool_scratch(j->pool, part);
-    for (int from, to; take_rows(j, panel, &from, &to);) {
-        es_cpu_simd->dequant(j->w->type, (const char *)j->w->data + (size_t)from * row, wd, (size_t)(to - from) * (size_t)K);
+    for (int from, to; (from = atomic_fetch_add(&j->next, panel)) < N;) {
+        to = N - from < panel ? N : from + panel;
+        es_cpu_simd->dequant(w->type, (const char *)w->data + (size_t)from * row, wd, (size_t)(to - from) * (size_t)K);
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, j->T, to - from, K, 1, j->in, K, wd, K, j->accumulate ? 1 : 0,
-                    j->out + from, N);
+                    j->out[0] + from, N);
     }
+}
+
+static int panels_from(const es_weight *w)
+{
+    return es_type_get((int)w->type)->block > ES_ROUND_BLOCK ? PANELS_K : PANELS;
+}
+
+static bool rounds(const es_weight *w, int T)
+{
+    return es_cpu_simd->tile > 0 && es_type_get((int)w->type)->block > 1 && T <= es_cpu_simd->most_tokens &&
+           (T < panels_from(w) ? rounded_bytes(T, w->n_in) <= ES_SCRATCH : panel_tokens(w->n_in) >= es_cpu_simd->tile);
+}
+
+static void run_product(product *j, bool exact)
+{
+    const es_weight *w = j->w[0];
+    j->rounded = !exact;
+    for (int i = 0; i < j->n; i++)
+        j->rows += padded_rows(j->w[i]), j->rounded &= rounds(j->w[i], j->T);
+    if (j->rounded && j->T >= panels_from(w))
+        matmul_panels(j);
+    else
+        es_pool_run(j->pool, j->rounded || j->T <= SMALL_EXACT || panel_rows(w->n_in) == 0 ? matmul_small_part : matmul_part, j);
 }
 
 static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float *y, bool accumulate, bool exact)
 {
     if (T <= 0)
         return;
-    const bool rounded = !exact && es_cpu_simd->rows_rounded && es_type_get((int)w->type)->block > 1 && T <= SMALL_ROUNDED &&
-                         rounded_bytes(T, w->n_in) <= ES_SCRATCH;
-    product j = {p, w, x, y, T, accumulate, rounded, 0};
-    es_pool_run(p, rounded || T <= SMALL_EXACT || panel_rows(w->n_in) == 0 ? matmul_small_part : matmul_part, &j);
+    product j = {.pool = p, .w = &w, .out = &y, .n = 1, .in = x, .T = T, .accumulate = accumulate};
+    run_product(&j, exact);
+}
+
+static void matmuls(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact)
+{
+    bool one_run = !exact && n > 1 && T > 0;
+    for (int i = 0; i < n; i++)
+        one_run &= rounds(w[i], T) && panels_from(w[i]) == panels_from(w[0]);
+    if (one_run) {
+        product j = {.pool = p, .w = w, .out = y, .n = n, .in = x, .T = T};
+        run_product(&j, false);
+    } else {
+        for (int i = 0; i < n; i++)
+            matmul(p, w[i], x, T, y[i], false, exact);
+    }
 }
 
 /* dx[:, k0:k1] = dy W[:, k0:k1]: parts own columns, so none adds into another's. */
 static void matmul_back_part(void *user, int part, int parts)
 {
     const product *j = user;
-    const int N = j->w->n_out, K = j->w->n_in, block = es_type_get((int)j->w->type)->block;
-    const size_t row = es_row_bytes(j->w->type, K);
+    const es_weight *w = j->w[0];
+    const int N = w->n_out, K = w->n_in, block = es_type_get((int)w->type)->block;
+    const size_t row = es_row_bytes(w->type, K);
     float *wd = es_pool_scratch(j->pool, part);
     int from, to;
     es_share(K, block > 32 ? block : 32, part, parts, &from, &to);
@@ -108,10 +236,10 @@ static void matmul_back_part(void *user, int part, int parts)
     for (int n = 0, rows; n < N; n += rows) {
         rows = N - n < panel ? N - n : panel;
         for (int r = 0; r < rows; r++)
-            es_cpu_simd->dequant(j->w->type, (const char *)j->w->data + (size_t)(n + r) * row + es_row_bytes(j->w->type, from),
+            es_cpu_simd->dequant(w->type, (const char *)w->data + (size_t)(n + r) * row + es_row_bytes(w->type, from),
                                  wd + (size_t)r * (size_t)width, (size_t)width);
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, j->T, width, rows, 1, j->in + n, N, wd, width,
-                    j->accumulate || n > 0 ? 1 : 0, j->out + from, K);
+                    j->accumulate || n > 0 ? 1 : 0, j->out[0] + from, K);
     }
 }
 
@@ -123,7 +251,7 @@ static void matmul_back(es_pool *p, const es_weight *w, const float *dy, int T, 
         es_kernels_scalar()->matmul_back(p, w, dy, T, dx, accumulate);
         return;
     }
-    product j = {p, w, dy, dx, T, accumulate, false, 0};
+    product j = {.pool = p, .w = &w, .out = &dx, .n = 1, .in = dy, .T = T, .accumulate = accumulate};
     es_pool_run(p, matmul_back_part, &j);
 }
 
@@ -350,6 +478,7 @@ static void log_softmax_pick_back(es_pool *p, float *logits, const int32_t *targ
 static const es_kernels table = {
     .name = "cpu",
     .matmul = matmul,
+    .matmuls = matmuls,
     .matmul_back = matmul_back,
     .gemm = gemm,
     .rmsnorm = rmsnorm,
@@ -361,6 +490,8 @@ static const es_kernels table = {
     .geglu_back = geglu_back,
     .soft_cap = soft_cap,
     .attention = es_cpu_attention,
+    .attention_half = es_cpu_attention_half,
+    .to_half = es_cpu_to_half,
     .attention_back = es_cpu_attention_back,
     .log_softmax_pick = log_softmax_pick,
     .log_softmax_pick_back = log_softmax_pick_back,
@@ -372,7 +503,9 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static void open_table(void)
 {
     openblas_set_num_threads(1); /* threads are the pools' business */
-    es_cpu_simd = es_simd_avx512() ? es_simd_avx512() : es_simd_avx2() ? es_simd_avx2() : es_simd_plain();
+    const es_simd *best_first[] = {es_simd_avx512(), es_simd_avx2(), es_simd_neon(), es_simd_plain()};
+    for (int i = 0; !es_cpu_simd; i++)
+        es_cpu_simd = best_first[i];
 }
 
 const es_kernels *es_kernels_cpu(void)

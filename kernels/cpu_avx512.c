@@ -6,6 +6,7 @@
 
 #include <float.h>
 #include <immintrin.h>
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -18,9 +19,11 @@
 
 #define W 16
 #include "rows_impl.h"
+#include "half_impl.h"
 #include "quant_x86.h"
+#include "int_x86.h"
 
-static const es_simd simd = {.name = "avx512-vnni", QUANT_OPS, ROW_OPS};
+static const es_simd simd = {.name = "avx512-vnni", QUANT_OPS, INT_OPS, ROW_OPS, HALF_OPS};
 
 #ifdef __clang__
 #pragma clang attribute pop

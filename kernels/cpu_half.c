@@ -128,6 +128,12 @@ static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float 
     es_pool_run(p, forward_part, &j);
 }
 
+static void matmuls(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact)
+{
+    for (int i = 0; i < n; i++)
+        matmul(p, w[i], x, T, y[i], false, exact);
+}
+
 /* Two rows of `columns` floats (multiples of 32) as columns/32 panels' next row of pairs. */
 static void pack_pair(const float *r0, const float *r1, int columns, uint32_t *b, size_t panel)
 {
@@ -202,6 +208,7 @@ static void open_table(void)
     table = *es_kernels_cpu();
     table.name = "cpu-bf16";
     table.matmul = matmul;
+    table.matmuls = matmuls;
     table.matmul_back = matmul_back;
 }
 

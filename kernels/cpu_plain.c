@@ -3,6 +3,7 @@
 
 #define W 4
 #include "rows_impl.h"
+#include "half_impl.h"
 
 enum { STEP = 512 }; /* elements dequantised at once; a multiple of every block */
 
@@ -27,6 +28,6 @@ static void rows(const es_weight *w, int from, int to, const float *x, int T, fl
 
 const es_simd *es_simd_plain(void)
 {
-    static const es_simd simd = {.name = "portable", .dequant = es_dequant, .rows = rows, ROW_OPS};
+    static const es_simd simd = {.name = "portable", .dequant = es_dequant, .rows = rows, ROW_OPS, HALF_OPS};
     return &simd;
 }

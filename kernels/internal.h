@@ -6,17 +6,17 @@
 
 /* Scratch of one part of a pool: fixed, so that no op allocates and none can fail. Each op cuts its tiles to fit. */
 enum { ES_SCRATCH = 2 << 20 };
-/* 64-byte aligned, ES_SCRATCH bytes, uninitialised. Only part `part` of the running job may touch it; the caller may read it
- * after es_pool_run has returned. */
+/* 64-byte aligned, ES_SCRATCH bytes, uninitialised. Only part `part` of the running job may touch it, or the parts agree on who
+ * writes where; the caller, and the parts of its next job, may read it after es_pool_run has returned. */
 void *es_pool_scratch(es_pool *p, int part);
 
 /* ---- what the CPU table asks of an instruction set --------------------------------------------------------------------- */
 
-/* T rows of activations rounded to 16 bits, per block of 32 elements: x ~ scale * q. Sixteen bits cost one multiply-add more a
- * block than eight would, and decoding then differs from the exact path by rounding errors only. */
+/* T rows of activations rounded to integers of 15 bits, per block of 32 elements: x ~ scale * q. The fast products then differ from
+ * exact ones by little more than rounding errors. int_x86.h has the order of the pieces. */
 typedef struct es_rounded {
-    const int16_t *q;    /* [T, K] */
-    const float *scales; /* [T, K/32, 2]: scale, and scale * sum(q) for the types that have an offset */
+    const int16_t *q;    /* [T, quads, 128], quads = K/128 rounded up */
+    const float *scales; /* [T, quads, 12]: (scale, scale * sum(q)) of four blocks, and four times scale * sum(second half of q) */
 } es_rounded;
 enum { ES_ROUND_BLOCK = 32 };
 
@@ -26,9 +26,16 @@ typedef struct es_simd {
 
     /* y[t, n] (+)= W[n] . x[t] for rows n in [from, to) and any T (made for a small one); W is read once for a few tokens. */
     void (*rows)(const es_weight *w, int from, int to, const float *x, int T, float *y, bool accumulate);
-    /* The same on rounded activations; NULL where rounding would win nothing. Types of blocks of 32 or 256 only. */
+    /* The same on rounded activations, for few tokens. Types of blocks of 32 or 256 only. */
     void (*rows_rounded)(const es_weight *w, int from, int to, const es_rounded *x, int T, float *y, bool accumulate);
     void (*round)(const float *x, int K, int16_t *q, float *scales);
+    /* And for many: `tile` tokens of rounded activations make a tile (of tile_bytes(K); the last may have fewer tokens) and meet
+     * panels of `panel` rows of weights, which are made in scratch[panel_bytes(K)], 64-byte aligned as the tiles are.
+     * tile is 0, and these and the two above are NULL, where rounding would win nothing. More than most_tokens: BLAS is quicker. */
+    int tile, panel, most_tokens;
+    size_t (*tile_bytes)(int K), (*panel_bytes)(int K);
+    void (*round_tile)(const float *x, int K, int T, void *out);
+    void (*rows_panels)(const es_weight *w, int from, int to, const void *tiles, int T, float *y, bool accumulate, void *scratch);
 
     /* As in the op table, on one thread. */
     void (*rmsnorm)(const float *x, const float *w, float *y, int T, int d, float eps);
@@ -47,21 +54,47 @@ typedef struct es_simd {
     float (*exp_shift)(float *x, int n, float shift);
     /* ds[i] = p[i] * (dp[i] - sum p dp) * scale, onto dp. */
     void (*softmax_back)(const float *p, float *dp, int n, float scale);
-    /* One query token q[n_head, D] and the keys or values of n positions: s[n_head, n] = scale q.k; out[n_head, D] = s v. */
+    /* One query token q[n_head, D] and the keys or values of n positions: s[n_head, n] = scale q.k; out[n_head, D] += s v. */
     void (*attend_scores)(const es_attn *a, const float *q, const float *k, int n, float *s);
     void (*attend_values)(const es_attn *a, const float *s, const float *v, int n, float *out);
+    /* The same on half precision; and n numbers to it, and rows of n numbers, `stride` apart, from it (to rows of y without gaps). */
+    void (*attend_scores_half)(const es_attn *a, const float *q, const uint16_t *k, int n, float *s);
+    void (*attend_values_half)(const es_attn *a, const float *s, const uint16_t *v, int n, float *out);
+    void (*to_half)(const float *x, uint16_t *y, size_t n);
+    void (*from_half)(const uint16_t *x, size_t stride, int rows, int n, float *y);
 } es_simd;
 
 /* NULL when the compiler's target or the processor at run time lacks it. */
-const es_simd *es_simd_plain(void), *es_simd_avx2(void), *es_simd_avx512(void);
+const es_simd *es_simd_plain(void), *es_simd_avx2(void), *es_simd_avx512(void), *es_simd_neon(void);
 /* For tests: makes the CPU table use s from now on; no op may be running. */
 void es_kernels_cpu_use(const es_simd *s);
 extern const es_simd *es_cpu_simd; /* what the CPU table uses; set once es_kernels_cpu() was called */
 
 /* cpu_attention.c */
 void es_cpu_attention(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out);
+void es_cpu_attention_half(es_pool *p, const es_attn *a, int n_seq, const float *q, const uint16_t *const *k, const uint16_t *const *v, float *out);
+void es_cpu_to_half(es_pool *p, const float *x, uint16_t *y, size_t n);
 void es_cpu_attention_back(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, const float *dout, float *dq,
                            float *dk, float *dv);
+
+/* ---- pieces of blocks (quant.c has the layouts) ------------------------------------------------------------------------------ */
+
+extern const int8_t es_iq4_nl[16]; /* what IQ4_NL's nibbles stand for */
+
+/* Of Q4_K and Q5_K: scale and minimum (6 bits each) of sub-block j < 8, from 12 bytes. Byte j has scale j and byte 4 + j minimum j
+ * in its low 6 bits, j < 4; byte 4 + j, j >= 4, has the low 4 bits of both, whose high 2 bits are on top of bytes j - 4 and j. */
+static inline void es_scale_min(const uint8_t *s, int j, int *scale, int *min)
+{
+    *scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
+    *min = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
+}
+
+/* Of Q3_K: the scale (-32 .. 31) of 16 elements, j < 16, from 12 bytes. Nibble j of the first 8 bytes (low nibbles, then high ones)
+ * has the low 4 bits; pair j / 4 of bits of byte 8 + j % 4 the high 2. */
+static inline int es_scale_q3_k(const uint8_t *s, int j)
+{
+    return ((s[j % 8] >> j / 8 * 4 & 15) | (s[8 + j % 4] >> j / 4 * 2 & 3) << 4) - 32;
+}
 
 /* ---- small helpers -------------------------------------------------------------------------------------------------------- */
 

@@ -15,7 +15,8 @@
 /* ---- quantised blocks (layouts as in ggml's ggml-common.h; type numbers as in GGUF) -------------------------------------- */
 
 typedef enum es_type {
-    ES_F32 = 0, ES_F16 = 1, ES_Q4_0 = 2, ES_Q4_1 = 3, ES_Q8_0 = 8, ES_Q6_K = 14,
+    ES_F32 = 0, ES_F16 = 1, ES_Q4_0 = 2, ES_Q4_1 = 3, ES_Q5_0 = 6, ES_Q5_1 = 7, ES_Q8_0 = 8, ES_Q2_K = 10, ES_Q3_K = 11, ES_Q4_K = 12,
+    ES_Q5_K = 13, ES_Q6_K = 14, ES_IQ4_NL = 20, ES_BF16 = 30,
 } es_type;
 
 typedef struct es_type_info {
@@ -24,11 +25,14 @@ typedef struct es_type_info {
     int bytes;  /* bytes of a block */
 } es_type_info;
 const es_type_info *es_type_get(int type); /* NULL when the type is not supported */
+/* "F32, F16, ... and BF16" into out[n], for messages. */
+void es_type_list(char *out, size_t n);
 /* Elements [0,n) of quantised data as f32; n is a multiple of the block. */
 void es_dequant(es_type type, const void *src, float *dst, size_t n);
 void es_f16_to_f32(const uint16_t *src, float *dst, size_t n);
 void es_f32_to_f16(const float *src, uint16_t *dst, size_t n); /* round to nearest even */
 
+enum { ES_MATMULS = 3 };
 typedef struct es_weight { /* borrowed view of W[n_out, n_in] */
     es_type type;
     int n_out, n_in;
@@ -67,9 +71,11 @@ static inline int es_attn_first(const es_attn *a, int pos)
 typedef struct es_kernels {
     const char *name;
 
-    /* y[T,N] = x[T,K] W^T (accumulate: +=). exact: f32 activations on dequantised weights. Not exact: a small T may round
-     * activations to integers per block of 32 (the decode path). Scratch comes from the pool. */
+    /* y[T,N] = x[T,K] W^T (accumulate: +=). exact: f32 activations on dequantised weights. Not exact: activations may be rounded
+     * to integers per block of 32 where the weights are quantised. Scratch comes from the pool. */
     void (*matmul)(es_pool *p, const es_weight *w, const float *x, int T, float *y, bool accumulate, bool exact);
+    /* y[i] = x w[i]^T for n <= ES_MATMULS weights that read one x; the same numbers as n calls of matmul. */
+    void (*matmuls)(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact);
     /* dx[T,K] = dy[T,N] W  (accumulate: +=): the gradient through a frozen weight. */
     void (*matmul_back)(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate);
 
@@ -98,6 +104,12 @@ typedef struct es_kernels {
 
     /* out[T, n_head*head_dim]; k, v as es_attn says. */
     void (*attention)(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, float *out);
+    /* The same for n_seq sequences that have their keys and values in half precision, each in a place of its own, k[s] and v[s], and its
+     * own shape a[s]. Their rows of q and out follow one another. */
+    void (*attention_half)(es_pool *p, const es_attn *a, int n_seq, const float *q, const uint16_t *const *k, const uint16_t *const *v,
+                           float *out);
+    /* y[n] = x[n] in half precision, to the nearest; beyond its range (65504) the largest there is. A NaN stays one. */
+    void (*to_half)(es_pool *p, const float *x, uint16_t *y, size_t n);
     /* pos0 must be 0. dq, dk, dv are overwritten. Recomputes the probabilities. */
     void (*attention_back)(es_pool *p, const es_attn *a, const float *q, const float *k, const float *v, const float *dout,
                            float *dq, float *dk, float *dv);

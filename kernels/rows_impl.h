@@ -361,7 +361,6 @@ static void attend_values(const es_attn *a, const float *s, const float *v, int 
     enum { TILE = 32 }; /* positions whose values stay in the first-level cache while all heads use them */
     const int D = a->head_dim, group = a->n_head / a->n_kv;
     const size_t row = (size_t)a->n_kv * (size_t)D;
-    memset(out, 0, (size_t)a->n_head * (size_t)D * sizeof *out);
     for (int j = 0; j < n; j += TILE, v += TILE * row) {
         const int m = n - j < TILE ? n - j : TILE;
         for (size_t i = 0; i < (size_t)m * row; i += 16)

@@ -52,6 +52,12 @@ static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float 
         }
 }
 
+static void matmuls(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact)
+{
+    for (int i = 0; i < n; i++)
+        matmul(p, w[i], x, T, y[i], false, exact);
+}
+
 static void matmul_back(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate)
 {
     (void)p;
@@ -233,6 +239,57 @@ static void attention(es_pool *p, const es_attn *a, const float *q, const float 
         }
 }
 
+/* Half precision, read as it lies: one query row at a time over its keys, with a running maximum and sum (Milakov & Gimelshein 2018,
+ * arXiv 1805.02867): what was summed so far shrinks by e^(old maximum - new). The output in pieces that fit in sum[]. */
+static void attend_half(const es_attn *a, const float *q, const uint16_t *k, const uint16_t *v, int pos, float *out)
+{
+    const size_t row = (size_t)a->n_kv * (size_t)a->head_dim;
+    for (int c = 0; c < a->head_dim; c += 64) {
+        double sum[64] = {0}, weight = 0, max = -INFINITY;
+        const int width = a->head_dim - c < 64 ? a->head_dim - c : 64;
+        for (int j = es_attn_first(a, pos); j <= pos; j++) {
+            double s = 0;
+            float f;
+            for (int i = 0; i < a->head_dim; i++) {
+                es_f16_to_f32(k + (size_t)j * row + i, &f, 1);
+                s += (double)q[i] * f;
+            }
+            s *= a->scale;
+            s = a->cap > 0 ? a->cap * tanh(s / a->cap) : s;
+            const double most = fmax(max, s), shrink = exp(max - most), prob = exp(s - most);
+            max = most;
+            weight = weight * shrink + prob;
+            for (int i = 0; i < width; i++) {
+                es_f16_to_f32(v + (size_t)j * row + c + i, &f, 1);
+                sum[i] = sum[i] * shrink + prob * f;
+            }
+        }
+        for (int i = 0; i < width; i++)
+            out[c + i] = (float)(sum[i] / weight);
+    }
+}
+
+static void attention_half(es_pool *p, const es_attn *a, int n_seq, const float *q, const uint16_t *const *k, const uint16_t *const *v,
+                           float *out)
+{
+    (void)p;
+    for (int s = 0; s < n_seq; s++, a++)
+        for (int t = 0; t < a->T; t++)
+            for (int h = 0; h < a->n_head; h++, q += a->head_dim, out += a->head_dim) {
+                const int head = h / (a->n_head / a->n_kv) * a->head_dim;
+                attend_half(a, q, k[s] + head, v[s] + head, a->pos0 + t, out);
+            }
+}
+
+static void to_half(es_pool *p, const float *x, uint16_t *y, size_t n)
+{
+    (void)p;
+    for (size_t i = 0; i < n; i++) {
+        const float cut = x[i] > 65504 ? 65504 : x[i] < -65504 ? -65504 : x[i];
+        es_f32_to_f16(&cut, &y[i], 1);
+    }
+}
+
 /* o = sum_j p_j v_j and p = softmax(s), s_j = scale q.k_j. With g = dout:
  * dv_j += p_j g;  dp_j = g.v_j;  ds_j = p_j (dp_j - sum_i p_i dp_i), and sum_i p_i dp_i = g.o;
  * dq = scale sum_j ds_j k_j;  dk_j += scale ds_j q. A capped score's slope is 1 - (score / cap)^2, which ds is multiplied with. */
@@ -275,11 +332,12 @@ static void log_softmax_pick(es_pool *p, const float *logits, const int32_t *tar
 {
     (void)p;
     for (int t = 0; t < T; t++, logits += V) {
-        double max = -INFINITY, sum = 0;
+        float max = -INFINITY; /* not double: GCC 12 for 64-bit ARM crashes on a reduction that widens */
+        double sum = 0;
         for (int i = 0; i < V; i++)
-            max = fmax(max, logits[i]);
+            max = fmaxf(max, logits[i]);
         for (int i = 0; i < V; i++)
-            sum += exp(logits[i] - max);
+            sum += exp((double)logits[i] - max);
         logsum[t] = (float)(max + log(sum));
         logprob[t] = (float)(logits[target[t]] - (max + log(sum)));
     }
@@ -299,6 +357,7 @@ static void log_softmax_pick_back(es_pool *p, float *logits, const int32_t *targ
 static const es_kernels table = {
     .name = "scalar",
     .matmul = matmul,
+    .matmuls = matmuls,
     .matmul_back = matmul_back,
     .gemm = gemm,
     .rmsnorm = rmsnorm,
@@ -310,6 +369,8 @@ static const es_kernels table = {
     .geglu_back = geglu_back,
     .soft_cap = soft_cap,
     .attention = attention,
+    .attention_half = attention_half,
+    .to_half = to_half,
     .attention_back = attention_back,
     .log_softmax_pick = log_softmax_pick,
     .log_softmax_pick_back = log_softmax_pick_back,

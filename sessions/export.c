@@ -70,7 +70,8 @@ static int control_vector(es_buf *b, const es_adapter *a, es_model *m, const es_
     es_buf_add(b, "GGUF", 4);
     put_u32(b, 3);
     put_u64(b, (uint64_t)n);
-    put_u64(b, s ? 7 : 6);
+    int parts = es_adapter_parts(a);
+    put_u64(b, parts > 1 ? (uint64_t)(6 + parts) : s ? 7 : 6);
     es_gguf_string(b, "general.architecture", "controlvector");
     es_gguf_string(b, "general.name", es_adapter_basis(a) ? es_adapter_basis(a)->name : "espalier");
     es_gguf_string(b, "controlvector.model_hint", i->architecture);
@@ -79,7 +80,12 @@ static int control_vector(es_buf *b, const es_adapter *a, es_model *m, const es_
     put_u32(b, (uint32_t)n);
     es_gguf_string(b, "espalier.model_sha256", hash);
     es_gguf_string(b, "espalier.note", note);
-    if (s)
+    for (int k = 0; parts > 1 && k < parts; k++) {
+        char key[48];
+        snprintf(key, sizeof key, "espalier.dictionary_sha256.%d", k);
+        es_gguf_string(b, key, es_adapter_part_basis(a, k, NULL)->dictionary_hash);
+    }
+    if (s && parts <= 1)
         es_gguf_string(b, "espalier.dictionary_sha256", es_dictionary_get_info(s)->hash);
     size_t bytes = d * sizeof(float), step = (bytes + GGUF_ALIGN - 1) / GGUF_ALIGN * GGUF_ALIGN;
     for (int l = 1, k = 0; l < i->n_layer; l++)
@@ -181,50 +187,87 @@ static void npy_add(zip *z, const char *name, const char *descr, size_t size, co
     es_buf_free(&b);
 }
 
+/* Features with their coefficients and bounds, in the adapter's order; of several parts also which part and layer each is of. */
+static void npz_features(zip *z, const es_adapter *a)
+{
+    size_t K = (size_t)es_adapter_features(a);
+    int parts = es_adapter_parts(a);
+    int32_t *number = es_calloc(3 * K + 1, sizeof *number);
+    float *bound = es_calloc(2 * K + 1, sizeof *bound);
+    z->failed |= !number || !bound;
+    if (number && bound) {
+        for (size_t k = 0; k < K; k++) {
+            int first, feature, part = es_adapter_part_of(a, (int)k, &feature);
+            const es_basis *b = es_adapter_part_basis(a, part, &first);
+            number[k] = feature;
+            number[K + k] = part;
+            number[2 * K + k] = es_adapter_layer_of(a, (int)k);
+            bound[k] = b->lo[k - (size_t)first];
+            bound[K + k] = b->hi[k - (size_t)first];
+        }
+        npy_add(z, "feature", "<i4", 4, number, K, 0);
+        if (parts > 1) {
+            npy_add(z, "part", "<i4", 4, number + K, K, 0);
+            npy_add(z, "layer", "<i4", 4, number + 2 * K, K, 0);
+        }
+        npy_add(z, "coefficient", "<f4", 4, es_adapter_coefficients(a), K, 0);
+        npy_add(z, "lo", "<f4", 4, bound, K, 0);
+        npy_add(z, "hi", "<f4", 4, bound + K, K, 0);
+    }
+    free(bound);
+    free(number);
+}
+
+/* The forms' own tables. What feature k gains by a map: bias[k] + map[k] . (the activations of its layer's features before their thresholds). */
+static void npz_table(zip *z, const es_adapter *a)
+{
+    const float *table = es_adapter_table(a);
+    es_form form = es_adapter_get_options(a)->form;
+    size_t K = (size_t)es_adapter_features(a);
+    int layers = es_adapter_layers(a);
+    if (!table || !layers)
+        return;
+    npy_add(z, form == ES_FORM_GAIN ? "gain" : "bias", "<f4", 4, table, K, 0);
+    const float *map = table + K;
+    for (int i = 0; form == ES_FORM_MAP && i < layers; i++) {
+        int first, n, layer = es_adapter_layer(a, i, &first, &n);
+        char name[32];
+        snprintf(name, sizeof name, layers > 1 ? "map.%d" : "map", layer);
+        npy_add(z, name, "<f4", 4, map, (size_t)n, (size_t)n);
+        map += (size_t)n * (size_t)n;
+    }
+}
+
 static int npz(es_buf *out, const es_adapter *a, es_model *m, const es_dictionary *s, es_error *err)
 {
     const es_model_info *i = es_model_get_info(m);
-    const es_basis *basis = es_adapter_basis(a);
+    int parts = es_adapter_parts(a);
     zip z = {0};
-    float *v = NULL, *matrix = NULL;
+    float *v = NULL;
+    char dictionary[ES_PARTS_MAX][64];
     char hash[65];
     es_adapter *own = NULL; /* its patch is the adapter's own memory: of a copy */
     es_patch patch = {0};
     int rc = es_model_hash(m, hash, err);
     if (!rc && (es_adapter_get_options(a)->form == ES_FORM_BIAS || es_adapter_steps(a) > 0))
         rc = es_export_directions(a, m, &v, err);
-    if (!rc && basis && s)
-        rc = es_basis_matrix(basis, s, &matrix, err);
     if (!rc)
         rc = es_adapter_copy(&own, a, err);
     if (!rc)
         rc = es_adapter_patch(own, 1, &patch, err);
     if (!rc) {
         npy_add(&z, "model_sha256", "|S64", 64, hash, 1, 0);
-        if (s)
+        for (int k = 0; k < parts; k++)
+            memcpy(dictionary[k], es_adapter_part_basis(a, k, NULL)->dictionary_hash, sizeof dictionary[k]);
+        if (parts > 1)
+            npy_add(&z, "dictionary_sha256", "|S64", 64, dictionary, (size_t)parts, 0);
+        else if (s)
             npy_add(&z, "dictionary_sha256", "|S64", 64, es_dictionary_get_info(s)->hash, 1, 0);
-        if (basis) {
-            size_t K = (size_t)basis->n;
-            int32_t *feature = es_calloc(K + 1, sizeof *feature);
-            for (size_t k = 0; feature && k < K; k++)
-                feature[k] = basis->feature[k];
-            z.failed |= !feature;
-            if (feature) {
-                npy_add(&z, "feature", "<i4", 4, feature, K, 0);
-                npy_add(&z, "coefficient", "<f4", 4, es_adapter_coefficients(a), K, 0);
-                npy_add(&z, "lo", "<f4", 4, basis->lo, K, 0);
-                npy_add(&z, "hi", "<f4", 4, basis->hi, K, 0);
-            }
-            free(feature);
-            if (matrix)
-                npy_add(&z, "basis", "<f4", 4, matrix, K, (size_t)i->d_model);
-        }
-        const float *table = es_adapter_table(a);
-        es_form form = es_adapter_get_options(a)->form;
-        if (table && basis)
-            npy_add(&z, form == ES_FORM_GAIN ? "gain" : "bias", "<f4", 4, table, (size_t)basis->n, 0);
-        if (form == ES_FORM_MAP && basis) /* what feature k gains: bias[k] + map[k] . (the basis' activations before their thresholds) */
-            npy_add(&z, "map", "<f4", 4, table + basis->n, (size_t)basis->n, (size_t)basis->n);
+        if (parts)
+            npz_features(&z, a);
+        if (parts && (s || parts > 1) && es_adapter_matrix(a))
+            npy_add(&z, "basis", "<f4", 4, es_adapter_matrix(a), (size_t)es_adapter_features(a), (size_t)i->d_model);
+        npz_table(&z, a);
         if (v)
             npy_add(&z, "direction", "<f4", 4, v, (size_t)i->n_layer, (size_t)i->d_model);
         for (int e = 0; e < patch.n_lowrank; e++) { /* y += B (A x) */
@@ -253,7 +296,6 @@ static int npz(es_buf *out, const es_adapter *a, es_model *m, const es_dictionar
     es_buf_free(&z.file);
     es_buf_free(&z.directory);
     es_adapter_free(own);
-    free(matrix);
     free(v);
     return rc;
 }
@@ -300,11 +342,18 @@ static int as_json(es_buf *out, const es_adapter *a, es_model *m, const es_dicti
     if (rc)
         return rc;
     json_t *features = json_array();
-    for (int k = 0; b && k < b->n; k++) {
-        json_t *f = json_pack("{s:i, s:o, s:o, s:o}", "feature", b->feature[k], "coefficient", number(es_adapter_coefficients(a)[k]), "lo", number(b->lo[k]), "hi",
-                              number(b->hi[k]));
+    int parts = es_adapter_parts(a);
+    for (int k = 0; k < es_adapter_features(a); k++) {
+        int first, feature, which = es_adapter_part_of(a, k, &feature);
+        const es_basis *part = es_adapter_part_basis(a, which, &first);
+        json_t *f = json_pack("{s:i, s:o, s:o, s:o}", "feature", feature, "coefficient", number(es_adapter_coefficients(a)[k]), "lo", number(part->lo[k - first]), "hi",
+                              number(part->hi[k - first]));
+        if (f && parts > 1) {
+            json_object_set_new(f, "part", json_integer(which));
+            json_object_set_new(f, "layer", json_integer(es_adapter_layer_of(a, k)));
+        }
         es_label l;
-        if (labels && es_workspace_label_get(labels, b->dictionary_hash, b->feature[k], &l, NULL) == ES_OK) {
+        if (labels && es_workspace_label_get(labels, part->dictionary_hash, feature, &l, NULL) == ES_OK) {
             if (*l.text)
                 json_object_set_new(f, "label", json_string(l.text));
             if (*l.tags)
@@ -316,12 +365,22 @@ static int as_json(es_buf *out, const es_adapter *a, es_model *m, const es_dicti
     json_t *v = json_pack("{s:s, s:i, s:s, s:b, s:i, s:i, s:{s:s, s:s, s:s}, s:o}", "format", "espalier-adapter", "version", 1, "form", es_form_name(o->form),
                           "constrained", o->form == ES_FORM_BIAS || o->constrained, "steps", es_adapter_steps(a), "rank", o->form == ES_FORM_LORA ? o->rank : 0,
                           "model", "name", i->name, "architecture", i->architecture, "sha256", hash, "features", features);
-    if (v && s)
+    if (v && s && parts <= 1)
         json_object_set_new(v, "dictionary", json_pack("{s:s, s:s, s:i}", "name", es_dictionary_get_info(s)->name, "sha256", es_dictionary_get_info(s)->hash, "layer",
                                                        es_dictionary_get_info(s)->layer));
     if (v && o->form == ES_FORM_LORA)
         json_object_set_new(v, "layers", json_pack("[i,i]", o->first_layer, o->last_layer));
-    if (v && b) {
+    if (v && parts > 1) {
+        json_t *list = json_array();
+        for (int k = 0; k < parts; k++) {
+            int first;
+            const es_basis *part = es_adapter_part_basis(a, k, &first);
+            json_array_append_new(list, json_pack("{s:s, s:s, s:i, s:i, s:o}", "dictionary", part->dictionary, "sha256", part->dictionary_hash, "layer",
+                                                  es_adapter_layer_of(a, first), "first", first, "basis", es_basis_to_json(part)));
+        }
+        json_object_set_new(v, "parts", list);
+    }
+    if (v && b && parts == 1) {
         json_object_set_new(v, "basis", es_basis_to_json(b));
         json_t *rows = influence_of(labels, a, b);
         if (rows)

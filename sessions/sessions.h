@@ -106,7 +106,7 @@ typedef struct es_studio_options {
     const char *inputs;             /* folder where they are kept (es_inputs_kept) */
     const char *system;             /* system prompt or NULL */
     const char *author;
-    es_sampling sampling;
+    es_sampling sampling;           /* numbers that are -1: the model's own (es_model_sampling) */
     int max_tokens, n_ctx, threads;
     size_t memory;                  /* a model that needs more is refused; 0: what the machine has available */
     bool learn;                     /* the worker starts unpaused */
@@ -234,7 +234,8 @@ typedef enum es_export_kind {
  * with labels, coefficients, bounds, hashes and, when a snapshot has these coefficients, who moved them. peft: a folder with adapter_config.json and
  * adapter_model.safetensors, and gguf-lora: a GGUF as llama.cpp's --lora reads it: the very matrices of the form lora, B = D M where it is constrained.
  * persona: the mean changes as one tensor [layers + 1, d_model] whose row 0 is the embedding's (zeros) and row L + 1 our layer L's: a .pt that
- * torch.load(weights_only=True) reads, or a .safetensors with it under "vector". */
+ * torch.load(weights_only=True) reads, or a .safetensors with it under "vector".
+ * s: the dictionary of an adapter of one; not looked at where there are several, which the file then lists. */
 int es_export_adapter(const es_adapter *a, es_model *m, const es_dictionary *s, es_workspace *labels /* may be NULL */, es_export_kind kind,
                       const char *path, es_error *err);
 

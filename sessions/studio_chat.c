@@ -48,6 +48,7 @@ static int load_model(es_studio *s, es_error *err)
     if ((rc = es_context_open(&s->context, s->model, &co, err)) || (rc = es_pool_open(&s->pool, s->o.threads, err)))
         return rc;
     pthread_mutex_lock(&s->lock);
+    s->o.sampling = es_model_sampling(s->model, s->o.sampling);
     memcpy(s->model_hash, hash, sizeof hash);
     snprintf(s->model_name, sizeof s->model_name, "%s", i->name[0] ? i->name : i->architecture);
     s->d_model = i->d_model;
@@ -795,8 +796,8 @@ void *es_studio_chat_main(void *studio)
     s->ready = !rc;
     s->stale = true; /* directions are the dictionary's: a view drawn before found none */
     s->failed = rc != 0;
-    if (rc)
-        snprintf(s->status, sizeof s->status, "%.239s", err.text);
+    if (rc || es_chat_warning(s->model))
+        snprintf(s->status, sizeof s->status, "%.239s", rc ? err.text : es_chat_warning(s->model));
     es_studio_changed(s);
     pthread_cond_broadcast(&s->work_wake);
     while (!rc && !s->quit) {

@@ -3,8 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "prefer.h"
@@ -403,6 +401,7 @@ static int publish(es_studio *s, es_adapter *a, const es_learner *l, const lesso
 static int take_in(es_studio *s, es_learner *l, es_adapter *a, const lessons *in, es_error *err)
 {
     es_onpolicy *drawn = NULL;
+    bool ahead = false;
     int rc = ES_OK;
     for (int i = 0; !rc && i < in->e.n; i++) {
         const es_experience *e = &in->e.item[i];
@@ -410,6 +409,10 @@ static int take_in(es_studio *s, es_learner *l, es_adapter *a, const lessons *in
         learning(s, ES_LEARN_PREPARING, "%s %d of %d", stated ? "answering and scoring" : "reading experience", i + 1, in->e.n);
         if (stated && !drawn)
             rc = es_onpolicy_open(&drawn, s->model, s->o.prefer_loss, 0, s->n_ctx, s->o.threads, (uint64_t)es_adapter_steps(a) + 1, err);
+        if (!rc && stated && !ahead) {
+            ahead = true;
+            rc = es_onpolicy_ahead(drawn, a, &in->e, &s->cancel_work, err);
+        }
         if (!rc)
             rc = stated ? es_onpolicy_add(drawn, l, a, e, &s->cancel_work, err) : es_learner_add(l, e, &s->cancel_work, err);
     }
@@ -911,7 +914,7 @@ static void prepare_inputs(es_studio *s)
 void *es_studio_work_main(void *studio)
 {
     es_studio *s = studio;
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 10); /* on Linux a thread's own: speech goes first */
+    es_thread_give_way(); /* speech goes first */
     pthread_mutex_lock(&s->lock);
     while (!s->ready && !s->failed && !s->quit)
         pthread_cond_wait(&s->work_wake, &s->lock);

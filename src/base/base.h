@@ -130,6 +130,9 @@ uint64_t es_rng_below(es_rng *r, uint64_t n); /* unbiased; n > 0 */
 /* ---- time, progress, cancelling ------------------------------------------------------------------------------------------ */
 
 double es_seconds(void); /* monotonic */
+/* The calling thread, and those that it starts from now on (a pool's), get the processors after others who want them; little then, but not
+ * nothing. For good. On Linux; elsewhere nothing happens. */
+void es_thread_give_way(void);
 
 /* A long job calls report now and then (at most some 10 times a second matters) and stops with ES_ERR_CANCELLED soon after
  * *cancel becomes true. Any member may be NULL. done/total in the job's own unit, named by unit. */

@@ -9,6 +9,14 @@ typedef struct es_candidate {
     int32_t id;
 } es_candidate;
 
+/* One of the sequences that a context holds. */
+typedef struct es_slot {
+    int length;
+    int32_t *ids;   /* [n_ctx] */
+    void *k, *v;    /* [n_layer][n_ctx, n_kv*head_dim]; half precision, f32 where all is exact */
+    float *logits;  /* [n_vocab] */
+} es_slot;
+
 struct es_context {
     const es_model *model;
     es_context_options o;
@@ -19,14 +27,15 @@ struct es_context {
     const es_watch *watch;
     int n_watch;
 
-    int n_ctx, length;
-    int32_t *ids;        /* [n_ctx] */
-    float *k_all, *v_all; /* [n_layer][n_ctx, n_kv*head_dim] */
+    int n_ctx, n_seq;
+    es_slot *slot; /* [n_seq] */
+    es_slot *now;  /* the one that calls act on */
     uint8_t *site_mask;
 
-    es_acts acts; /* of the chunk that is being fed, CHUNK rows; k and v point into the cache */
-    int *pos;
-    float *logits; /* [n_vocab] */
+    es_acts acts; /* of the chunk that is being fed, CHUNK rows */
+    int *pos, *start; /* [CHUNK], [n_seq + 1] */
+    es_cache cache;   /* of the sequences in a pass */
+    float *step_logits; /* [n_seq, n_vocab]; NULL with one sequence */
 
     es_candidate *candidate; /* [n_vocab], sampling's scratch */
 };

@@ -22,13 +22,13 @@ typedef struct es_model_info {
     uint64_t n_params;
 } es_model_info;
 
-/* A GGUF file, or a folder with config.json and safetensors (no tokenizer yet: es_tokenize fails). Maps and validates the whole
+/* A GGUF file, or a folder with config.json and safetensors (without tokenizer.json in it es_tokenize fails). Maps and validates the whole
  * (structure, shapes, types) before anything is used. */
 int es_model_open(es_model **out, const char *path, es_error *err);
 /* The same, but refused with the numbers (ES_ERR_MEMORY), before any weight is read from a GGUF, when its weights and the keys and values of n_ctx
  * positions (0: as a context has by default) need more than memory bytes (0: what the machine has available). */
 int es_model_open_within(es_model **out, const char *path, int n_ctx, size_t memory, es_error *err);
-size_t es_model_cache_bytes(const es_model *m, int n_ctx); /* those keys and values */
+size_t es_model_cache_bytes(const es_model *m, int n_ctx); /* those keys and values, in half precision */
 void es_model_free(es_model *m);
 const es_model_info *es_model_get_info(const es_model *m);
 /* SHA-256 of the file, computed on the first call and kept (about 0.1 s for 100 MB); es_model_set_hash gives a remembered one. */
@@ -50,10 +50,14 @@ typedef struct es_ids { /* growable list of token ids */
 int es_ids_add(es_ids *l, int32_t id); /* 0 or ES_ERR_MEMORY */
 void es_ids_free(es_ids *l);
 
-/* Appends the ids of text[0..n). special: control tokens such as <|im_start|> written in the text become their ids (for trusted
+/* Byte-level BPE and SentencePiece's BPE with byte fallback, from a GGUF's metadata or a folder's tokenizer.json.
+ * Appends the ids of text[0..n). special: control tokens such as <|im_start|> written in the text become their ids (for trusted
  * templates); otherwise they are ordinary text. No BOS is added. Linear in n up to a log factor, 1 MB of spaces included. Any bytes
  * may come in; a byte that the vocabulary has no token for (in SmolLM2's some control bytes) is left out, as the peers do. */
 int es_tokenize(const es_model *m, const char *text, size_t n, bool special, es_ids *out, es_error *err);
+/* The same of a text of its own, not of a part: begins with the token that the model wants in front of every text, if it wants one. */
+int es_tokenize_text(const es_model *m, const char *text, size_t n, es_ids *out, es_error *err);
+int32_t es_token_first(const es_model *m); /* that token; -1: none */
 /* The bytes of a token (borrowed; may be part of a UTF-8 character; not NUL-terminated). Control tokens give their name. */
 const char *es_token_bytes(const es_model *m, int32_t id, size_t *n);
 bool es_token_is_control(const es_model *m, int32_t id);
@@ -61,13 +65,16 @@ int32_t es_token_bos(const es_model *m), es_token_eos(const es_model *m); /* -1 
 bool es_token_ends(const es_model *m, int32_t id); /* eos or end-of-turn: generation stops here */
 
 typedef struct es_message { const char *role, *content; } es_message; /* role: system, user, assistant */
-/* Renders in the model's own template (ChatML here; recognised by its text, rendered natively, never run as Jinja). A template that
- * is not known counts as plain ChatML when the vocabulary has its tokens, else it is an error that quotes it. Content never
+/* Renders in the model's own template, recognised by its text and rendered natively, never run as Jinja: ChatML (SmolLM2, Qwen 3 without
+ * thinking, OLMo 3), Llama 3, Gemma (a system message goes in front of the first turn), OLMo 2, Zephyr, Llama 2. Without a template or with another one
+ * the vocabulary's tokens decide (ChatML, Llama 3, Gemma), else plain lines "User: ..."; es_chat_warning says so. Content never
  * becomes a control token. add_generation: ends with the opening of an assistant turn. A model's default system prompt is added
- * where its template adds one. Appends to out. */
+ * where its template adds one, and the token that begins a text where the template has it. Appends to out. */
 int es_chat_render(const es_model *m, const es_message *messages, size_t n, bool add_generation, es_ids *out, es_error *err);
 /* The ids that close an assistant's turn after its content (e.g. <|im_end|> \n), for multi-turn KV reuse. */
 int es_chat_close(const es_model *m, es_ids *out, es_error *err);
+const char *es_chat_name(const es_model *m);    /* "ChatML", "Gemma", ... */
+const char *es_chat_warning(const es_model *m); /* one line that names the file, when the template is a guess; NULL: it is known. Borrowed */
 
 /* ---- patches: what an adapter does to the forward pass -------------------------------------------------------------------------- */
 
@@ -125,14 +132,19 @@ typedef struct es_context es_context;
 typedef struct es_context_options {
     int n_ctx;     /* positions the cache holds; 0: min(trained, 2048) */
     int threads;   /* 0: the processors there are */
-    bool exact;    /* f32 activations everywhere; otherwise decode may round them to 8 bits */
+    bool exact;    /* f32 everywhere; otherwise activations may be rounded to integers, and keys and values are kept in half precision */
     const es_kernels *kernels; /* NULL: es_kernels_cpu() */
+    int n_seq;     /* sequences held at once, each of n_ctx positions; 0: 1 */
 } es_context_options;
+enum { ES_MAX_SEQUENCES = 64 };
 
 size_t es_context_bytes(const es_model *m, const es_context_options *o); /* the one block that open will take */
 int es_context_open(es_context **out, const es_model *m, const es_context_options *o, es_error *err);
 void es_context_free(es_context *c);
 int es_context_size(const es_context *c);   /* n_ctx */
+int es_context_sequences(const es_context *c);
+/* Which sequence the calls here and es_sample act on, the first at opening; another than 0 .. n_seq-1 is not listened to. */
+void es_context_select(es_context *c, int seq);
 int es_context_length(const es_context *c); /* tokens now in the cache */
 const int32_t *es_context_ids(const es_context *c); /* the tokens now in the cache, borrowed */
 
@@ -150,6 +162,14 @@ int es_context_truncate(es_context *c, int n, es_error *err); /* keep the first 
  * the feed fails or is cancelled the cache holds the kept prefix; when ids cannot fit it is as before. */
 int es_context_sync(es_context *c, const int32_t *ids, int n, int *reused, const volatile bool *cancel, es_error *err);
 
+/* Appends ids[i] to sequence seq[i], for n different ones, in one pass: the weights are read once for all. Each has its logits then
+ * (es_context_select). Those of an exact context are what each has alone, to the bit, at no gain in speed; otherwise they are within rounding.
+ * Watches see a row each of the n sequences in one call. After an error all are as before. */
+int es_context_step(es_context *c, const int *seq, const int32_t *ids, int n, const volatile bool *cancel, es_error *err);
+/* The selected sequence becomes the first n tokens of sequence `from`, copied; feed what follows (a prompt's last token has to be fed for its
+ * logits). */
+int es_context_share(es_context *c, int from, int n, es_error *err);
+
 /* ---- sampling ------------------------------------------------------------------------------------------------------------------------ */
 
 typedef struct es_sampling {
@@ -161,9 +181,29 @@ typedef struct es_sampling {
     uint64_t seed;
 } es_sampling;
 es_sampling es_sampling_default(void); /* temperature 0.7, top_k 50, top_p 0.95, penalty 1.1 over 64, seed 0 */
+es_sampling es_sampling_unset(void);   /* the same, but temperature, top_k, top_p and penalty -1: not asked for */
+/* asked with those that are -1 as the model's own generation_config.json (in a GGUF general.sampling.*) has them, else the default. */
+es_sampling es_model_sampling(const es_model *m, es_sampling asked);
 /* A token drawn from the context's logits: penalty, temperature, top-k, top-p, in this order. The penalty looks at the tokens in the
  * cache. Scratch lives in the context. A function of (logits, tokens, rng); greedy leaves rng alone. */
 int32_t es_sample(es_context *c, const es_sampling *s, es_rng *rng);
+
+/* A reply to be drawn: what it answers and how, and then what came. */
+typedef struct es_reply {
+    const int32_t *prompt; /* borrowed */
+    int n_prompt, max_new;
+    es_sampling sampling;  /* its seed is the reply's own */
+    es_ids ids;            /* the caller's to free; the token that ended it included */
+    bool ended;            /* by the model: the last of ids ends it. Otherwise by max_new or a full context */
+} es_reply;
+enum { ES_STREAMS = 8 }; /* sequences that a context for es_generate may well have: more win little */
+/* Appends what it says: without control tokens and what ended it. A cut may leave part of a character at the end. */
+int es_reply_text(const es_model *m, const es_reply *r, es_buf *out, es_error *err);
+/* Draws n replies under the context's patch, as many at a time as it has sequences; what it held is gone. Each is a function of its own
+ * prompt, sampling and the model, within rounding; of an exact context to the bit, but that a prompt that begins as another's may be fed in
+ * other pieces. done (may be NULL) is called when reply i is complete, in the order of their ends; what it returns other than 0 ends the
+ * whole. After an error or a cancel, replies that were not done hold what they had. */
+int es_generate(es_context *c, es_reply *reply, int n, int (*done)(void *user, int i, es_error *err), void *user, const volatile bool *cancel, es_error *err);
 
 /* ---- batch passes: score, harvest, training ------------------------------------------------------------------------------------------- */
 
@@ -237,5 +277,9 @@ int es_trainer_site_input(es_trainer *t, int layer, es_site site, float *out, es
  * context that overlap by half. patch may be NULL. */
 int es_score(const es_model *m, const int32_t *ids, int n, const es_patch *patch, int threads, float *logprob,
              const es_progress *progress, es_error *err);
+/* The same as a chat reads: token by token through a cache, activations rounded. At most the trained context (ES_ERR_LIMIT). kl (may be NULL; slow):
+ * the divergence, in nats, of each token's prediction from the exact one, KL(exact || this). Both [n], the first NAN. */
+int es_score_decoded(const es_model *m, const int32_t *ids, int n, const es_patch *patch, int threads, float *logprob, float *kl,
+                     const es_progress *progress, es_error *err);
 
 #endif

@@ -1,4 +1,5 @@
 #include "folder.h"
+#include "tokenizer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -179,9 +180,10 @@ static int take(loader *l, const char *name, int n_out, int n_in, float plus, es
         l->m->info.n_params += t->n;
         l->m->info.file_bytes += t->bytes;
     }
-    *out = (es_weight){.type = t->type == ES_TENSOR_F16 ? ES_F16 : ES_F32, .n_out = n_out ? n_out : 1, .n_in = n_in, .data = t->data};
-    size_t size = t->type == ES_TENSOR_F16 ? 2 : 4;
-    if (n_out && (t->type == ES_TENSOR_F16 || t->type == ES_TENSOR_F32) && (uintptr_t)t->data % size == 0)
+    *out = (es_weight){.type = t->type == ES_TENSOR_F16 ? ES_F16 : t->type == ES_TENSOR_BF16 ? ES_BF16 : ES_F32, .n_out = n_out ? n_out : 1,
+                       .n_in = n_in, .data = t->data};
+    bool mapped = t->type == ES_TENSOR_F16 || t->type == ES_TENSOR_BF16 || t->type == ES_TENSOR_F32;
+    if (n_out && mapped && (uintptr_t)t->data % (size_t)es_type_get((int)out->type)->bytes == 0)
         return ES_OK;
     float *to = es_arena_take(&l->held, t->n, sizeof *to);
     *out = (es_weight){.type = ES_F32, .n_out = out->n_out, .n_in = n_in, .data = to};
@@ -254,7 +256,7 @@ static int read_weights(es_model *m, const config *c, es_error *err)
     m->info.tied_head = !find(m, "lm_head.weight") || json_is_true(json_object_get(c->root, "tie_word_embeddings"));
     rc = rc ? rc : take_all(&l, err);
     rc = rc ? rc : check_rest(&l, err);
-    rc = rc ? rc : es_memory_check(l.held.used, 0, "the weights that are not F32 or F16 in the file", err);
+    rc = rc ? rc : es_memory_check(l.held.used, 0, "the weights that are not F32, F16 or BF16 in the file", err);
     rc = rc ? rc : es_arena_open(&m->held, l.held.used, err);
     if (!rc) {
         l.held = m->held;
@@ -263,6 +265,26 @@ static int read_weights(es_model *m, const config *c, es_error *err)
     }
     json_decref(l.used);
     free(l.chunk);
+    return rc;
+}
+
+/* ---- how it likes to talk ------------------------------------------------------------------------------------------------------- */
+
+static float said(const json_t *o, const char *key)
+{
+    const json_t *v = json_object_get(o, key);
+    return json_is_number(v) ? (float)json_number_value(v) : -1;
+}
+
+static int read_sampling(es_model *m, es_error *err)
+{
+    char file[PATH];
+    struct stat st;
+    json_t *o = NULL;
+    snprintf(file, sizeof file, "%s/generation_config.json", m->info.path);
+    int rc = stat(file, &st) == 0 ? es_json_file(&o, file, err) : ES_OK;
+    rc = rc ? rc : es_model_set_sampling(m, "generation_config.json", said(o, "temperature"), said(o, "top_k"), said(o, "top_p"), said(o, "repetition_penalty"), err);
+    json_decref(o);
     return rc;
 }
 
@@ -312,6 +334,8 @@ int es_folder_open(es_model *m, const char *path, es_error *err)
     rc = rc ? rc : read_windows(m, &c, err);
     rc = rc ? rc : open_shards(m, m->info.path, err);
     rc = rc ? rc : read_weights(m, &c, err);
+    rc = rc ? rc : read_sampling(m, err);
+    rc = rc ? rc : es_tokenizer_open_folder(&m->tokenizer, m->info.path, m->info.n_vocab, err);
     json_decref(c.root);
     return rc;
 }

@@ -87,6 +87,18 @@ static void linear(const es_pass *p, int layer, es_site site, const float *x, in
         lowrank_forward(p, layer, site, x, n, y);
 }
 
+/* The same for n sites in a row, from `first` on, that read one x. */
+static void linears(const es_pass *p, int layer, es_site first, int n_sites, const float *x, int n, float *const *y)
+{
+    const es_weight *w[ES_MATMULS];
+    for (int i = 0; i < n_sites; i++)
+        w[i] = &p->model->layer[layer].site[first + i];
+    p->k->matmuls(p->pool, w, n_sites, x, n, y, p->exact);
+    for (int i = 0; i < n_sites; i++)
+        if (p->site_mask[layer] & 1u << (first + i))
+            lowrank_forward(p, layer, first + i, x, n, y[i]);
+}
+
 void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, const es_watch *watch, int n_watch)
 {
     int d = p->model->info.d_model;
@@ -114,7 +126,7 @@ void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h
     }
     for (int i = 0; i < n_watch; i++)
         if (watch[i].layer == layer)
-            watch[i].fn(watch[i].user, layer, r->pos0, h, r->n, d);
+            watch[i].fn(watch[i].user, layer, r->pos[0], h, r->n, d);
 }
 
 /* ---- the block ------------------------------------------------------------------------------------------------------- */
@@ -156,8 +168,53 @@ void es_rotate(const es_pass *p, int layer, const es_rows *r, float *x, int n_he
 
 es_attn es_attention_shape(const es_model *m, int layer, const es_rows *r, int s)
 {
-    return (es_attn){.T = r->start[s + 1] - r->start[s], .pos0 = r->pos0, .n_head = m->info.n_head, .n_kv = m->info.n_kv,
+    int T = r->start[s + 1] - r->start[s];
+    return (es_attn){.T = T, .pos0 = T > 0 ? r->pos[r->start[s]] : 0, .n_head = m->info.n_head, .n_kv = m->info.n_kv,
                      .head_dim = m->info.head_dim, .scale = m->facts.attn_scale, .cap = m->facts.attn_cap, .window = m->layer[layer].window};
+}
+
+/* A sequence's new rows join what the cache has of it in this layer; *k and *v: position 0 there. */
+static void remember(const es_pass *p, int layer, const es_rows *r, int s, const es_acts *a, void **k, void **v)
+{
+    const es_cache *c = r->cache;
+    size_t width = (size_t)p->model->info.n_kv * p->model->info.head_dim, first = r->start[s], n = (r->start[s + 1] - first) * width;
+    size_t size = c->half ? sizeof(uint16_t) : sizeof(float), at = layer * c->layer * size, new = r->pos[first] * width * size;
+    *k = (char *)c->k[s] + at;
+    *v = (char *)c->v[s] + at;
+    for (int i = 0; i < 2; i++) {
+        const float *x = (i ? a->v : a->k) + first * width;
+        char *to = (char *)(i ? *v : *k) + new;
+        if (c->half)
+            p->k->to_half(p->pool, x, (uint16_t *)(void *)to, n);
+        else
+            memcpy(to, x, n * size);
+    }
+}
+
+/* Attention, each sequence for itself: over its rows or, with a cache, over all that it has there. */
+static void attend(const es_pass *p, int layer, const es_rows *r, const es_acts *a)
+{
+    const es_model_info *m = &p->model->info;
+    const es_cache *c = r->cache;
+    size_t q_width = (size_t)m->n_head * m->head_dim, kv_width = (size_t)m->n_kv * m->head_dim;
+    int n = 0;
+    for (int s = 0; s < r->n_seq; s++) {
+        size_t first = r->start[s];
+        es_attn shape = es_attention_shape(p->model, layer, r, s);
+        void *k = a->k + first * kv_width, *v = a->v + first * kv_width;
+        if (shape.T == 0)
+            continue;
+        if (c)
+            remember(p, layer, r, s, a, &k, &v);
+        if (c && c->half) {
+            c->shape[n] = shape;
+            c->k_half[n] = k;
+            c->v_half[n++] = v;
+        } else
+            p->k->attention(p->pool, &shape, a->q + first * q_width, k, v, a->att + first * q_width);
+    }
+    if (n)
+        p->k->attention_half(p->pool, c->shape, n, a->q, c->k_half, c->v_half, a->att);
 }
 
 void es_glu(const es_pass *p, const float *gate, const float *up, float *y, size_t n)
@@ -169,24 +226,16 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
 {
     const es_model_info *m = &p->model->info;
     const es_family *family = p->model->facts.family;
-    int n = r->n, d = m->d_model, ff = m->d_ff, q_width = m->n_head * m->head_dim, kv_width = m->n_kv * m->head_dim;
+    int n = r->n, d = m->d_model, ff = m->d_ff;
 
     /* Attention: each token asks (q) all tokens up to itself in its sequence (k) and reads a mean of what they offer (v). */
     const float *in = es_normed(p, layer, ES_NORM_ATTN, a->x, n);
-    linear(p, layer, ES_SITE_Q, in, n, a->q, false);
-    linear(p, layer, ES_SITE_K, in, n, a->k, false);
-    linear(p, layer, ES_SITE_V, in, n, a->v, false);
+    linears(p, layer, ES_SITE_Q, 3, in, n, (float *[]){a->q, a->k, a->v});
     qk_norm(p, layer, ES_NORM_Q, n, m->n_head, a->q, a->q_in);
     qk_norm(p, layer, ES_NORM_K, n, m->n_kv, a->k, a->k_in);
     es_rotate(p, layer, r, a->q, m->n_head, false);
     es_rotate(p, layer, r, a->k, m->n_kv, false);
-    for (int s = 0; s < r->n_seq; s++) {
-        int first = r->start[s];
-        es_attn shape = es_attention_shape(p->model, layer, r, s);
-        ptrdiff_t kv_first = (ptrdiff_t)(first - r->pos0) * kv_width; /* position 0 of the sequence: in a cache, before a->k */
-        if (shape.T > 0)
-            p->k->attention(p->pool, &shape, a->q + (size_t)first * q_width, a->k + kv_first, a->v + kv_first, a->att + (size_t)first * q_width);
-    }
+    attend(p, layer, r, a);
     if (a->mid != a->x)
         memcpy(a->mid, a->x, sizeof *a->x * n * d);
     if (family->post_norm) {
@@ -202,8 +251,7 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
     for (int t = 0; t < n; t += p->ff_rows) { /* gate and up are kept only when all rows fit in one turn */
         int rows = n - t < p->ff_rows ? n - t : p->ff_rows;
         size_t at = (size_t)t * d;
-        linear(p, layer, ES_SITE_GATE, in + at, rows, a->gate, false);
-        linear(p, layer, ES_SITE_UP, in + at, rows, a->up, false);
+        linears(p, layer, ES_SITE_GATE, 2, in + at, rows, (float *[]){a->gate, a->up});
         es_glu(p, a->gate, a->up, p->act, (size_t)rows * ff);
         linear(p, layer, ES_SITE_DOWN, p->act, rows, (family->post_norm ? a->ff_out : out) + at, !family->post_norm);
     }

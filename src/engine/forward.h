@@ -6,19 +6,27 @@
 #include "engine.h"
 #include "model.h"
 
-/* The tokens of one pass, a row each. Sequence s is rows start[s] .. start[s+1]. With a cache there is one sequence and its rows
- * follow pos0 cached ones; in a batch pos0 is 0. */
+/* Keys and values of all tokens of the sequences of a pass, rows of n_kv*head_dim: those of sequence s in layer l, from its position 0
+ * on, lie at k[s] and v[s] plus l * layer numbers, in f32 or in half precision. A block adds its new rows. */
+typedef struct es_cache {
+    bool half;
+    size_t layer;
+    void **k, **v; /* [n_seq] */
+    es_attn *shape;                  /* [n_seq] scratch of a block */
+    const uint16_t **k_half, **v_half; /* [n_seq] scratch of a block */
+} es_cache;
+
+/* The tokens of one pass, a row each. Sequence s is rows start[s] .. start[s+1], at positions one after another. */
 typedef struct es_rows {
     int n;
     const int *pos;   /* [n] position within its sequence */
     const int *start; /* [n_seq + 1] */
     int n_seq;
-    int pos0;
+    const es_cache *cache; /* NULL: a sequence's rows are all of it, from position 0 on */
 } es_rows;
 
 /* What one block computes on its way, all [n, width]. Without a backward pass x, mid and the next block's x are one buffer
- * that is updated in place, and the blocks share the rest. k and v: the rows of the new tokens; with a cache, pos0 older rows
- * lie before them. */
+ * that is updated in place, and the blocks share the rest. */
 typedef struct es_acts {
     float *x;         /* d_model: the residual that enters */
     float *q, *k, *v; /* n_head*head_dim, n_kv*head_dim twice; q and k rotated */

@@ -61,7 +61,7 @@ int es_gguf_array(const es_gguf *g, const char *key, bool must, es_gguf_type typ
 /* The string at *p of a checked string value or array; moves *p behind it. */
 const char *es_gguf_next_str(const uint8_t **p, size_t *n);
 
-/* false when the tensor holds a NaN or an infinity: all of an F32 or F16 tensor, the scales of every block of the others. */
+/* false when the tensor holds a NaN or an infinity: all of an F32, F16 or BF16 tensor, the scales of every block of the others. */
 bool es_gguf_tensor_finite(const es_gguf_tensor *t);
 
 #endif

@@ -305,11 +305,41 @@ static int read_weights(es_model *m, es_error *err)
     return ES_OK;
 }
 
+int es_model_set_sampling(es_model *m, const char *where, float temperature, float top_k, float top_p, float penalty, es_error *err)
+{
+    es_sampling *s = &m->sampling;
+    *s = es_sampling_default();
+    const struct {
+        const char *name;
+        float value, most;
+    } given[] = {{"temperature", temperature, 10}, {"top_k", top_k, 1e6f}, {"top_p", top_p, 1}, {"repetition penalty", penalty, 10}};
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++)
+        if (!(given[i].value <= given[i].most))
+            return es_fail(err, ES_ERR_FORMAT, "%s: %s: a %s of %g makes no sense", m->info.path, where, given[i].name, (double)given[i].value);
+    s->temperature = temperature >= 0 ? temperature : s->temperature;
+    s->top_k = top_k >= 0 ? (int)top_k : s->top_k;
+    s->top_p = top_p > 0 ? top_p : s->top_p;
+    s->repeat_penalty = penalty > 0 ? penalty : s->repeat_penalty;
+    return ES_OK;
+}
+
+static int read_sampling(es_model *m, es_error *err)
+{
+    float temperature = -1, top_p = -1, penalty = -1;
+    int64_t top_k = -1;
+    const es_gguf *g = &m->gguf;
+    int rc = es_gguf_float(g, "general.sampling.temp", false, &temperature, err);
+    rc = rc ? rc : es_gguf_int(g, "general.sampling.top_k", false, 0, INT32_MAX, &top_k, err);
+    rc = rc ? rc : es_gguf_float(g, "general.sampling.top_p", false, &top_p, err);
+    rc = rc ? rc : es_gguf_float(g, "general.sampling.penalty_repeat", false, &penalty, err);
+    return rc ? rc : es_model_set_sampling(m, "general.sampling", temperature, (float)top_k, top_p, penalty, err);
+}
+
 size_t es_model_cache_bytes(const es_model *m, int n_ctx)
 {
     const es_model_info *i = &m->info;
     size_t n = (size_t)(n_ctx > 0 ? n_ctx : i->n_ctx > 0 && i->n_ctx < ES_DEFAULT_CONTEXT ? i->n_ctx : ES_DEFAULT_CONTEXT);
-    return n * (size_t)i->n_layer * (size_t)i->n_kv * (size_t)i->head_dim * 2 * sizeof(float); /* each bounded when read: under 2^63 */
+    return n * (size_t)i->n_layer * (size_t)i->n_kv * (size_t)i->head_dim * 2 * sizeof(uint16_t); /* each bounded when read: under 2^63 */
 }
 
 static int check_memory(const es_model *m, int n_ctx, size_t memory, es_error *err)
@@ -338,6 +368,8 @@ static int open_model(es_model **out, const char *path, bool limited, int n_ctx,
         rc = read_weights(m, err);
     if (rc == ES_OK && !folder)
         rc = es_tokenizer_open(&m->tokenizer, &m->gguf, m->info.n_vocab, err);
+    if (rc == ES_OK && !folder)
+        rc = read_sampling(m, err);
     if (rc != ES_OK) {
         es_model_free(m);
         return rc;
@@ -414,6 +446,16 @@ void es_model_unembed_row(const es_model *m, int id, float *out)
 const float *es_model_final_norm(const es_model *m)
 {
     return m->final_norm;
+}
+
+es_sampling es_model_sampling(const es_model *m, es_sampling asked)
+{
+    const es_sampling *own = &m->sampling;
+    asked.temperature = asked.temperature < 0 ? own->temperature : asked.temperature;
+    asked.top_k = asked.top_k < 0 ? own->top_k : asked.top_k;
+    asked.top_p = asked.top_p < 0 ? own->top_p : asked.top_p;
+    asked.repeat_penalty = asked.repeat_penalty < 0 ? own->repeat_penalty : asked.repeat_penalty;
+    return asked;
 }
 
 es_weight es_model_head(const es_model *m)

@@ -44,6 +44,8 @@ typedef struct es_rope_scaling {
 int es_rope_open(es_model *m, const es_rope_scaling *s, es_error *err);
 /* Layers' windows by the family's pattern. */
 void es_model_set_windows(es_model *m, int window);
+/* s becomes the default with these four numbers, each as it is when the file does not say (negative); ES_ERR_FORMAT names the one that makes no sense. */
+int es_model_set_sampling(es_model *m, const char *where, float temperature, float top_k, float top_p, float penalty, es_error *err);
 /* What both kinds of file must agree with: heads, head size, base, eps. */
 int es_model_check(const es_model *m, es_error *err);
 
@@ -60,6 +62,7 @@ struct es_model {
     const float *final_norm; /* [d_model] */
     es_facts facts;
     float *rope_inv; /* [2, head_dim/2] angle per position of pair i: base^(-2i/head_dim), any scaling included; row 1: layers with a window */
+    es_sampling sampling;    /* what the file says of it, else the default */
     es_tokenizer *tokenizer; /* perhaps shared with other models; NULL: none */
     es_arena own;            /* thawed (weights.h): every number, one after another; matrices, then norms. The map is empty then */
     size_t n_own, n_own_matrix; /* floats */

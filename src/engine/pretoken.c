@@ -25,14 +25,17 @@ bool es_pretoken_named(es_pretoken *p, const char *name, size_t n)
         {"command-r", {.digits = 1, .alone = true}},
         {"codeshell", {.digits = 1, .alone = true}},
         {"exaone", {.digits = 1, .alone = true}},
+        {"dbrx", {.cl100k = true, .digits = 3}}, /* OLMo 2 and 3 */
+        {"smaug-bpe", {.cl100k = true, .digits = 3}},
         {"gpt-2", {0}},
         {"gpt2", {0}},
         {"olmo", {0}},
         {"default", {0}},
-        {"llama-bpe", {.cl100k = true, .digits = 3}},
-        {"llama3", {.cl100k = true, .digits = 3}},
-        {"llama-v3", {.cl100k = true, .digits = 3}},
-        {"qwen2", {.cl100k = true, .digits = 1}},
+        {"llama-bpe", {.cl100k = true, .digits = 3, .whole_first = true}},
+        {"llama3", {.cl100k = true, .digits = 3, .whole_first = true}},
+        {"llama-v3", {.cl100k = true, .digits = 3, .whole_first = true}},
+        {"qwen2", {.cl100k = true, .digits = 1, .nfc = true}},
+        {"deepseek-r1-qwen", {.cl100k = true, .digits = 1, .nfc = true}},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strlen(known[i].name) == n && memcmp(known[i].name, name, n) == 0) {
@@ -42,9 +45,30 @@ bool es_pretoken_named(es_pretoken *p, const char *name, size_t n)
     return false;
 }
 
-/* Unicode's White_Space */
-static bool is_space(int32_t c)
+bool es_pretoken_regex(es_pretoken *p, const char *s, size_t n)
 {
+#define CL100K_BEGIN "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
+#define CL100K_END "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+    static const struct {
+        const char *regex;
+        es_pretoken pattern;
+    } known[] = {
+        {CL100K_BEGIN "\\p{N}{1,3}" CL100K_END, {.cl100k = true, .digits = 3}},
+        {CL100K_BEGIN "\\p{N}" CL100K_END, {.cl100k = true, .digits = 1}},
+        {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+", {0}},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strlen(known[i].regex) == n && memcmp(known[i].regex, s, n) == 0) {
+            *p = known[i].pattern;
+            return true;
+        }
+    return false;
+}
+
+bool es_pretoken_space(int32_t c)
+{
+    if (c < 0x80)
+        return c == ' ' || (c >= '\t' && c <= '\r');
     return c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
            c == 0x205f || c == 0x3000;
 }
@@ -79,7 +103,7 @@ static int class_at(const char *s, size_t n, size_t *step)
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
     case UTF8PROC_CATEGORY_NO: return NUMBER;
-    default: return is_space(cp) ? SPACE : OTHER;
+    default: return es_pretoken_space(cp) ? SPACE : OTHER;
     }
 }
 

@@ -12,6 +12,11 @@ es_sampling es_sampling_default(void)
     return (es_sampling){.temperature = 0.7f, .top_k = 50, .top_p = 0.95f, .repeat_penalty = 1.1f, .repeat_window = 64};
 }
 
+es_sampling es_sampling_unset(void)
+{
+    return (es_sampling){.temperature = -1, .top_k = -1, .top_p = -1, .repeat_penalty = -1, .repeat_window = 64};
+}
+
 static bool better(es_candidate a, es_candidate b)
 {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
@@ -71,10 +76,11 @@ int32_t es_sample(es_context *c, const es_sampling *s, es_rng *rng)
 {
     es_candidate *all = c->candidate;
     int n = c->model->info.n_vocab;
+    const float *logits = c->now->logits;
     for (int i = 0; i < n; i++)
-        all[i] = (es_candidate){isnan(c->logits[i]) ? -INFINITY : c->logits[i], i};
+        all[i] = (es_candidate){isnan(logits[i]) ? -INFINITY : logits[i], i};
     if (s->repeat_penalty > 0 && s->repeat_penalty != 1)
-        penalise(all, c->ids, c->length, s->repeat_window, s->repeat_penalty);
+        penalise(all, c->now->ids, c->now->length, s->repeat_window, s->repeat_penalty);
 
     es_candidate best = all[0];
     for (int i = 1; i < n; i++)

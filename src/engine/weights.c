@@ -112,6 +112,7 @@ int es_model_thaw(es_model **out, es_model *base, size_t limit, es_error *err)
         m->head = base->head;
         m->layer = es_calloc((size_t)base->info.n_layer, sizeof *m->layer);
         m->rope_inv = es_calloc(2 * half, sizeof *m->rope_inv);
+        m->sampling = base->sampling;
         m->tokenizer = es_tokenizer_share(base->tokenizer);
         memcpy(m->hash, hash, sizeof hash);
     }

@@ -11,7 +11,8 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 typedef struct app {
     /* global options */
-    const char *home_option, *model_option, *dictionary_option, *labels_option, *data_option;
+    const char *home_option, *model_option, *labels_option, *data_option;
+    opt_texts dictionaries; /* --dictionary: the first is the one in use, the others are at hand for adapters that want several */
     uint64_t memory; /* 0: what the machine has available */
     int threads; /* 0: the processors there are */
     bool json, quiet;
@@ -67,6 +68,8 @@ void app_model_path(char *out, size_t size, bool *is_default);
 /* The dictionary in use: --dictionary, the configuration, else one beside the program or in home that names the model's hash.
  * ES_ERR_MISSING when there is none. */
 int app_dictionary_path(char *out, size_t size, const char *model_hash, es_error *err);
+/* The model hash that a dictionary folder's cfg.json names, "" when it names none. */
+void app_dictionary_model(const char *folder, char out[65]);
 
 /* ---- opening ---- */
 int app_model(es_model **out, es_error *err);
@@ -77,9 +80,16 @@ typedef struct app_features { /* a dictionary with what belongs to it */
     char labels[1200];    /* starter labels, "" when there are none */
     char hash[65];
     int n;
+    struct app_features *more; /* [n_more] further ones, of adapters with several; their own more: none */
+    int n_more;
 } app_features;
 int app_features_open(app_features *f, es_model *m, es_error *err);
 void app_features_close(app_features *f);
+/* Opens a further dictionary beside f's, by its hash: one named by --dictionary, or beside f's, the program's or home's. ES_ERR_MISSING when there is
+ * none; nothing happens when it is open. */
+int app_features_add(app_features *f, es_model *m, const char *hash, es_error *err);
+const app_features *app_features_of(const app_features *f, const char *hash); /* f or one of more; NULL: none of them */
+int app_features_dictionaries(const app_features *f, const es_dictionary *out[ES_PARTS_MAX]); /* how many */
 /* White inputs for this model, kept in home (es_inputs_kept). */
 int app_inputs(es_inputs **out, const app_features *f, es_model *m, int rank, es_error *err);
 int app_workspace(es_workspace **out, es_error *err);
@@ -89,8 +99,15 @@ int app_workspace_for(es_workspace **out, const app_features *f, es_model *m, es
 char **app_labels(const app_features *f, es_model *m);
 char **app_labels_from(const app_features *f, es_workspace *w); /* the same, of an open workspace */
 void app_labels_free(char **labels, int n);
-/* An adapter file, with the dictionary it needs opened as it must be (*f is left closed when it needs none). */
+/* An adapter file, with the dictionary it needs opened as it must be (*f is left closed when it needs none), and the others when it is of several. */
 int app_adapter(es_adapter **out, app_features *f, es_model *m, const char *path, es_error *err);
+/* The same where f is open. */
+int app_adapter_beside(es_adapter **out, app_features *f, es_model *m, const char *path, es_error *err);
+/* The labels of an adapter's parts [es_adapter_parts], by feature each (NULL where there are none); app_part_labels_free. */
+char ***app_part_labels(const app_features *f, es_model *m, const es_adapter *a);
+void app_part_labels_free(char ***labels, const app_features *f, const es_adapter *a);
+/* The label of an adapter's coefficient k, or NULL; *feature its number. */
+const char *app_part_label(char **const *labels, const app_features *f, const es_adapter *a, int k, int *feature);
 const char *app_author(void);
 
 /* Encodes each token's residual with the dictionary; rows as tokens. A text's first token is unlike all others. */
@@ -106,6 +123,8 @@ void app_texts_free(app_texts *t);
 /* A basis: a .json file, NAME or NAME@VERSION in the workspace, or "starter", the one that comes with the program. w: the
  * open workspace, or NULL: it is opened for the moment (there is one writer at a time). */
 int app_basis(es_basis *out, const app_features *f, es_workspace *w, const char *name, es_error *err);
+/* The same of whichever dictionary, which is opened beside f's. */
+int app_basis_beside(es_basis *out, app_features *f, es_model *m, const char *name, es_error *err);
 /* Bounds as the suggestions have them: the 99th percentile of the feature's activation, both ways; wide without an atlas. */
 float app_default_bound(const app_features *f, int feature);
 

@@ -13,25 +13,32 @@
 typedef struct adapting {
     es_model *m;
     app_features f;
-    es_basis basis;
+    es_basis basis[ES_PARTS_MAX]; /* [n_basis], as they were named; the adapter has its own in its order */
+    int n_basis;
     es_experiences e;
     es_adapter *adapter;
     es_learner *learner;
     es_inputs *inputs;
+    es_neutral_texts neutral; /* for replay */
+    es_neutral_text *replay;
     es_direction *direction; /* [n_direction]: adapters of ours, file names */
     int n_direction;
-    char **labels;
+    char ***labels; /* app_part_labels */
     es_error err;
 } adapting;
 
+/* Feature and label, with its layer before it where there are several dictionaries. */
 static const char *label_of(const adapting *a, int position, char *out, size_t size)
 {
-    const char *s = a->labels && position < a->basis.n ? a->labels[a->basis.feature[position]] : NULL;
-    char safe[200];
+    char safe[200], where[16] = "";
+    int feature;
+    const char *s = app_part_label(a->labels, &a->f, a->adapter, position, &feature);
+    if (es_adapter_parts(a->adapter) > 1)
+        snprintf(where, sizeof where, "L%d:", es_adapter_layer_of(a->adapter, position));
     if (s)
-        snprintf(out, size, "%d %s", a->basis.feature[position], app_shown(s, safe, sizeof safe < size - 12 ? sizeof safe : size - 12));
+        snprintf(out, size, "%s%d %s", where, feature, app_shown(s, safe, sizeof safe < size - 12 ? sizeof safe : size - 12));
     else
-        snprintf(out, size, "%d", position < a->basis.n ? a->basis.feature[position] : position);
+        snprintf(out, size, "%s%d", where, feature);
     return out;
 }
 
@@ -39,14 +46,21 @@ static int print_step(const adapting *a, const es_step_report *r)
 {
     if (the_app.json) {
         json_t *moved = json_array();
-        for (int i = 0; i < r->n_moved; i++)
-            json_array_append_new(moved, json_pack("{s:i,s:f,s:s?}", "feature", a->basis.feature[r->moved[i]], "by", (double)r->by[i], "label",
-                                                   a->labels ? a->labels[a->basis.feature[r->moved[i]]] : NULL));
-        return app_print_json(json_pack("{s:i,s:f,s:o,s:f,s:f,s:f,s:s?,s:f,s:i,s:o}", "step", r->step, "loss", r->loss, "margin",
-                                        isfinite(r->margin) ? json_real(r->margin) : json_null(), "kl", r->kl, "norm", r->norm, "backtracked",
+        for (int i = 0; i < r->n_moved; i++) {
+            int feature, part = es_adapter_part_of(a->adapter, r->moved[i], &feature);
+            const char *label = app_part_label(a->labels, &a->f, a->adapter, r->moved[i], &feature);
+            json_t *row = json_pack("{s:i,s:f,s:s?}", "feature", feature, "by", (double)r->by[i], "label", label);
+            if (es_adapter_parts(a->adapter) > 1)
+                json_object_set_new(row, "part", json_integer(part));
+            json_array_append_new(moved, row);
+        }
+        return app_print_json(json_pack("{s:i,s:f,s:o,s:f,s:f,s:f,s:f,s:s?,s:f,s:i,s:o}", "step", r->step, "loss", r->loss, "margin",
+                                        isfinite(r->margin) ? json_real(r->margin) : json_null(), "kl", r->kl, "replay", r->replay, "norm", r->norm, "backtracked",
                                         r->backtracked, "guard", r->guard, "seconds", r->seconds, "tokens", r->tokens, "moved", moved));
     }
     printf("step %3d  loss %.4f  margin %+.4f  KL %.5f", r->step, r->loss, r->margin, r->kl);
+    if (r->replay != 0)
+        printf("  replay %.5f", r->replay);
     if (r->guard)
         printf("  (%s: %.2f of the step)", r->guard, r->backtracked);
     for (int i = 0; i < r->n_moved && i < 3; i++) {
@@ -60,7 +74,8 @@ static int print_step(const adapting *a, const es_step_report *r)
 /* What drift wants to know and the adapter's file does not hold: which experience moved what. Beside it, as FILE.json. */
 static int save_history(const adapting *a, const char *path, const es_gate_report *g, json_t *steps, es_error *err)
 {
-    int n = es_learner_count(a->learner), K = a->basis.n;
+    int n = es_learner_count(a->learner), K = es_adapter_features(a->adapter), parts = es_adapter_parts(a->adapter);
+    const es_basis *basis = es_adapter_basis(a->adapter);
     char name[1200];
     if (snprintf(name, sizeof name, "%s.json", path) >= (int)sizeof name)
         return es_fail(err, ES_ERR_USAGE, "%s: the path is too long", path);
@@ -80,11 +95,23 @@ static int save_history(const adapting *a, const char *path, const es_gate_repor
         json_t *v = es_experience_to_json(&a->e.item[i]);
         json_array_append_new(experiences, v ? v : json_null());
     }
-    for (int k = 0; k < K; k++)
-        json_array_append_new(features, json_integer(a->basis.feature[k]));
+    for (int k = 0; k < K; k++) {
+        int feature;
+        es_adapter_part_of(a->adapter, k, &feature);
+        json_array_append_new(features, json_integer(feature));
+    }
     json_t *gate = json_pack("{s:b,s:f,s:f,s:i,s:s}", "passed", g->passed, "gain", g->gain, "kl", g->kl, "held_out", g->held_out, "reason", g->reason);
-    json_t *v = json_pack("{s:s,s:s,s:i,s:o,s:o,s:o,s:o,s:O}", "format", "espalier-history", "basis", a->basis.name, "basis_version",
-                          a->basis.version, "features", features, "influence", rows, "experiences", experiences, "gate", gate, "steps", steps);
+    json_t *v = json_pack("{s:s,s:s,s:i,s:o,s:o,s:o,s:o,s:O}", "format", "espalier-history", "basis", basis ? basis->name : "",
+                          "basis_version", basis ? basis->version : 0, "features", features, "influence", rows, "experiences", experiences, "gate", gate, "steps", steps);
+    json_t *list = v && parts > 1 ? json_array() : NULL;
+    for (int i = 0; list && i < parts; i++) {
+        int first;
+        const es_basis *b = es_adapter_part_basis(a->adapter, i, &first);
+        json_array_append_new(list, json_pack("{s:s,s:i,s:s,s:i,s:i,s:i}", "basis", b->name, "basis_version", b->version, "dictionary_hash", b->dictionary_hash, "layer",
+                                              es_adapter_layer_of(a->adapter, first), "first", first, "n", b->n));
+    }
+    if (list)
+        json_object_set_new(v, "parts", list);
     char *text = v ? json_dumps(v, JSON_COMPACT | JSON_REAL_PRECISION(7)) : NULL;
     int rc = text ? es_file_write(name, text, strlen(text), err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
     free(text);
@@ -102,7 +129,7 @@ static int open_directions(adapting *a, const opt_texts *prior, es_adapter_optio
         return es_fail(err, ES_ERR_MEMORY, "not enough memory");
     for (int i = 0; rc == ES_OK && i < prior->n; i++) {
         es_adapter *d = NULL;
-        rc = es_adapter_load(&d, a->m, a->f.dictionary, prior->value[i], err);
+        rc = app_adapter_beside(&d, &a->f, a->m, prior->value[i], err);
         const char *slash = strrchr(prior->value[i], '/');
         a->direction[i] = (es_direction){slash ? slash + 1 : prior->value[i], d};
         a->n_direction += rc == ES_OK;
@@ -112,6 +139,59 @@ static int open_directions(adapting *a, const opt_texts *prior, es_adapter_optio
         o->rank = first->rank;
         o->first_layer = first->first_layer;
         o->last_layer = first->last_layer;
+    }
+    return rc;
+}
+
+/* The bases, each with its dictionary: one alone is the dictionary's in use, of several each is looked for. */
+static int open_bases(adapting *a, const opt_texts *name)
+{
+    int rc = ES_OK;
+    if (name->n > ES_PARTS_MAX)
+        return es_fail(&a->err, ES_ERR_USAGE, "%d bases are named, at most %d go", name->n, (int)ES_PARTS_MAX);
+    for (int i = 0; rc == ES_OK && i < name->n; i++) {
+        rc = name->n == 1 ? app_basis(&a->basis[i], &a->f, NULL, name->value[i], &a->err) : app_basis_beside(&a->basis[i], &a->f, a->m, name->value[i], &a->err);
+        a->n_basis += rc == ES_OK;
+    }
+    return rc;
+}
+
+/* The dictionary of a basis. */
+static const app_features *features_of(const adapting *a, int i)
+{
+    const app_features *x = app_features_of(&a->f, a->basis[i].dictionary_hash);
+    return x ? x : &a->f;
+}
+
+/* Of the dictionaries in the adapter that of the lowest layer, where the band begins. */
+static const app_features *lowest(const adapting *a)
+{
+    const app_features *low = &a->f;
+    for (int i = 0; i < a->n_basis; i++) {
+        const app_features *x = features_of(a, i);
+        if (!i || es_dictionary_get_info(x->dictionary)->layer < es_dictionary_get_info(low->dictionary)->layer)
+            low = x;
+    }
+    return low;
+}
+
+static int new_adapter(adapting *a, const es_adapter_options *o)
+{
+    es_part part[ES_PARTS_MAX] = {{a->f.dictionary, NULL}};
+    for (int i = 0; o->constrained && i < a->n_basis; i++)
+        part[i] = (es_part){features_of(a, i)->dictionary, &a->basis[i]};
+    return es_adapter_new_parts(&a->adapter, a->m, part, o->constrained ? a->n_basis : 1, o, &a->err);
+}
+
+/* The neutral texts that harm is not measured on, for replay. */
+static int open_replay(adapting *a, es_learner_options *o)
+{
+    int rc = es_neutral_load(&a->neutral, APP_NEUTRAL, &a->err);
+    if (rc == ES_OK && !(a->replay = es_calloc((size_t)a->neutral.n + 1, sizeof *a->replay)))
+        rc = es_fail(&a->err, ES_ERR_MEMORY, "not enough memory");
+    if (rc == ES_OK) {
+        o->n_replay = es_neutral_dev(a->neutral.item, a->neutral.n, a->replay);
+        o->replay_text = a->replay;
     }
     return rc;
 }
@@ -164,16 +244,17 @@ static int state_preference(adapting *a, const char *text)
 
 int cmd_adapt(int argc, char **argv)
 {
-    const char *basis = NULL, *experiences = NULL, *out = NULL, *form = "lora", *prefer = NULL, *prefer_loss = "pairs";
+    opt_texts basis = {0};
+    const char *experiences = NULL, *out = NULL, *form = "lora", *prefer = NULL, *prefer_loss = "pairs";
     int steps = 0, rank = 0, batch = -1;
     opt_ints layers = {0};
     bool unconstrained = false, force = false, seeded = false, plain = false, one_sided = false, weighting = true, direction = false;
     opt_texts prior = {0};
     double prior_weight = 10;
-    double rate = -1, beta = -1, kappa = -1, hold_out = -1;
+    double rate = -1, beta = -1, kappa = -1, hold_out = -1, replay = 0;
     uint64_t seed = 1;
     const opt table[] = {
-        {"basis", "B", OPT_TEXT, &basis, 0, 0, "NAME, NAME@VERSION, FILE.json, or starter", NULL},
+        {"basis", "B", OPT_TEXTS, &basis, 0, 0, "NAME, NAME@VERSION, FILE.json, or starter; again, of another dictionary: a part of its own, after that one's layer", NULL},
         {"experiences", "E.jsonl", OPT_TEXT, &experiences, 0, 0, "what to learn from", NULL},
         {"out", "FILE", OPT_TEXT, &out, 0, 0, "where the adapter goes (safetensors); FILE.json beside it tells its history", NULL},
         {"form", "FORM", OPT_TEXT, &form, 0, 0, "bias: one coefficient a feature; gain: a factor on what it fires; map: feature to feature; lora (default)", NULL},
@@ -187,6 +268,7 @@ int cmd_adapt(int argc, char **argv)
         {"batch", "N", OPT_INT, &batch, 0, 1000000, "experiences a step; 0: all", NULL},
         {"beta", "B", OPT_REAL, &beta, 0, 1000, "steepness of the pair loss", NULL},
         {"kappa", "K", OPT_REAL, &kappa, 0, 100, "guard: highest mean KL from the base model on neutral text", NULL},
+        {"replay", "SHARE", OPT_REAL, &replay, 0, 0.99, "share of each step that keeps neutral text as the base model has it (default 0: none)", NULL},
         {"hold-out", "SHARE", OPT_REAL, &hold_out, 0, 0.9, "share of the experiences kept for the gate", NULL},
         {"adam", NULL, OPT_FLAG, &plain, 0, 0, "lora: Adam with learned inputs, instead of the metric step with white ones (docs/adapting.md)", NULL},
         {"prior", "FILE", OPT_TEXTS, &prior, 0, 0, "a direction learned beforehand (--direction), in whose way steps go more readily; may be given again", NULL},
@@ -207,13 +289,14 @@ int cmd_adapt(int argc, char **argv)
         "  espalier adapt --basis brief --experiences pairs.jsonl --out brief.safetensors\n"
         "  espalier adapt --basis brief --experiences many.jsonl --direction --out terse.safetensors\n"
         "  espalier adapt --basis brief --experiences few.jsonl --prior terse.safetensors --out mine.safetensors\n"
+        "  espalier adapt --basis brief --basis brief-late --experiences pairs.jsonl --out both.safetensors\n"
         "  espalier adapt --basis starter --prefer \"Answer in one short sentence.\" --out short.safetensors\n"
         "  espalier adapt --basis starter --experiences pairs.jsonl --form bias --steps 20 --out a.safetensors --json", 0, 0};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    if ((!experiences && !prefer) || !out || (!basis && !unconstrained))
+    if ((!experiences && !prefer) || !out || (!basis.n && !unconstrained))
         return opts_usage_error("adapt", "%s is missing", !experiences && !prefer ? "--experiences E.jsonl" : !out ? "--out FILE" : "--basis B");
     es_form which = ES_FORM_LORA;
     if (!es_form_named(form, &which))
@@ -236,7 +319,7 @@ int cmd_adapt(int argc, char **argv)
     if (rc == ES_OK)
         rc = app_features_open(&a.f, a.m, &a.err);
     if (rc == ES_OK && !unconstrained)
-        rc = app_basis(&a.basis, &a.f, NULL, basis, &a.err);
+        rc = open_bases(&a, &basis);
     if (rc == ES_OK && experiences)
         rc = es_experiences_load(&a.e, experiences, &a.err);
     if (rc == ES_OK && prefer)
@@ -246,14 +329,14 @@ int cmd_adapt(int argc, char **argv)
     bool white = lora && !plain;
     es_adapter_options ao = {0};
     if (rc == ES_OK) {
-        ao = es_adapter_default(a.f.dictionary, a.m);
+        ao = es_adapter_default(lowest(&a)->dictionary, a.m);
         ao.fixed_inputs = white;
         ao.rank = white ? ES_WHITE_RANK : ao.rank;
         rc = open_directions(&a, &prior, &ao, &a.err);
     }
     if (rc == ES_OK && white) {
         int want = rank > ao.rank ? rank : ao.rank;
-        rc = app_inputs(&a.inputs, &a.f, a.m, want > ES_WHITE_RANK ? want : ES_WHITE_RANK, &a.err);
+        rc = app_inputs(&a.inputs, lowest(&a), a.m, want > ES_WHITE_RANK ? want : ES_WHITE_RANK, &a.err);
     }
     if (rc == ES_OK) {
         ao.form = which;
@@ -266,7 +349,7 @@ int cmd_adapt(int argc, char **argv)
         }
         if (seeded)
             ao.seed = seed;
-        rc = es_adapter_new(&a.adapter, a.m, a.f.dictionary, unconstrained ? NULL : &a.basis, &ao, &a.err);
+        rc = new_adapter(&a, &ao);
     }
     if (rc == ES_OK && white && !prior.n)
         rc = es_adapter_set_inputs(a.adapter, a.inputs, &a.err);
@@ -293,9 +376,12 @@ int cmd_adapt(int argc, char **argv)
         lo.seed = seed;
     if (steps == 0)
         steps = lo.steps;
+    lo.replay = replay;
+    if (rc == ES_OK && replay > 0)
+        rc = open_replay(&a, &lo);
     if (rc == ES_OK) {
-        a.labels = unconstrained ? NULL : app_labels(&a.f, a.m);
-        rc = es_learner_open(&a.learner, a.m, a.f.dictionary, a.adapter, &lo, &a.err);
+        a.labels = app_part_labels(&a.f, a.m, a.adapter);
+        rc = es_learner_open(&a.learner, a.m, lowest(&a)->dictionary, a.adapter, &lo, &a.err);
     }
     if (rc == ES_OK && prior.n)
         rc = es_learner_prior(a.learner, a.direction, a.n_direction, prior_weight, one_sided, &a.err);
@@ -305,6 +391,8 @@ int cmd_adapt(int argc, char **argv)
     es_onpolicy *drawn = NULL;
     if (rc == ES_OK && loss)
         rc = es_onpolicy_open(&drawn, a.m, (int)loss, 0, 1024, the_app.threads, seed, &a.err);
+    if (rc == ES_OK && drawn)
+        rc = es_onpolicy_ahead(drawn, a.adapter, &a.e, &app_cancel, &a.err);
     for (int i = 0; i < a.e.n && rc == ES_OK; i++) {
         bool stated = drawn && es_prefer_of(&a.e.item[i]);
         rc = stated ? es_onpolicy_add(drawn, a.learner, a.adapter, &a.e.item[i], &app_cancel, &a.err) : es_learner_add(a.learner, &a.e.item[i], &app_cancel, &a.err);
@@ -353,15 +441,18 @@ int cmd_adapt(int argc, char **argv)
             code = app_failf("the release gate refused the adapter, so %s was not written (--force writes it all the same)", out);
     }
     json_decref(history);
-    app_labels_free(a.labels, a.f.n);
+    app_part_labels_free(a.labels, &a.f, a.adapter);
     es_learner_free(a.learner);
     es_adapter_free(a.adapter);
     for (int i = 0; i < a.n_direction; i++)
         es_adapter_free((es_adapter *)a.direction[i].adapter);
     free(a.direction);
     es_inputs_free(a.inputs);
+    free(a.replay);
+    es_neutral_texts_free(&a.neutral);
     es_experiences_free(&a.e);
-    es_basis_free(&a.basis);
+    for (int i = 0; i < a.n_basis; i++)
+        es_basis_free(&a.basis[i]);
     app_features_close(&a.f);
     es_model_free(a.m);
     return code;
@@ -435,28 +526,38 @@ static int by_size(const void *a, const void *b)
     return x < y ? 1 : x > y ? -1 : ((const row *)a)->position - ((const row *)b)->position;
 }
 
-static int print_drift(const es_adapter *a, const app_features *f, char **labels, const story *s, int top)
+static int print_drift(const es_adapter *a, const app_features *f, char ***labels, const story *s, int top)
 {
     const es_basis *b = es_adapter_basis(a);
     if (!b)
         return app_failf("this adapter is not constrained: it has no coefficients to show");
     const float *c = es_adapter_coefficients(a);
     const es_adapter_options *o = es_adapter_get_options(a);
-    row *r = es_calloc((size_t)b->n + 1, sizeof *r);
+    int K = es_adapter_features(a), parts = es_adapter_parts(a);
+    row *r = es_calloc((size_t)K + 1, sizeof *r);
     if (!r)
         return app_failf("not enough memory");
-    for (int k = 0; k < b->n; k++)
+    for (int k = 0; k < K; k++)
         r[k] = (row){k, c[k]};
-    qsort(r, (size_t)b->n, sizeof *r, by_size);
-    int shown = top && top < b->n ? top : b->n;
+    qsort(r, (size_t)K, sizeof *r, by_size);
+    int shown = top && top < K ? top : K;
     json_t *list = the_app.json ? json_array() : NULL;
-    if (!the_app.json)
-        printf("%s, %d steps, basis %s version %d (%d features), layer %d of %s\n", es_form_name(o->form), es_adapter_steps(a), b->name, b->version, b->n,
-               b->layer, b->dictionary);
+    if (!the_app.json && parts > 1)
+        printf("%s, %d steps, %d parts:\n", es_form_name(o->form), es_adapter_steps(a), parts);
+    for (int i = 0; !the_app.json && i < parts; i++) {
+        int first;
+        b = es_adapter_part_basis(a, i, &first);
+        if (parts > 1)
+            printf("layer %d of %s (%.12s), basis %s version %d (%d features)\n", es_adapter_layer_of(a, first), b->dictionary, b->dictionary_hash, b->name, b->version, b->n);
+        else
+            printf("%s, %d steps, basis %s version %d (%d features), layer %d of %s\n", es_form_name(o->form), es_adapter_steps(a), b->name, b->version, b->n,
+                   b->layer, b->dictionary);
+    }
     for (int i = 0; i < shown; i++) {
-        int k = r[i].position, best = -1;
+        int k = r[i].position, best = -1, first, feature, part = es_adapter_part_of(a, k, &feature);
         char label[120], text[64] = "";
-        const char *l = labels && b->feature[k] < f->n ? labels[b->feature[k]] : NULL;
+        const char *l = app_part_label(labels, f, a, k, &feature);
+        b = es_adapter_part_basis(a, part, &first);
         for (int e = 0; s->influence && e < s->n; e++)
             if (best < 0 || fabsf(s->influence[(size_t)e * (size_t)s->K + (size_t)k]) > fabsf(s->influence[(size_t)best * (size_t)s->K + (size_t)k]))
                 best = e;
@@ -465,32 +566,49 @@ static int print_drift(const es_adapter *a, const app_features *f, char **labels
             json_t *by = json_array();
             for (int e = 0; s->influence && e <= s->n; e++)
                 json_array_append_new(by, json_real((double)s->influence[(size_t)e * (size_t)s->K + (size_t)k]));
-            json_array_append_new(list, json_pack("{s:i,s:f,s:f,s:f,s:s?,s:o}", "feature", b->feature[k], "coefficient", (double)c[k], "lo",
-                                                  (double)b->lo[k], "hi", (double)b->hi[k], "label", l, "influence", by));
+            json_t *v = json_pack("{s:i,s:f,s:f,s:f,s:s?,s:o}", "feature", feature, "coefficient", (double)c[k], "lo", (double)b->lo[k - first], "hi",
+                                  (double)b->hi[k - first], "label", l, "influence", by);
+            if (v && parts > 1) {
+                json_object_set_new(v, "part", json_integer(part));
+                json_object_set_new(v, "layer", json_integer(es_adapter_layer_of(a, k)));
+            }
+            json_array_append_new(list, v);
             continue;
         }
         if (best >= 0 && most != 0)
             snprintf(text, sizeof text, "%+.3g", (double)most);
-        printf("%7d  %+9.4f  %-38s", b->feature[k], (double)c[k], l ? app_shown(l, label, 39) : "");
+        if (parts > 1)
+            printf("L%-3d", es_adapter_layer_of(a, k));
+        printf("%7d  %+9.4f  %-38s", feature, (double)c[k], l ? app_shown(l, label, 39) : "");
         if (*text)
             printf("  %s by %d: %s", text, best + 1, s->name[best]);
         putchar('\n');
     }
     free(r);
     if (the_app.json) {
-        json_t *names = json_array();
+        json_t *names = json_array(), *each = parts > 1 ? json_array() : NULL;
         for (int e = 0; s->name && e < s->n; e++)
             json_array_append_new(names, json_string(s->name[e]));
-        return app_print_json(json_pack("{s:s,s:i,s:s,s:i,s:o,s:o}", "form", es_form_name(o->form), "steps", es_adapter_steps(a), "basis", b->name,
-                                        "basis_version", b->version, "features", list, "experiences", names));
+        b = es_adapter_basis(a);
+        json_t *v = json_pack("{s:s,s:i,s:s,s:i,s:o,s:o}", "form", es_form_name(o->form), "steps", es_adapter_steps(a), "basis", b->name, "basis_version", b->version,
+                              "features", list, "experiences", names);
+        for (int i = 0; each && i < parts; i++) {
+            int first;
+            b = es_adapter_part_basis(a, i, &first);
+            json_array_append_new(each, json_pack("{s:s,s:i,s:s,s:s,s:i,s:i}", "basis", b->name, "basis_version", b->version, "dictionary", b->dictionary, "dictionary_hash",
+                                                  b->dictionary_hash, "layer", es_adapter_layer_of(a, first), "n", b->n));
+        }
+        if (v && each)
+            json_object_set_new(v, "parts", each);
+        return app_print_json(v);
     }
-    if (shown < b->n)
-        printf("and %d more (--top 0 shows all)\n", b->n - shown);
+    if (shown < K)
+        printf("and %d more (--top 0 shows all)\n", K - shown);
     return app_flush();
 }
 
 /* A snapshot of the workspace: its number, or the one in use. */
-static int open_snapshot(es_adapter **out, app_features *f, es_model *m, int64_t id, story *s, char ***labels, es_error *err)
+static int open_snapshot(es_adapter **out, app_features *f, es_model *m, int64_t id, story *s, char ****labels, es_error *err)
 {
     es_workspace *w = NULL;
     es_buf bytes = {0};
@@ -523,8 +641,8 @@ static int open_snapshot(es_adapter **out, app_features *f, es_model *m, int64_t
         }
     }
     free(experience);
-    if (rc == ES_OK)
-        *labels = app_labels_from(f, w);
+    if (rc == ES_OK && (*labels = es_calloc((size_t)es_adapter_parts(*out) + 1, sizeof **labels)) && es_adapter_parts(*out))
+        (*labels)[0] = app_labels_from(f, w);
     es_buf_free(&bytes);
     es_workspace_close(w);
     return rc;
@@ -551,7 +669,7 @@ int cmd_drift(int argc, char **argv)
     es_adapter *adapter = NULL;
     app_features f = {0};
     story s = {0};
-    char **labels = NULL;
+    char ***labels = NULL;
     char *end = NULL;
     long long id = n ? strtoll(argv[1], &end, 10) : 0;
     bool snapshot = n == 0 || (*argv[1] && !*end && id > 0);
@@ -560,14 +678,14 @@ int cmd_drift(int argc, char **argv)
         rc = open_snapshot(&adapter, &f, m, id, &s, &labels, &err);
     } else if (rc == ES_OK) {
         rc = app_adapter(&adapter, &f, m, argv[1], &err);
-        const es_basis *b = rc == ES_OK ? es_adapter_basis(adapter) : NULL;
-        if (b)
-            rc = story_file(&s, argv[1], b->n, &err);
-        if (rc == ES_OK && f.dictionary)
-            labels = app_labels(&f, m);
+        if (rc == ES_OK && es_adapter_parts(adapter))
+            rc = story_file(&s, argv[1], es_adapter_features(adapter), &err);
+        if (rc == ES_OK)
+            labels = app_part_labels(&f, m, adapter);
     }
     int code = rc == ES_OK ? print_drift(adapter, &f, labels, &s, top) : app_fail(&err);
-    app_labels_free(labels, f.n);
+    if (adapter)
+        app_part_labels_free(labels, &f, adapter);
     story_free(&s);
     es_adapter_free(adapter);
     app_features_close(&f);

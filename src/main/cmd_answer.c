@@ -1,13 +1,14 @@
-/* answer: the model's own answers to many prompts, resumable. */
-#include "generate.h"
+/* answer: the model's own answers to many prompts, several at a time, resumable. */
+#include "app.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+enum { BLOCK = 256 }; /* prompts read at once: at a block's end not all streams have work */
 
 typedef struct question {
     size_t line;
@@ -21,15 +22,12 @@ typedef struct answering {
     uint8_t *answered; /* [line]: 1 when the output has it already */
     size_t n_lines;
     uint64_t limit;
-    /* shared by the threads */
-    pthread_mutex_t lock;
     const es_model *m;
-    int threads, max_tokens;
+    int max_tokens;
     es_sampling sampling;
     int out;
     uint64_t tokens;
     double began;
-    es_error err;
     es_progress progress;
 } answering;
 
@@ -135,83 +133,99 @@ static int read_question(void *user, size_t line, json_t *v, es_error *err)
     return ES_OK;
 }
 
-static int answer_one(answering *a, es_context *c, const question *q, es_error *err)
+static int write_answer(answering *a, const question *q, const es_reply *r, es_error *err)
 {
-    es_ids ids = {0};
-    reply r = {0};
-    int rc = es_chat_render(a->m, q->message, (size_t)q->n, true, &ids, err);
-    if (rc == ES_OK && ids.n + 16 > (size_t)es_context_size(c)) {
-        es_ids_free(&ids);
-        return ES_OK; /* too long for the context: left out */
+    es_buf said = {0};
+    int rc = es_reply_text(a->m, r, &said, err);
+    json_t *messages = json_array();
+    for (int i = 0; i < q->n; i++)
+        json_array_append_new(messages, json_pack("{s:s,s:s}", "role", q->message[i].role, "content", q->message[i].content));
+    json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "assistant", "content", app_json_text(said.data ? said.data : "", said.len)));
+    json_t *v = json_pack("{s:I,s:b,s:o}", "line", (json_int_t)q->line, "ended", r->ended, "messages", messages);
+    char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
+    size_t n = text ? strlen(text) : 0;
+    if (!text)
+        rc = es_fail(err, ES_ERR_MEMORY, "not enough memory for an answer");
+    else
+        text[n++] = '\n'; /* in the NUL's place */
+    for (size_t k = 0; k < n && rc == ES_OK;) {
+        ssize_t w = write(a->out, text + k, n - k);
+        if (w < 0 && errno != EINTR)
+            rc = es_fail(err, ES_ERR_IO, "cannot write an answer: %s", strerror(errno));
+        k += w > 0 ? (size_t)w : 0;
     }
-    es_sampling s = a->sampling;
-    s.seed += q->line; /* the same answer whatever the order and the number of threads */
-    if (rc == ES_OK)
-        rc = generate_reply(c, a->m, &ids, &s, a->max_tokens, NULL, &r, err);
-    if (rc == ES_OK && app_cancel)
-        rc = es_fail(err, ES_ERR_CANCELLED, "interrupted");
-    if (rc == ES_OK && r.ids.n > 0) {
-        json_t *messages = json_array();
-        for (int i = 0; i < q->n; i++)
-            json_array_append_new(messages, json_pack("{s:s,s:s}", "role", q->message[i].role, "content", q->message[i].content));
-        json_array_append_new(messages,
-                              json_pack("{s:s,s:o}", "role", "assistant", "content", app_json_text(r.text.data ? r.text.data : "", r.text.len)));
-        json_t *v = json_pack("{s:I,s:b,s:o}", "line", (json_int_t)q->line, "ended", r.ended, "messages", messages);
-        char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
-        size_t n = text ? strlen(text) : 0;
-        if (!text) {
-            rc = es_fail(err, ES_ERR_MEMORY, "not enough memory for an answer");
-        } else {
-            text[n++] = '\n'; /* in the NUL's place */
-            pthread_mutex_lock(&a->lock);
-            for (size_t k = 0; k < n && rc == ES_OK;) {
-                ssize_t w = write(a->out, text + k, n - k);
-                if (w < 0 && errno != EINTR)
-                    rc = es_fail(err, ES_ERR_IO, "cannot write an answer: %s", strerror(errno));
-                k += w > 0 ? (size_t)w : 0;
-            }
-            pthread_mutex_unlock(&a->lock);
-        }
-        free(text);
-        json_decref(v);
-    }
-    pthread_mutex_lock(&a->lock);
-    a->tokens += r.ids.n;
-    a->done++;
-    if (rc == ES_OK)
-        es_progress_report(&a->progress, "answering", (double)a->done, (double)(a->n), "prompts");
-    pthread_mutex_unlock(&a->lock);
-    reply_free(&r);
-    es_ids_free(&ids);
+    free(text);
+    json_decref(v);
+    es_buf_free(&said);
     return rc;
 }
 
-static void *answer_thread(void *user)
+/* A block of prompts on their way through es_generate. */
+typedef struct prompts {
+    answering *a;
+    es_ids prompt[BLOCK];
+    es_reply reply[BLOCK];
+    const question *asked[BLOCK];
+    int n;
+} prompts;
+
+static int answered(void *user, int i, es_error *err)
 {
-    answering *a = user;
-    es_error err = {0};
-    es_context *c = NULL;
-    es_context_options o = {.n_ctx = es_model_get_info(a->m)->n_ctx, .threads = a->threads};
+    const prompts *b = user;
+    answering *a = b->a;
+    const es_reply *r = &b->reply[i];
+    const size_t said = r->ids.n - r->ended;
+    int rc = said ? write_answer(a, b->asked[i], r, err) : ES_OK;
+    a->tokens += said;
+    a->done++;
+    if (rc == ES_OK)
+        es_progress_report(&a->progress, "answering", (double)a->done, (double)a->n, "prompts");
+    return rc;
+}
+
+static int answer_block(prompts *b, es_context *c, es_error *err)
+{
+    answering *a = b->a;
+    int rc = ES_OK;
+    for (b->n = 0; rc == ES_OK && b->n < BLOCK && a->next < a->n; a->next++) {
+        const question *q = &a->list[a->next];
+        es_ids *ids = &b->prompt[b->n];
+        ids->n = 0;
+        rc = es_chat_render(a->m, q->message, (size_t)q->n, true, ids, err);
+        if (rc == ES_OK && ids->n + 16 > (size_t)es_context_size(c)) {
+            a->done++;
+            continue; /* too long for the context: left out */
+        }
+        es_reply *r = &b->reply[b->n];
+        r->prompt = ids->id;
+        r->n_prompt = (int)ids->n;
+        r->max_new = a->max_tokens;
+        r->sampling = a->sampling;
+        r->sampling.seed += q->line; /* the same answer whatever the order */
+        b->asked[b->n++] = q;
+    }
+    return rc ? rc : es_generate(c, b->reply, b->n, answered, b, &app_cancel, err);
+}
+
+static int answer_all(answering *a, int streams, es_error *err)
+{
+    es_context_options o = {.n_ctx = es_model_get_info(a->m)->n_ctx, .threads = the_app.threads, .n_seq = streams};
     if (o.n_ctx > 1024 + a->max_tokens)
         o.n_ctx = 1024 + a->max_tokens;
-    int rc = es_context_open(&c, a->m, &o, &err);
-    while (rc == ES_OK && !app_cancel) {
-        pthread_mutex_lock(&a->lock);
-        bool stop = a->next >= a->n || a->err.code;
-        const question *q = stop ? NULL : &a->list[a->next++];
-        pthread_mutex_unlock(&a->lock);
-        if (stop)
-            break;
-        rc = answer_one(a, c, q, &err);
+    es_context *c = NULL;
+    prompts *b = es_calloc(1, sizeof *b);
+    int rc = b ? es_context_open(&c, a->m, &o, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    if (b)
+        b->a = a;
+    while (rc == ES_OK && a->next < a->n)
+        rc = answer_block(b, c, err);
+    for (int i = 0; b && i < BLOCK; i++) {
+        es_ids_free(&b->prompt[i]);
+        es_ids_free(&b->reply[i].ids);
     }
-    if (rc != ES_OK) {
-        pthread_mutex_lock(&a->lock);
-        if (!a->err.code)
-            a->err = err;
-        pthread_mutex_unlock(&a->lock);
-    }
+    free(b);
     es_context_free(c);
-    return NULL;
+    return rc;
 }
 
 /* Opens the output for appending; a last line that a kill cut short is taken off. */
@@ -244,14 +258,14 @@ int cmd_answer(int argc, char **argv)
 {
     const char *out = NULL;
     int jobs = 0;
-    answering a = {.sampling = es_sampling_default(), .max_tokens = 256, .out = -1};
+    answering a = {.sampling = es_sampling_unset(), .max_tokens = 256, .out = -1};
     const opt table[] = {
         {"out", "FILE", OPT_TEXT, &out, 0, 0, "where the answers go; what it holds already is not asked again", NULL},
         {"max-tokens", "N", OPT_INT, &a.max_tokens, 1, 100000, "longest answer (default 256)", NULL},
         {"limit", "N", OPT_COUNT, &a.limit, 0, 1e9, "only the first N prompts", NULL},
-        {"temperature", "T", OPT_REALF, &a.sampling.temperature, 0, 10, "0 is greedy (default 0.7)", NULL},
+        {"temperature", "T", OPT_REALF, &a.sampling.temperature, 0, 10, "0 is greedy (default: the model's own, else 0.7)", NULL},
         {"seed", "S", OPT_COUNT, &a.sampling.seed, 0, 1.8e19, "same seed, same answers (default 0)", NULL},
-        {"jobs", "N", OPT_INT, &jobs, 1, 64, "answers at a time (default: one a processor)", NULL},
+        {"jobs", "N", OPT_INT, &jobs, 1, ES_MAX_SEQUENCES, "answers at a time (default 8)", NULL},
         {0},
     };
     static const command_help help = {
@@ -276,33 +290,18 @@ int cmd_answer(int argc, char **argv)
         rc = app_model(&m, &err);
     size_t before = a.done;
     if (rc == ES_OK) {
-        int processors = the_app.threads ? the_app.threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
-        if (jobs == 0)
-            jobs = processors;
-        if (jobs > 64)
-            jobs = 64;
-        a.threads = processors / jobs > 1 ? processors / jobs : 1;
         a.m = m;
+        a.sampling = es_model_sampling(m, a.sampling);
+        if (es_chat_warning(m))
+            app_note("%s", es_chat_warning(m));
         a.progress = app_progress();
         a.began = es_seconds();
         a.done = 0;
         if (before)
             app_note("%zu are answered already, %zu to do", before, a.n);
-        pthread_mutex_init(&a.lock, NULL);
-        pthread_t thread[64];
-        int started = 0;
-        for (; started < jobs; started++)
-            if (pthread_create(&thread[started], NULL, answer_thread, &a) != 0)
-                break;
-        if (started == 0)
-            answer_thread(&a);
-        for (int i = 0; i < started; i++)
-            pthread_join(thread[i], NULL);
-        pthread_mutex_destroy(&a.lock);
-        err = a.err;
-        rc = err.code;
-        if (rc == ES_OK && app_cancel)
-            rc = es_fail(&err, ES_ERR_CANCELLED, "interrupted");
+        rc = answer_all(&a, jobs ? jobs : ES_STREAMS, &err);
+        if (rc == ES_ERR_CANCELLED)
+            es_fail(&err, rc, "interrupted");
     }
     app_progress_end();
     double seconds = es_seconds() - a.began;

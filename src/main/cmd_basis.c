@@ -62,36 +62,55 @@ static int split_name(const char *s, char name[64], int *version, es_error *err)
     return ES_OK;
 }
 
-int app_basis(es_basis *out, const app_features *f, es_workspace *w, const char *name, es_error *err)
+/* A basis of whichever dictionary. */
+static int read_basis(es_basis *out, es_workspace *w, const char *name, es_error *err)
 {
     *out = (es_basis){0};
     size_t len = strlen(name);
-    int rc;
-    if ((len > 5 && !strcmp(name + len - 5, ".json")) || (len > 12 && !strcmp(name + len - 12, ".safetensors")) || strchr(name, '/')) {
-        rc = from_file(out, name, err);
+    if ((len > 5 && !strcmp(name + len - 5, ".json")) || (len > 12 && !strcmp(name + len - 12, ".safetensors")) || strchr(name, '/'))
+        return from_file(out, name, err);
+    char base[64], path[1200];
+    int version, rc = split_name(name, base, &version, err);
+    if (rc != ES_OK)
+        return rc;
+    app_path(path, sizeof path, "workspace.db");
+    es_workspace *own = NULL;
+    rc = ES_ERR_MISSING;
+    if (w || access(path, F_OK) == 0) {
+        rc = w ? ES_OK : es_workspace_open(&own, path, err);
+        if (rc == ES_OK)
+            rc = es_workspace_basis_load(w ? w : own, base, version, out, err);
+        es_workspace_close(own);
     } else {
-        char base[64], path[1200];
-        int version;
-        rc = split_name(name, base, &version, err);
-        if (rc != ES_OK)
-            return rc;
-        app_path(path, sizeof path, "workspace.db");
-        es_workspace *own = NULL;
-        rc = ES_ERR_MISSING;
-        if (w || access(path, F_OK) == 0) {
-            rc = w ? ES_OK : es_workspace_open(&own, path, err);
-            if (rc == ES_OK)
-                rc = es_workspace_basis_load(w ? w : own, base, version, out, err);
-            es_workspace_close(own);
-        } else {
-            es_fail(err, rc, "there is no basis '%s': make one with espalier basis new", base);
-        }
-        if (rc == ES_ERR_MISSING && !strcmp(name, "starter") && access(ESPALIER_SHARE "/bases/starter.json", R_OK) == 0)
-            rc = from_file(out, ESPALIER_SHARE "/bases/starter.json", err);
+        es_fail(err, rc, "there is no basis '%s': make one with espalier basis new", base);
     }
+    if (rc == ES_ERR_MISSING && !strcmp(name, "starter") && access(ESPALIER_SHARE "/bases/starter.json", R_OK) == 0)
+        rc = from_file(out, ESPALIER_SHARE "/bases/starter.json", err);
+    return rc;
+}
+
+int app_basis(es_basis *out, const app_features *f, es_workspace *w, const char *name, es_error *err)
+{
+    int rc = read_basis(out, w, name, err);
     if (rc == ES_OK && *out->dictionary_hash && strcmp(out->dictionary_hash, f->hash)) {
         rc = es_fail(err, ES_ERR_MISMATCH, "basis %s was made from the dictionary %s (%.12s), this one is %s (%.12s)", name, out->dictionary,
                      out->dictionary_hash, es_dictionary_get_info(f->dictionary)->name, f->hash);
+        es_basis_free(out);
+    }
+    return rc;
+}
+
+int app_basis_beside(es_basis *out, app_features *f, es_model *m, const char *name, es_error *err)
+{
+    es_error why = {0};
+    int rc = read_basis(out, NULL, name, err);
+    if (rc != ES_OK)
+        return rc;
+    if (!*out->dictionary_hash)
+        snprintf(out->dictionary_hash, sizeof out->dictionary_hash, "%s", f->hash);
+    rc = app_features_add(f, m, out->dictionary_hash, &why);
+    if (rc != ES_OK) {
+        es_fail(err, rc, "basis %s, of the dictionary %s: %s", name, out->dictionary, why.text);
         es_basis_free(out);
     }
     return rc;

@@ -7,25 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_REPEAT = 50 };
-
-typedef struct bench {
-    es_model *m;
-    app_features f;
-    es_rng rng;
-    int repeat, prompt, tokens;
-    json_t *all;
-} bench;
-
-/* One line: the median of the rates, and the range. */
-static void result(bench *b, const char *name, const char *what, const char *unit, double *rate, int n)
+void bench_result(bench *b, const char *name, const char *what, const char *unit, double *rate, int n)
 {
     double median = bench_median(rate, n);
     json_object_set_new(b->all, name, json_pack("{s:f,s:f,s:f,s:i,s:s,s:s}", "median", median, "least", rate[0], "most", rate[n - 1], "runs", n, "unit", unit,
                                                 "what", what));
     app_progress_end();
     if (!the_app.json) {
-        printf("%-12s %9.1f %-22s %8.1f .. %-8.1f %s\n", name, median, unit, rate[0], rate[n - 1], what);
+        int digits = median < 10 ? 2 : 1;
+        printf("%-15s %9.*f %-16s %9.*f .. %-9.*f %s\n", name, digits, median, unit, digits, rate[0], digits, rate[n - 1], what);
         fflush(stdout);
     }
 }
@@ -46,11 +36,13 @@ static int prefill_and_decode(bench *b, es_error *err)
     es_context_options o = {.n_ctx = b->prompt + b->tokens, .threads = the_app.threads};
     es_context *c = NULL;
     es_ids ids = {0};
-    double prefill[MAX_REPEAT], decode[MAX_REPEAT];
+    double prefill[BENCH_MAX_REPEAT], decode[BENCH_MAX_REPEAT];
     char what[80];
-    int n = 0, rc = es_context_open(&c, b->m, &o, err);
-    if (rc == ES_OK)
-        rc = bench_random_ids(b->m, &b->rng, &ids, b->prompt + b->tokens, err);
+    int n = 0, rc = ES_OK;
+    if (o.n_ctx > es_model_get_info(b->m)->n_ctx)
+        rc = es_fail(err, ES_ERR_LIMIT, "%d tokens are more than the model's context of %d", o.n_ctx, es_model_get_info(b->m)->n_ctx);
+    rc = rc ? rc : es_context_open(&c, b->m, &o, err);
+    rc = rc ? rc : bench_random_ids(b->m, &b->rng, &ids, b->prompt + b->tokens, err);
     for (int r = -1; r < b->repeat && rc == ES_OK; r++) { /* the first pass warms caches and does not count */
         rc = es_context_truncate(c, 0, err);
         double began = es_seconds();
@@ -66,9 +58,9 @@ static int prefill_and_decode(bench *b, es_error *err)
     }
     if (rc == ES_OK) {
         snprintf(what, sizeof what, "prompt of %d tokens", b->prompt);
-        result(b, "prefill", what, "tokens a second", prefill, n);
+        bench_result(b, "prefill", what, "tokens a second", prefill, n);
         snprintf(what, sizeof what, "%d tokens after it, one at a time", b->tokens);
-        result(b, "decode", what, "tokens a second", decode, n);
+        bench_result(b, "decode", what, "tokens a second", decode, n);
     }
     es_ids_free(&ids);
     es_context_free(c);
@@ -82,7 +74,7 @@ static int encode(bench *b, es_error *err)
     float *x = es_calloc(ROWS * d, sizeof *x);
     es_pool *pool = NULL;
     es_sparse s = {0};
-    double rate[MAX_REPEAT];
+    double rate[BENCH_MAX_REPEAT];
     int n = 0, rc = x ? es_pool_open(&pool, the_app.threads, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
     for (size_t i = 0; x && i < ROWS * d; i++)
         x[i] = es_rng_normal(&b->rng);
@@ -93,14 +85,14 @@ static int encode(bench *b, es_error *err)
             rate[n++] = ROWS / (es_seconds() - began);
     }
     if (rc == ES_OK)
-        result(b, "encode", "rows of the residual to features", "tokens a second", rate, n);
+        bench_result(b, "encode", "rows of the residual to features", "tokens a second", rate, n);
     es_sparse_free(&s);
     es_pool_free(pool);
     free(x);
     return rc;
 }
 
-static int adaptation(bench *b, es_error *err)
+int bench_learner_open(bench *b, bench_learner *out, es_error *err)
 {
     static const char *const question[] = {"How do I boil an egg?", "What is a prime number?", "Why do leaves turn red?", "Who wrote Hamlet?"};
     static const char *const brief[] = {"Six minutes in boiling water, then cold water.", "A whole number above one that only one and itself divide.",
@@ -109,44 +101,51 @@ static int adaptation(bench *b, es_error *err)
                                      "take our time and go through each of them carefully, one after the other, before we arrive at an answer.";
     es_adapter_options ao = es_adapter_default(b->f.dictionary, b->m);
     es_learner_options lo = es_learner_default(ao.form);
-    es_basis basis = {.name = "bench"};
-    es_adapter *a = NULL;
-    es_learner *l = NULL;
-    double rate[MAX_REPEAT], speed[MAX_REPEAT];
-    int n = 0;
+    *out = (bench_learner){.basis = {.name = "bench"}};
     lo.threads = the_app.threads;
     lo.hold_out = 0;
     int size = b->f.n < 64 ? b->f.n : 64;
-    int rc = es_basis_random(&basis, b->m, b->f.dictionary, b->f.atlas, size, 1, err);
-    if (rc == ES_OK)
-        rc = es_adapter_new(&a, b->m, b->f.dictionary, &basis, &ao, err);
-    if (rc == ES_OK)
-        rc = es_learner_open(&l, b->m, b->f.dictionary, a, &lo, err);
+    int rc = es_basis_random(&out->basis, b->m, b->f.dictionary, b->f.atlas, size, 1, err);
+    rc = rc ? rc : es_adapter_new(&out->a, b->m, b->f.dictionary, &out->basis, &ao, err);
+    rc = rc ? rc : es_learner_open(&out->l, b->m, b->f.dictionary, out->a, &lo, err);
     for (int i = 0; i < 4 && rc == ES_OK; i++) {
         es_message message = {"user", question[i]};
         es_experience e = {.message = &message, .n_message = 1, .preferred = (char *)(uintptr_t)brief[i], .rejected = (char *)(uintptr_t)wordy, .weight = 1};
-        rc = es_learner_add(l, &e, &app_cancel, err);
+        rc = es_learner_add(out->l, &e, &app_cancel, err);
     }
+    return rc;
+}
+
+void bench_learner_free(bench_learner *l)
+{
+    es_learner_free(l->l);
+    es_adapter_free(l->a);
+    es_basis_free(&l->basis);
+}
+
+static int adaptation(bench *b, es_error *err)
+{
+    bench_learner l;
+    double rate[BENCH_MAX_REPEAT], speed[BENCH_MAX_REPEAT];
+    int n = 0, rc = bench_learner_open(b, &l, err);
     for (int r = -1; r < b->repeat && rc == ES_OK; r++) {
         es_step_report step;
-        rc = es_learner_step(l, &step, &app_cancel, err);
+        rc = es_learner_step(l.l, &step, &app_cancel, err);
         if (rc == ES_OK && r >= 0) {
             rate[n] = 1 / step.seconds;
             speed[n++] = step.tokens / step.seconds;
         }
     }
     if (rc == ES_OK) {
-        result(b, "adapt", "steps on four pairs, guards included", "steps a second", rate, n);
-        result(b, "adapt_tokens", "the same in tokens", "tokens a second", speed, n);
+        bench_result(b, "adapt", "steps on four pairs, guards included", "steps a second", rate, n);
+        bench_result(b, "adapt_tokens", "the same in tokens", "tokens a second", speed, n);
     }
-    es_learner_free(l);
-    es_adapter_free(a);
-    es_basis_free(&basis);
+    bench_learner_free(&l);
     return rc;
 }
 
 typedef struct training {
-    double rate[MAX_REPEAT], last, done;
+    double rate[BENCH_MAX_REPEAT], last, done;
     int n;
 } training;
 
@@ -157,7 +156,7 @@ static void on_training(void *user, const char *what, double done, double total,
     (void)unit;
     training *t = user;
     double now = es_seconds();
-    if (t->last > 0 && done > t->done && t->n < MAX_REPEAT)
+    if (t->last > 0 && done > t->done && t->n < BENCH_MAX_REPEAT)
         t->rate[t->n++] = (done - t->done) / (now - t->last);
     t->last = now;
     t->done = done;
@@ -194,7 +193,7 @@ static int dictionary(bench *b, const char *folder, es_error *err)
     char what[80];
     if (rc == ES_OK) {
         snprintf(what, sizeof what, "layers 0 to %d, activations to disk", layer);
-        result(b, "harvest", what, "tokens a second", rate, 1);
+        bench_result(b, "harvest", what, "tokens a second", rate, 1);
     }
     es_dictionary_training o = es_dictionary_training_default();
     o.n_features = 4608;
@@ -207,10 +206,21 @@ static int dictionary(bench *b, const char *folder, es_error *err)
     if (rc == ES_OK)
         rc = es_dictionary_train(harvest, layer, out, &o, &timed, err);
     if (rc == ES_OK && t.n)
-        result(b, "dictionary", "training steps: 4,608 features, 32 active, batches of 2,048", "tokens a second", t.rate, t.n);
+        bench_result(b, "dictionary", "training steps: 4,608 features, 32 active, batches of 2,048", "tokens a second", t.rate, t.n);
     es_buf_free(&words);
     es_ids_free(&ids);
     return rc;
+}
+
+/* What --only names; those of the plain model first, in the order they run: memory before anything else is taken. */
+static const char *const part[] = {"memory", "load", "chat", "context", "batch", "encode", "adapt", "learning", "dictionary"};
+
+static bool known_part(const char *name)
+{
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++)
+        if (!strcmp(name, part[i]))
+            return true;
+    return false;
 }
 
 int cmd_bench(int argc, char **argv)
@@ -218,25 +228,27 @@ int cmd_bench(int argc, char **argv)
     bench b = {.repeat = 5, .prompt = 512, .tokens = 64};
     const char *only = NULL, *against = NULL, *python = NULL, *model_hf = NULL;
     const opt table[] = {
-        {"repeat", "N", OPT_INT, &b.repeat, 1, MAX_REPEAT, "runs of each; the median counts (default 5)", NULL},
+        {"repeat", "N", OPT_INT, &b.repeat, 1, BENCH_MAX_REPEAT, "runs of each; the median counts (default 5)", NULL},
         {"prompt", "N", OPT_INT, &b.prompt, 1, 4096, "tokens of the prompt (default 512)", NULL},
         {"tokens", "N", OPT_INT, &b.tokens, 1, 4096, "tokens decoded after it (default 64)", NULL},
-        {"only", "NAME", OPT_TEXT, &only, 0, 0, "chat, encode, adapt or dictionary", NULL},
+        {"context", "N", OPT_INT, &b.context, 16, 1 << 20, "positions that --only context goes through (default 8192, or what the model was trained for)", NULL},
+        {"only", "NAME", OPT_TEXT, &only, 0, 0, "memory, load, chat, context, batch, encode, adapt, learning or dictionary", NULL},
         {"against", "PEER", OPT_TEXT, &against, 0, 0, "instead of all this: llama.cpp, prefill, decode and load beside its; or peft, a learning step on 4 x 256 tokens beside PEFT's", NULL},
         {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with llama-cpp-python, or with torch, transformers, peft and gguf (default python3)", NULL},
         {"model-hf", "DIR", OPT_TEXT, &model_hf, 0, 0, "the model for PEFT, as transformers saves it (default: the GGUF file)", NULL},
         {0},
     };
-    static const command_help help = {"bench", "", "How fast this machine prefills, decodes, encodes, adapts and trains dictionaries: medians, with the range. What needs a\n"
-                                      "dictionary is left out where there is none. With --against, the same work on the same tokens, the two in turns.",
-                                      "  espalier bench\n  espalier bench --only chat --repeat 9 --json\n"
+    static const command_help help = {"bench", "", "How fast this machine loads, prefills, decodes, encodes, adapts and trains dictionaries: medians, with the range. What needs a\n"
+                                      "dictionary is left out where there is none, and decoding far into a text (--only context) where it is not asked for: it takes\n"
+                                      "a minute. With --against, the same work on the same tokens, the two in turns.",
+                                      "  espalier bench\n  espalier bench --only chat --repeat 9 --json\n  espalier bench --only context --context 8192\n"
                                       "  espalier bench --against llama.cpp --python venv/bin/python --json\n  espalier bench --against peft --python venv/bin/python", 0, 0};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    if (only && strcmp(only, "chat") && strcmp(only, "encode") && strcmp(only, "adapt") && strcmp(only, "dictionary"))
-        return opts_usage_error("bench", "--only is chat, encode, adapt or dictionary, not '%s'", only);
+    if (only && !known_part(only))
+        return opts_usage_error("bench", "--only is memory, load, chat, context, batch, encode, adapt, learning or dictionary, not '%s'", only);
     if (against && strcmp(against, "peft") && strcmp(against, "llama.cpp"))
         return opts_usage_error("bench", "--against is llama.cpp or peft, not '%s'", against);
     if (against && only)
@@ -254,12 +266,12 @@ int cmd_bench(int argc, char **argv)
         rc = rc ? rc : app_features_open(&b.f, b.m, &err);
         rc = rc ? rc : bench_against_peft(b.m, &b.f, python ? python : "python3", model_hf, b.repeat, b.all, &err);
     }
-    if (rc == ES_OK && !against && b.prompt + b.tokens > es_model_get_info(b.m)->n_ctx)
-        rc = es_fail(&err, ES_ERR_LIMIT, "%d tokens are more than the model's context of %d", b.prompt + b.tokens, es_model_get_info(b.m)->n_ctx);
     bool own = !against;
-    if (rc == ES_OK && own && (!only || !strcmp(only, "chat")))
-        rc = prefill_and_decode(&b, &err);
-    bool needs = own && (!only || !strcmp(only, "encode") || !strcmp(only, "adapt"));
+    static int (*const plain[])(bench *, es_error *) = {bench_memory, bench_load, prefill_and_decode, bench_context, bench_batch};
+    for (int i = 0; i < 5 && rc == ES_OK && own; i++)
+        if (only ? !strcmp(only, part[i]) : plain[i] != bench_context)
+            rc = plain[i](&b, &err);
+    bool needs = own && (!only || !strcmp(only, "encode") || !strcmp(only, "adapt") || !strcmp(only, "learning"));
     if (rc == ES_OK && needs) {
         int got = app_features_open(&b.f, b.m, &missing);
         if (got != ES_OK && (only || got != ES_ERR_MISSING)) {
@@ -271,6 +283,8 @@ int cmd_bench(int argc, char **argv)
         rc = encode(&b, &err);
     if (rc == ES_OK && needs && b.f.dictionary && (!only || !strcmp(only, "adapt")))
         rc = adaptation(&b, &err);
+    if (rc == ES_OK && needs && b.f.dictionary && (!only || !strcmp(only, "learning")))
+        rc = bench_learning(&b, &err);
     if (rc == ES_OK && own && (!only || !strcmp(only, "dictionary"))) {
         char folder[] = "/tmp/espalier-bench-XXXXXX";
         if (!mkdtemp(folder))

@@ -21,6 +21,38 @@ void peer_close(peer *p, bool at_once);
 /* Sends a value (takes the reference) and waits for the answer, an object, the caller's. */
 int peer_ask(peer *p, json_t *value, json_t **out, es_error *err);
 
+/* ---- what the parts of a bench share ---- */
+
+enum { BENCH_MAX_REPEAT = 50 };
+
+typedef struct bench {
+    es_model *m;
+    app_features f;
+    es_rng rng;
+    int repeat, prompt, tokens, context;
+    json_t *all;
+} bench;
+
+/* One line, and an entry in all: the median of n rates, and the range. Sorts them. */
+void bench_result(bench *b, const char *name, const char *what, const char *unit, double *rate, int n);
+/* Memory of this process that is no file's, in bytes; 0 where it cannot be told. */
+double bench_anonymous_bytes(void);
+/* A learner of four short pairs, as the adaptation bench runs it. */
+typedef struct bench_learner {
+    es_basis basis;
+    es_adapter *a;
+    es_learner *l;
+} bench_learner;
+int bench_learner_open(bench *b, bench_learner *out, es_error *err);
+void bench_learner_free(bench_learner *l);
+
+/* cmd_bench_context.c */
+int bench_load(bench *b, es_error *err);
+int bench_memory(bench *b, es_error *err);
+int bench_context(bench *b, es_error *err);
+int bench_batch(bench *b, es_error *err);
+int bench_learning(bench *b, es_error *err);
+
 /* Of n > 0 numbers; sorts them. */
 double bench_median(double *x, int n);
 

@@ -54,8 +54,7 @@ static int read_bandwidth(double *out, es_error *err)
     return rc;
 }
 
-/* Memory of this process that is no file's, in bytes; 0 where it cannot be told. */
-static double anonymous_bytes(void)
+double bench_anonymous_bytes(void)
 {
     FILE *f = fopen("/proc/self/smaps_rollup", "re");
     char line[200];
@@ -150,7 +149,7 @@ static int load_peer(peer *p, double *seconds, es_error *err)
 int bench_against_llama(const char *path, const char *python, int repeat, int prompt, int tokens, json_t *into, es_error *err)
 {
     static const char *const name[N_WHAT] = {"prefill", "decode", "load"}, *const unit[N_WHAT] = {"tokens a second", "tokens a second", "seconds"};
-    double seconds[2][N_WHAT][MAX_RUNS], rate[2][N_WHAT], bandwidth = 0, before = anonymous_bytes();
+    double seconds[2][N_WHAT][MAX_RUNS], rate[2][N_WHAT], bandwidth = 0, before = bench_anonymous_bytes();
     ours o = {.path = path, .n_ctx = prompt + tokens < 2048 ? 2048 : prompt + tokens};
     peer p = {.fd = -1};
     json_t *about = NULL;
@@ -165,7 +164,7 @@ int bench_against_llama(const char *path, const char *python, int repeat, int pr
     rc = rc ? rc : bench_random_ids(o.m, &rng, &o.tokens, tokens, err);
     double x, y, memory = 0;
     rc = rc ? rc : run_ours(&o, &x, &y, err); /* warms up */
-    memory = anonymous_bytes() - before;
+    memory = bench_anonymous_bytes() - before;
     rc = rc ? rc : read_bandwidth(&bandwidth, err);
     rc = rc ? rc : peer_open(&p, python, "bench_llama.py", "llama-cpp-python", err);
     rc = rc ? rc

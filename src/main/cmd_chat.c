@@ -66,6 +66,8 @@ static int one_answer(const chat_options *o)
         if (o->system)
             message[n++] = (es_message){"system", o->system};
         message[n++] = (es_message){"user", prompt};
+        if (es_chat_warning(m))
+            app_note("%s", es_chat_warning(m));
         rc = es_chat_render(m, message, n, true, &ids, &err);
     }
     if (rc == ES_OK) {
@@ -87,8 +89,9 @@ static int one_answer(const chat_options *o)
         if (rc == ES_OK)
             es_context_set_patch(c, &patch);
     }
+    es_sampling sampling = rc == ES_OK ? es_model_sampling(m, o->sampling) : o->sampling;
     if (rc == ES_OK)
-        rc = generate_reply(c, m, &ids, &o->sampling, o->max_tokens, the_app.json ? NULL : stream_out, &r, &err);
+        rc = generate_reply(c, m, &ids, &sampling, o->max_tokens, the_app.json ? NULL : stream_out, &r, &err);
     int code;
     if (rc != ES_OK) {
         code = app_fail(&err);
@@ -127,7 +130,7 @@ static int workbench(const chat_options *o)
     int rc = ES_OK;
     if (is_default)
         snprintf(hash, sizeof hash, "%s", APP_MODEL_SHA256);
-    else if (!the_app.dictionary_option && !the_app.config_dictionary)
+    else if (!the_app.dictionaries.n && !the_app.config_dictionary)
         rc = es_sha256_file(hash, model, &err);
     if (rc != ES_OK)
         return app_fail(&err);
@@ -171,7 +174,7 @@ static int workbench(const chat_options *o)
 
 static void chat_defaults(chat_options *o)
 {
-    o->sampling = es_sampling_default();
+    o->sampling = es_sampling_unset();
     if (!isnan(the_app.config_temperature) && !o->temperature_given)
         o->sampling.temperature = (float)the_app.config_temperature;
     o->max_tokens = the_app.config_max_tokens ? the_app.config_max_tokens : 512;
@@ -188,17 +191,16 @@ int cmd_workbench(void)
 
 int cmd_chat(int argc, char **argv)
 {
-    es_sampling s = es_sampling_default();
-    chat_options o = {.sampling = s};
+    chat_options o = {.sampling = es_sampling_unset()};
     int max_tokens = 0, context = 0;
     const opt table[] = {
         {"prompt", "TEXT", OPT_TEXT, &o.prompt, 0, 0, "one question, one answer; - reads it from standard input", NULL},
         {"system", "TEXT", OPT_TEXT, &o.system, 0, 0, "the system message", NULL},
         {"adapter", "FILE", OPT_TEXT, &o.adapter, 0, 0, "answer with this adapter", NULL},
-        {"temperature", "T", OPT_REALF, &o.sampling.temperature, 0, 10, "0 is greedy (default 0.7)", &o.temperature_given},
-        {"top-k", "K", OPT_INT, &o.sampling.top_k, 0, 1000000, "only the K likeliest tokens; 0: all (default 50)", NULL},
-        {"top-p", "P", OPT_REALF, &o.sampling.top_p, 0, 1, "only the likeliest that make up P (default 0.95)", NULL},
-        {"repeat-penalty", "R", OPT_REALF, &o.sampling.repeat_penalty, 0.1, 10, "1: none (default 1.1)", NULL},
+        {"temperature", "T", OPT_REALF, &o.sampling.temperature, 0, 10, "0 is greedy (default: the model's own, else 0.7)", &o.temperature_given},
+        {"top-k", "K", OPT_INT, &o.sampling.top_k, 0, 1000000, "only the K likeliest tokens; 0: all (default: the model's own, else 50)", NULL},
+        {"top-p", "P", OPT_REALF, &o.sampling.top_p, 0, 1, "only the likeliest that make up P (default: the model's own, else 0.95)", NULL},
+        {"repeat-penalty", "R", OPT_REALF, &o.sampling.repeat_penalty, 0.1, 10, "1: none (default: the model's own, else 1.1)", NULL},
         {"seed", "S", OPT_COUNT, &o.sampling.seed, 0, 1.8e19, "same seed, same answer (default 0)", NULL},
         {"max-tokens", "N", OPT_INT, &max_tokens, 1, 1000000, "longest answer (default 512)", NULL},
         {"context", "N", OPT_INT, &context, 16, 1000000, "tokens of prompt and answer together", NULL},

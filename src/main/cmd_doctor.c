@@ -117,6 +117,7 @@ int cmd_doctor(int argc, char **argv)
         finding(&c, "model", same, "%s: %s, %d layers, width %d, %.0f M parameters, %.0f MB", i->path, i->architecture, i->n_layer, i->d_model,
                 (double)i->n_params / 1e6, (double)i->file_bytes / 1e6);
         finding(&c, "model hash", same, "%s%s", hash, same ? "" : ": the default model's is another; remove the file and start with ./run");
+        finding(&c, "template", true, "%s%s", es_chat_warning(m) ? "" : "conversations are written as ", es_chat_warning(m) ? es_chat_warning(m) : es_chat_name(m));
         es_context_options o = {.threads = the_app.threads};
         finding(&c, "chat", true, "%.0f MB of memory: %.0f for the weights, %.0f for keys and values, %.0f for the rest", (double)(i->file_bytes + es_context_bytes(m, &o)) / 1e6,
                 (double)i->file_bytes / 1e6, (double)es_model_cache_bytes(m, 0) / 1e6, (double)(es_context_bytes(m, &o) - es_model_cache_bytes(m, 0)) / 1e6);

@@ -88,6 +88,8 @@ static int rank_adapter(const es_adapter *a, const tables *t, const tasks *ts, i
     const es_basis *b = es_adapter_basis(a);
     if (!b)
         return es_fail(err, ES_ERR_USAGE, "an unconstrained adapter has no coefficient table");
+    if (es_adapter_parts(a) > 1)
+        return es_fail(err, ES_ERR_USAGE, "an adapter of several dictionaries is not ranked: its coefficients are not measured alike");
     const float *c = es_adapter_coefficients(a);
     es_readable_feature *moved = es_calloc((size_t)b->n + 1, sizeof *moved);
     if (!moved)

@@ -343,7 +343,7 @@ static int features_show(int argc, char **argv)
 static int summarise(opened *o, const char *text, size_t n, float *mean, float *most, es_sparse *acts, es_error *err)
 {
     es_ids ids = {0};
-    int rc = es_tokenize(o->m, text, n, false, &ids, err);
+    int rc = es_tokenize_text(o->m, text, n, &ids, err);
     if (rc == ES_OK && ids.n > 1024)
         ids.n = 1024;
     if (rc == ES_OK)

@@ -17,12 +17,13 @@ static void piece(const es_model *m, int32_t id, es_buf *out)
     es_text_show(out, s, n, false);
 }
 
-static int read_ids(const es_model *m, const char *path, bool special, es_ids *ids, es_error *err)
+/* The tokens of a file; whole: with the one that the model wants in front of every text, if it wants one. */
+static int read_ids(const es_model *m, const char *path, bool whole, bool special, es_ids *ids, es_error *err)
 {
     es_buf text = {0};
     int rc = es_file_read(&text, path, TEXT_LIMIT, err);
     if (rc == ES_OK)
-        rc = es_tokenize(m, text.data, text.len, special, ids, err);
+        rc = whole ? es_tokenize_text(m, text.data, text.len, ids, err) : es_tokenize(m, text.data, text.len, special, ids, err);
     es_buf_free(&text);
     if (rc == ES_OK && ids->n > 100000000)
         rc = es_fail(err, ES_ERR_LIMIT, "%s: has too many tokens", path);
@@ -55,7 +56,7 @@ int cmd_tokenize(int argc, char **argv)
     es_buf p = {0};
     rc = app_model(&m, &err);
     if (rc == ES_OK && (file || !strcmp(argv[1], "-")))
-        rc = read_ids(m, file ? file : "-", special, &ids, &err);
+        rc = read_ids(m, file ? file : "-", false, special, &ids, &err);
     else if (rc == ES_OK)
         rc = es_tokenize(m, argv[1], strlen(argv[1]), special, &ids, &err);
     int code;
@@ -82,17 +83,96 @@ int cmd_tokenize(int argc, char **argv)
     return code;
 }
 
+typedef struct scores { /* of a text; decoded and kl NULL: not asked for */
+    const es_model *m;
+    es_ids ids;
+    float *exact, *decoded, *kl;
+} scores;
+
+static double mean_of(const float *x, const float *less, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 1; i < n; i++)
+        sum += less ? fabs((double)x[i] - less[i]) : x[i];
+    return n > 1 ? sum / (double)(n - 1) : 0;
+}
+
+static json_t *numbers(const float *x, size_t n)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, i == 0 || !isfinite(x[i]) ? json_null() : json_real(x[i]));
+    return list;
+}
+
+static int scores_json(const scores *s)
+{
+    size_t n = s->ids.n;
+    json_t *tokens = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(tokens, json_integer(s->ids.id[i]));
+    json_t *out = json_pack("{s:o,s:o,s:f}", "tokens", tokens, "logprobs", numbers(s->exact, n), "mean", mean_of(s->exact, NULL, n));
+    if (out && s->decoded) {
+        json_object_set_new(out, "decoded", numbers(s->decoded, n));
+        json_object_set_new(out, "kls", numbers(s->kl, n));
+        json_object_set_new(out, "difference", json_real(mean_of(s->decoded, s->exact, n)));
+        json_object_set_new(out, "kl", json_real(mean_of(s->kl, NULL, n)));
+    }
+    return app_print_json(out);
+}
+
+static int scores_print(const scores *s)
+{
+    size_t n = s->ids.n;
+    es_buf p = {0};
+    for (size_t i = 0; i < n; i++) {
+        piece(s->m, s->ids.id[i], &p);
+        if (i == 0)
+            printf("%10s%*s  %s\n", "-", s->decoded ? 12 : 0, "", p.data ? p.data : "");
+        else if (s->decoded)
+            printf("%10.4f  %10.4f  %s\n", (double)s->exact[i], (double)s->decoded[i], p.data ? p.data : "");
+        else
+            printf("%10.4f  %s\n", (double)s->exact[i], p.data ? p.data : "");
+    }
+    es_buf_free(&p);
+    double mean = mean_of(s->exact, NULL, n);
+    printf("%zu tokens, mean %.4f nats, perplexity %.3f\n", n, mean, exp(-mean));
+    if (s->decoded)
+        printf("as a chat reads: %.4f nats off a token, KL %.6f\n", mean_of(s->decoded, s->exact, n), mean_of(s->kl, NULL, n));
+    return app_flush();
+}
+
+static int score(scores *s, const es_patch *patch, bool decoded, es_error *err)
+{
+    size_t n = s->ids.n;
+    es_progress progress = app_progress();
+    s->exact = es_calloc(n + 1, sizeof *s->exact);
+    s->decoded = decoded ? es_calloc(n + 1, sizeof *s->decoded) : NULL;
+    s->kl = decoded ? es_calloc(n + 1, sizeof *s->kl) : NULL;
+    if (!s->exact || (decoded && (!s->decoded || !s->kl)))
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory for %zu tokens", n);
+    int rc = n ? es_score(s->m, s->ids.id, (int)n, patch, the_app.threads, s->exact, &progress, err) : ES_OK;
+    if (rc == ES_OK && n && decoded)
+        rc = es_score_decoded(s->m, s->ids.id, (int)n, patch, the_app.threads, s->decoded, s->kl, &progress, err);
+    app_progress_end();
+    return rc;
+}
+
 int cmd_score(int argc, char **argv)
 {
     const char *adapter_path = NULL;
+    bool decoded = false;
     const opt table[] = {
         {"adapter", "FILE", OPT_TEXT, &adapter_path, 0, 0, "with this adapter", NULL},
+        {"decoded", NULL, OPT_FLAG, &decoded, 0, 0, "beside it the same as a chat reads, token by token with rounded activations, and how far that is off", NULL},
         {0},
     };
     static const command_help help = {
         "score", "FILE|-",
-        "The log-probability (nats) of each token of a text given those before it: the text as it is, no template, no first token added.\n"
-        "Exact: f32 activations, dequantised weights. With --json: {\"tokens\":[ids],\"logprobs\":[null,...],\"mean\":...}.",
+        "The log-probability (nats) of each token of a text given those before it: the text as it is, no template; before it the token that the\n"
+        "model's file wants in front of every text, if any (Gemma's and Llama 3's do). Exact: f32 activations, dequantised weights.\n"
+        "With --json: {\"tokens\":[ids],\"logprobs\":[null,...],\"mean\"}, with --decoded also {\"decoded\":[...],\"kls\":[...],\"difference\",\"kl\"}: the mean\n"
+        "absolute difference a token, and the mean KL divergence of the predictions from the exact ones.",
         "  espalier score letter.txt\n  espalier score letter.txt --adapter brief.safetensors --json", 1, 1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
@@ -100,57 +180,27 @@ int cmd_score(int argc, char **argv)
         return rc;
     es_error err = {0};
     es_model *m = NULL;
-    es_ids ids = {0};
+    scores s = {0};
     app_features f = {0};
     es_adapter *adapter = NULL;
     es_patch patch;
-    float *logprob = NULL;
     rc = app_model(&m, &err);
+    s.m = m;
     if (rc == ES_OK)
-        rc = read_ids(m, argv[1], false, &ids, &err);
+        rc = read_ids(m, argv[1], true, false, &s.ids, &err);
     if (rc == ES_OK && adapter_path)
         rc = app_adapter(&adapter, &f, m, adapter_path, &err);
     if (rc == ES_OK && adapter)
         rc = es_adapter_patch(adapter, 1, &patch, &err);
-    if (rc == ES_OK && !(logprob = es_calloc(ids.n + 1, sizeof *logprob)))
-        rc = es_fail(&err, ES_ERR_MEMORY, "not enough memory for %zu tokens", ids.n);
-    es_progress progress = app_progress();
-    if (rc == ES_OK && ids.n > 0)
-        rc = es_score(m, ids.id, (int)ids.n, adapter ? &patch : NULL, the_app.threads, logprob, &progress, &err);
-    app_progress_end();
-    int code;
-    if (rc != ES_OK) {
-        code = app_fail(&err);
-    } else {
-        double sum = 0;
-        for (size_t i = 1; i < ids.n; i++)
-            sum += logprob[i];
-        double mean = ids.n > 1 ? sum / (double)(ids.n - 1) : 0;
-        if (the_app.json) {
-            json_t *tokens = json_array(), *values = json_array();
-            for (size_t i = 0; i < ids.n; i++) {
-                json_array_append_new(tokens, json_integer(ids.id[i]));
-                json_array_append_new(values, i == 0 || !isfinite(logprob[i]) ? json_null() : json_real(logprob[i]));
-            }
-            code = app_print_json(json_pack("{s:o,s:o,s:f}", "tokens", tokens, "logprobs", values, "mean", mean));
-        } else {
-            es_buf p = {0};
-            for (size_t i = 0; i < ids.n; i++) {
-                piece(m, ids.id[i], &p);
-                if (i == 0)
-                    printf("%10s  %s\n", "-", p.data ? p.data : "");
-                else
-                    printf("%10.4f  %s\n", (double)logprob[i], p.data ? p.data : "");
-            }
-            es_buf_free(&p);
-            printf("%zu tokens, mean %.4f nats, perplexity %.3f\n", ids.n, mean, exp(-mean));
-            code = app_flush();
-        }
-    }
-    free(logprob);
+    if (rc == ES_OK)
+        rc = score(&s, adapter ? &patch : NULL, decoded, &err);
+    int code = rc != ES_OK ? app_fail(&err) : the_app.json ? scores_json(&s) : scores_print(&s);
+    free(s.exact);
+    free(s.decoded);
+    free(s.kl);
     es_adapter_free(adapter);
     app_features_close(&f);
-    es_ids_free(&ids);
+    es_ids_free(&s.ids);
     es_model_free(m);
     return code;
 }
@@ -178,7 +228,7 @@ static void print_row(size_t token, const es_sparse *s, int row, int top)
 /* Activations from a file, some rows at a time: neither they nor the answer need to fit in memory. */
 static int encode_matrix(const char *path, int top)
 {
-    const char *folder = the_app.dictionary_option ? the_app.dictionary_option : the_app.config_dictionary;
+    const char *folder = the_app.dictionaries.n ? the_app.dictionaries.value[0] : the_app.config_dictionary;
     if (!folder)
         return opts_usage_error("encode", "activations need --dictionary PATH: the dictionary to encode them with");
     es_error err = {0};
@@ -251,7 +301,7 @@ int cmd_encode(int argc, char **argv)
     if (rc == ES_OK)
         rc = app_features_open(&f, m, &err);
     if (rc == ES_OK)
-        rc = read_ids(m, argv[1], false, &ids, &err);
+        rc = read_ids(m, argv[1], true, false, &ids, &err);
     if (rc == ES_OK)
         rc = app_encode(&f, m, &ids, &sparse, &err);
     int code;

@@ -255,8 +255,7 @@ void app_model_path(char *out, size_t size, bool *is_default)
         app_path(out, size, "models/%s", APP_MODEL_NAME);
 }
 
-/* The model hash that a dictionary folder's cfg.json names, "" when it names none. */
-static void named_hash(const char *folder, char out[65])
+void app_dictionary_model(const char *folder, char out[65])
 {
     out[0] = 0;
     char path[1300];
@@ -280,7 +279,7 @@ static bool find_dictionary(const char *parent, const char *model_hash, char *ou
         char folder[1200], hash[65];
         if (e->d_name[0] == '.' || snprintf(folder, sizeof folder, "%s/%s", parent, e->d_name) >= (int)sizeof folder)
             continue;
-        named_hash(folder, hash);
+        app_dictionary_model(folder, hash);
         if (!strcmp(hash, model_hash) && (!*best || strcmp(folder, best) < 0)) /* readdir has no order: take the first by name */
             snprintf(best, sizeof best, "%s", folder);
     }
@@ -292,7 +291,7 @@ static bool find_dictionary(const char *parent, const char *model_hash, char *ou
 
 int app_dictionary_path(char *out, size_t size, const char *model_hash, es_error *err)
 {
-    const char *named = the_app.dictionary_option ? the_app.dictionary_option : the_app.config_dictionary;
+    const char *named = the_app.dictionaries.n ? the_app.dictionaries.value[0] : the_app.config_dictionary;
     if (named) {
         snprintf(out, size, "%s", named);
         return ES_OK;

@@ -15,7 +15,7 @@ volatile sig_atomic_t app_signal;
 const opt app_global_options[] = {
     {"home", "DIR", OPT_TEXT, &the_app.home_option, 0, 0, "where models, dictionaries and the workspace are", NULL},
     {"model", "FILE.gguf", OPT_TEXT, &the_app.model_option, 0, 0, "another model than the default one", NULL},
-    {"dictionary", "PATH", OPT_TEXT, &the_app.dictionary_option, 0, 0, "another dictionary than the model's own", NULL},
+    {"dictionary", "PATH", OPT_TEXTS, &the_app.dictionaries, 0, 0, "another dictionary than the model's own; again: more of them, for adapters of several", NULL},
     {"threads", "N", OPT_INT, &the_app.threads, 0, 256, "processors to use (default: all)", NULL},
     {"memory", "BYTES", OPT_COUNT, &the_app.memory, 1, 9e18, "refuse a model that needs more, such as 4G (default: what is free)", NULL},
     {"json", NULL, OPT_FLAG, &the_app.json, 0, 0, "answer in JSON on standard output", NULL},

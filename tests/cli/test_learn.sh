@@ -100,6 +100,10 @@ want 0 adapt --unconstrained --experiences pairs.jsonl --steps 2 --out plain.saf
 refused 1 "not constrained" drift plain.safetensors "${d[@]}"
 refused 1 "base model is in use" drift "${d[@]}"
 
+# bench: decoding while a learner steps
+want 0 bench --only learning --repeat 1 "${d[@]}" --json --quiet
+is 'all(v[k]["median"] > 0 for k in ("speech", "speech_learning", "speech_share", "speech_wait"))' out || fail "bench --only learning"
+
 # Another dictionary's adapter and basis are refused
 want 0 train harvest --layer 1 --features 96 --k 8 --batch 256 --tokens 8k --seed 9 --out dict2 --quiet
 refused 1 "dictionary" drift bias.safetensors --model tiny.gguf --dictionary dict2

@@ -28,6 +28,9 @@ a, b = (json.load(open(p))["logprobs"][1:] for p in sys.argv[1:])
 sys.exit(max(abs(x - y) for x, y in zip(a, b)) > 1e-3)
 PY
   : >empty.txt; want 0 score empty.txt "${m[@]}" --json
+  want 0 score text.txt --decoded "${m[@]}" --json
+  is 'len(v["decoded"]) == len(v["kls"]) == len(v["tokens"]) and v["decoded"][0] is None and 0 <= v["difference"] < 0.1 and -1e-6 < v["kl"] < 0.01' out || fail "score --decoded --json"
+  want 0 score text.txt --decoded "${m[@]}"; grep -q "as a chat reads: " out || fail "score --decoded"
 
   want 0 chat --prompt "Say hi" --temperature 0 --max-tokens 12 "${m[@]}"; cp out one; plain out
   [ ! -s err ] || fail "chat says something on standard error"
@@ -60,6 +63,14 @@ printf '{"prompt":"fine"}\n{"nothing":1}\n' >bad.jsonl
 refused 1 "bad.jsonl:2: holds no prompt" answer bad.jsonl --out x.jsonl --model tiny.gguf
 refused 1 "is not an answer of this command" answer prompts.jsonl --out prompts.jsonl --model tiny.gguf
 [ "$(wc -l <prompts.jsonl)" -eq 6 ] || fail "a wrong --out was damaged"
+
+# bench: what each part of the plain model tells (not how fast)
+bench() { want 0 bench --only "$1" --repeat 2 --tokens 8 --model tiny.gguf --json --quiet "${@:3}"; is "$2" out || fail "bench --only $1"; }
+bench memory '0 < v["memory"]["median"] < 60 and v["memory"]["unit"] == "MB"'
+bench load '0 < v["load"]["least"] <= v["load"]["median"] <= v["load"]["most"]'
+bench context 'all(v[f"decode_{n}"]["median"] > 0 for n in (0, 504)) and "decode_2048" not in v and v["prefill_long"]["median"] > 0'
+bench batch 'v["stream"]["median"] > 0 and v["batch"]["median"] > 0 and v["batch_ratio"]["runs"] == 2'
+refused 1 "do not go with a model of 512" bench --only context --context 1024 --model tiny.gguf --quiet
 
 # Ctrl-C: what there is stays, exit 130
 if [ -n "$real" ]; then

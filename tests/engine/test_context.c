@@ -301,7 +301,11 @@ static void test_open(void **state)
     o.n_ctx = 64;
     size_t small = es_context_bytes(m, &o);
     o.n_ctx = 128;
-    assert_int_equal(es_context_bytes(m, &o) - small, 64 * (4 * 2 * 32 * 4 + 16 * 4 + 4)); /* k, v; rope's tables; ids */
+    assert_int_equal(es_context_bytes(m, &o) - small, 64 * (4 * 2 * 32 * 2 + 16 * 4 + 4)); /* k, v in half precision; rope's tables; ids */
+    o.exact = true;
+    size_t exact = es_context_bytes(m, &o);
+    o.n_ctx = 64;
+    assert_int_equal(exact - es_context_bytes(m, &o), 64 * (4 * 2 * 32 * 4 + 16 * 4 + 4)); /* in f32 */
     es_model_free(m);
 }
 
@@ -326,6 +330,217 @@ static void test_no_memory(void **state)
     es_model_free(m);
 }
 
+/* ---- several sequences --------------------------------------------------------------------------------------------------------- */
+
+enum { SEQUENCES = 5, PROMPT = 9 };
+
+static es_context *open_several(const fixture *f, const es_kernels *k, bool exact, int n_seq)
+{
+    es_error err;
+    es_context *c;
+    es_context_options o = {.n_ctx = 40, .threads = 2, .kernels = k, .exact = exact, .n_seq = n_seq};
+    assert_ok(es_context_open(&c, f->m, &o, &err), &err);
+    assert_int_equal(es_context_sequences(c), n_seq);
+    return c;
+}
+
+static void feed_one(es_context *c, int seq, const int32_t *ids, int n)
+{
+    es_error err;
+    es_context_select(c, seq);
+    assert_ok(es_context_feed(c, ids, n, NULL, &err), &err);
+}
+
+/* Sequences of different lengths, of which a step takes some in any order, have the logits that each has alone: to the bit in an exact
+ * context. */
+static void steps_as_alone(const es_kernels *k, bool exact)
+{
+    fixture *f = make(k, NULL);
+    es_error err;
+    es_context *c = open_several(f, k, exact, SEQUENCES), *alone[SEQUENCES];
+    int fed[SEQUENCES];
+    for (int s = 0; s < SEQUENCES; s++) {
+        alone[s] = open_several(f, k, exact, 1);
+        fed[s] = 1 + 3 * s;
+        feed_one(c, s, f->ids + s, fed[s]);
+        feed_one(alone[s], 0, f->ids + s, fed[s]);
+    }
+    static const int order[][SEQUENCES + 1] = {{5, 4, 2, 0, 1, 3}, {2, 1, 4}, {1, 3}, {3, 0, 1, 2}, {5, 0, 1, 2, 3, 4}};
+    for (int i = 0; i < 5; i++) {
+        int32_t id[SEQUENCES];
+        const int n = order[i][0], *seq = order[i] + 1;
+        for (int j = 0; j < n; j++)
+            id[j] = f->ids[(seq[j] + fed[seq[j]]) % N];
+        assert_ok(es_context_step(c, seq, id, n, NULL, &err), &err);
+        for (int j = 0; j < n; j++) {
+            int s = seq[j];
+            feed_one(alone[s], 0, &id[j], 1);
+            fed[s]++;
+        }
+        for (int s = 0; s < SEQUENCES; s++) {
+            es_context_select(c, s);
+            assert_int_equal(es_context_length(c), fed[s]);
+            assert_memory_equal(es_context_ids(c), es_context_ids(alone[s]), sizeof(int32_t) * (size_t)fed[s]);
+            if (exact)
+                assert_memory_equal(es_context_logits(c), es_context_logits(alone[s]), VOCAB * sizeof(float));
+            else
+                near(es_context_logits(c), es_context_logits(alone[s]), VOCAB, 5e-3);
+        }
+    }
+    for (int s = 0; s < SEQUENCES; s++)
+        es_context_free(alone[s]);
+    es_context_free(c);
+    free_fixture(f);
+}
+
+static void test_steps(void **state)
+{
+    steps_as_alone(table(state), true);
+    steps_as_alone(table(state), false);
+}
+
+static void test_step_errors(void **state)
+{
+    fixture *f = make(table(state), NULL);
+    es_error err;
+    for (int exact = 0; exact < 2; exact++) {
+        es_context *c = open_several(f, table(state), exact, 3);
+        bool cancel = true;
+        const int32_t id[4] = {1, 2, VOCAB, 3};
+        for (int s = 0; s < 3; s++)
+            feed_one(c, s, f->ids, 4 + s);
+        assert_error(es_context_step(c, (int[]){0, 1, 0}, id, 3, NULL, &err), &err, "twice");
+        assert_error(es_context_step(c, (int[]){0, 3}, id, 2, NULL, &err), &err, "no sequence 3");
+        assert_error(es_context_step(c, (int[]){0, -1}, id, 2, NULL, &err), &err, "no sequence -1");
+        assert_error(es_context_step(c, (int[]){0, 1, 2, 0}, id, 4, NULL, &err), &err, "4 of 3");
+        assert_error(es_context_step(c, (int[]){0}, id, 0, NULL, &err), &err, NULL);
+        assert_error(es_context_step(c, (int[]){0, 1, 2}, id, 3, NULL, &err), &err, "vocabulary");
+        assert_int_equal(es_context_step(c, (int[]){0, 1}, id, 2, &cancel, &err), ES_ERR_CANCELLED);
+        for (int s = 0; s < 3; s++) {
+            es_context_select(c, s);
+            assert_int_equal(es_context_length(c), 4 + s);
+        }
+        es_context_select(c, 7); /* not listened to */
+        assert_int_equal(es_context_length(c), 6);
+        feed_one(c, 2, f->ids, 34);
+        assert_int_equal(es_context_step(c, (int[]){1, 2}, id, 2, NULL, &err), ES_ERR_LIMIT);
+        assert_error(es_context_share(c, 0, 5, &err), &err, "share");
+        assert_error(es_context_share(c, 3, 1, &err), &err, "share");
+        es_context_free(c);
+    }
+    es_context *c;
+    es_context_options o = {.n_ctx = 8, .n_seq = ES_MAX_SEQUENCES + 1};
+    assert_error(es_context_open(&c, f->m, &o, &err), &err, "sequences");
+    free_fixture(f);
+}
+
+/* What is copied from another sequence is as good as fed. */
+static void test_share(void **state)
+{
+    fixture *f = make(table(state), NULL);
+    es_error err;
+    for (int exact = 0; exact < 2; exact++) {
+        es_context *c = open_several(f, table(state), exact, 3);
+        feed_one(c, 1, f->ids, 20);
+        es_context_select(c, 2);
+        assert_ok(es_context_share(c, 1, 15, &err), &err);
+        assert_int_equal(es_context_length(c), 15);
+        feed_one(c, 2, f->ids + 15, 5);
+        near(es_context_logits(c), f->want[19], VOCAB, exact ? 1e-3 : 0.1);
+        assert_ok(es_context_share(c, 2, 3, &err), &err); /* with itself: a truncation */
+        feed_one(c, 2, f->ids + 3, 4);
+        near(es_context_logits(c), f->want[6], VOCAB, exact ? 1e-3 : 0.1);
+        es_context_select(c, 1);
+        assert_int_equal(es_context_length(c), 20);
+        es_context_free(c);
+    }
+    free_fixture(f);
+}
+
+typedef struct ends {
+    int n, order[20], stop_at;
+} ends;
+
+static int count_end(void *user, int i, es_error *err)
+{
+    ends *e = user;
+    e->order[e->n++] = i;
+    return e->n == e->stop_at ? es_fail(err, ES_ERR_IO, "enough") : ES_OK;
+}
+
+/* More prompts than sequences, of several lengths, some as others begin: each reply is what it is alone, in an exact context id by id,
+ * sampled ones too; each is announced once. */
+static void test_generate(void **state)
+{
+    enum { REPLIES = 11 };
+    fixture *f = make(table(state), NULL);
+    es_error err;
+    es_reply all[REPLIES] = {0}, one[REPLIES] = {0};
+    for (int i = 0; i < REPLIES; i++) {
+        all[i] = (es_reply){.prompt = f->ids + (i % 3 ? 0 : i), .n_prompt = 1 + 2 * i, .max_new = i == 4 ? 1 : 3 + 5 * (i % 4),
+                            .sampling = {.temperature = i % 2 ? 1 : 0, .top_p = 1, .repeat_penalty = 1, .seed = (uint64_t)i}};
+        one[i] = all[i];
+    }
+    es_context *c = open_several(f, table(state), true, 4), *alone = open_several(f, table(state), true, 1);
+    ends e = {0};
+    feed_one(c, 2, f->ids, 5); /* gone when it starts */
+    assert_ok(es_generate(c, all, REPLIES, count_end, &e, NULL, &err), &err);
+    assert_int_equal(e.n, REPLIES);
+    uint32_t came = 0;
+    for (int i = 0; i < REPLIES; i++) {
+        came |= 1u << e.order[i];
+        assert_ok(es_generate(alone, &one[i], 1, NULL, NULL, NULL, &err), &err);
+        assert_int_equal(all[i].ids.n, one[i].ids.n);
+        assert_memory_equal(all[i].ids.id, one[i].ids.id, sizeof(int32_t) * one[i].ids.n);
+        assert_int_equal(all[i].ended, one[i].ended);
+        assert_true(all[i].ids.n >= 1 && all[i].ids.n <= (size_t)all[i].max_new);
+        assert_true(all[i].ended == es_token_ends(f->m, all[i].ids.id[all[i].ids.n - 1]));
+        assert_true(all[i].ended || all[i].ids.n == (size_t)all[i].max_new || all[i].n_prompt + (int)all[i].ids.n > 40);
+    }
+    assert_int_equal(came, (1u << REPLIES) - 1);
+    assert_int_equal(e.order[0], 0), assert_int_equal(e.order[1], 4); /* in the order of their ends */
+    es_buf text = {0};
+    assert_ok(es_reply_text(f->m, &all[1], &text, &err), &err);
+    assert_true(text.len > 0);
+    es_buf_free(&text);
+
+    e = (ends){.stop_at = 3};
+    assert_error(es_generate(c, all, REPLIES, count_end, &e, NULL, &err), &err, "enough");
+    assert_int_equal(e.n, 3);
+    bool cancel = true;
+    assert_int_equal(es_generate(c, all, REPLIES, NULL, NULL, &cancel, &err), ES_ERR_CANCELLED);
+    one[0].max_new = 0;
+    assert_error(es_generate(c, one, 1, NULL, NULL, NULL, &err), &err, "cannot be");
+    one[0].max_new = 5, one[0].n_prompt = 41;
+    assert_int_equal(es_generate(c, one, 1, NULL, NULL, NULL, &err), ES_ERR_LIMIT);
+    assert_ok(es_generate(c, one, 0, NULL, NULL, NULL, &err), &err);
+    for (int i = 0; i < REPLIES; i++)
+        es_ids_free(&all[i].ids), es_ids_free(&one[i].ids);
+    es_context_free(c);
+    es_context_free(alone);
+    free_fixture(f);
+}
+
+/* A step allocates nothing. */
+static void test_step_allocates_nothing(void **state)
+{
+    if (!ALLOCATIONS_COUNT)
+        skip();
+    fixture *f = make(table(state), NULL);
+    es_context *c = open_several(f, table(state), false, SEQUENCES);
+    const int seq[SEQUENCES] = {0, 1, 2, 3, 4};
+    for (int s = 0; s < SEQUENCES; s++)
+        feed_one(c, s, f->ids, PROMPT);
+    long before = allocations;
+    int code = 0;
+    for (int i = 0; i < 20; i++)
+        code |= es_context_step(c, seq, f->ids + i, SEQUENCES, NULL, NULL);
+    assert_int_equal(allocations - before, 0);
+    assert_int_equal(code, 0);
+    es_context_free(c);
+    free_fixture(f);
+}
+
 int main(void)
 {
     static int cpu = 1;
@@ -333,6 +548,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         BOTH(test_same_as_batch), BOTH(test_sync), BOTH(test_errors_leave_the_cache), BOTH(test_patch), BOTH(test_watch),
         BOTH(test_no_allocation), cmocka_unit_test(test_no_memory), BOTH(test_not_exact), BOTH(test_open),
+        BOTH(test_steps), BOTH(test_step_errors), BOTH(test_share), BOTH(test_generate), BOTH(test_step_allocates_nothing),
     };
     return cmocka_run_group_tests_name("context", tests, NULL, NULL);
 }

@@ -103,7 +103,7 @@ static void check_context(const es_model *m, const golden *g, bool exact)
         n = at == 3 ? 9 : 1;
         assert_ok(es_context_feed(c, g->ids + at, n, NULL, &err), &err);
         double off = worst(es_context_logits(c), g->logits + (size_t)(at + n - 1) * VOCAB, VOCAB);
-        if (!(off < (exact ? 1e-4 : 1e-3)))
+        if (!(off < (exact ? 1e-4 : 4e-3))) /* not exact: keys and values have 11 bits */
             fail_msg("%s: token %d through the cache is off by %g of the logits' range", g->name, at + n - 1, off);
     }
     es_context_free(c);
@@ -355,7 +355,7 @@ static void test_gguf(void **s)
 
 /* ---- the same weights in other types ----------------------------------------------------------------------------------------- */
 
-/* The folder's weights written anew as `type`: F32 is used where it lies, BF16 is widened. */
+/* The folder's weights written anew as `type`, which is used where it lies. */
 static void as_type(const char *name, es_tensor_type type, float bound)
 {
     static golden g;
@@ -384,6 +384,7 @@ static void as_type(const char *name, es_tensor_type type, float bound)
     es_model *m = NULL;
     es_trainer *t = NULL;
     assert_ok(es_model_open(&m, test_path("."), &err), &err);
+    assert_int_equal(es_model_head(m).type, type == ES_TENSOR_BF16 ? ES_BF16 : type == ES_TENSOR_F16 ? ES_F16 : ES_F32);
     assert_ok(es_trainer_open(&t, m, &(es_trainer_options){.max_tokens = N, .threads = 1}, &err), &err);
     es_batch b = {.ids = g.ids, .n = N, .start = (int[]){0, N}, .n_seq = 1};
     assert_ok(es_trainer_forward(t, &b, NULL, NULL, NULL, 0, NULL, NULL, &err), &err);
@@ -404,6 +405,7 @@ static void test_types(void **state)
     (void)state;
     as_type("gemma3", ES_TENSOR_F32, 1e-4f);
     as_type("gemma3", ES_TENSOR_BF16, 3e-2f);
+    as_type("gemma3", ES_TENSOR_F16, 1e-4f); /* which all of them are */
     as_type("olmo2", ES_TENSOR_F32, 1e-4f);
 }
 

@@ -35,10 +35,10 @@ static const double share[5] = {0.5, 0.25, 0.15, 0.07, 0.03};
 static void set_logits(void)
 {
     for (int i = 0; i < VOCAB; i++)
-        c->logits[i] = (float)log(1e-6 / VOCAB);
+        c->now->logits[i] = (float)log(1e-6 / VOCAB);
     for (int i = 0; i < 5; i++)
-        c->logits[10 + i] = (float)log(share[i]);
-    c->length = 0;
+        c->now->logits[10 + i] = (float)log(share[i]);
+    c->now->length = 0;
 }
 
 static const es_sampling plain = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .repeat_window = 64};
@@ -104,7 +104,7 @@ static void test_top_p(void **state)
     frequencies(s, (double[]){1, 0, 0, 0, 0});
 
     for (int i = 0; i < VOCAB; i++) /* all alike: the first 307 of 323 make up 0.95 */
-        c->logits[i] = 1;
+        c->now->logits[i] = 1;
     s.top_p = 0.95f;
     es_rng rng;
     es_rng_seed(&rng, 7);
@@ -126,7 +126,7 @@ static void test_greedy(void **state)
     s.temperature = 0;
     set_logits();
     assert_int_equal(es_sample(c, &s, &rng), 10);
-    c->logits[9] = c->logits[10]; /* a tie goes to the lower id */
+    c->now->logits[9] = c->now->logits[10]; /* a tie goes to the lower id */
     assert_int_equal(es_sample(c, &s, &rng), 9);
     assert_memory_equal(&rng, &before, sizeof rng);
     s.temperature = 1;
@@ -143,24 +143,24 @@ static void test_penalty(void **state)
     s.temperature = 0;
     s.repeat_penalty = 1.5f;
     for (int i = 0; i < VOCAB; i++)
-        c->logits[i] = -5;
-    c->logits[10] = 3;
-    c->logits[11] = 2.5f;
-    c->logits[12] = 1.9f;
-    c->length = 0;
+        c->now->logits[i] = -5;
+    c->now->logits[10] = 3;
+    c->now->logits[11] = 2.5f;
+    c->now->logits[12] = 1.9f;
+    c->now->length = 0;
     assert_int_equal(es_sample(c, &s, &rng), 10);
-    memcpy(c->ids, (int32_t[]){10, 1, 10, 2}, 4 * sizeof *c->ids);
-    c->length = 4;
+    memcpy(c->now->ids, (int32_t[]){10, 1, 10, 2}, 4 * sizeof *c->now->ids);
+    c->now->length = 4;
     assert_int_equal(es_sample(c, &s, &rng), 11); /* 3 became 2 */
     s.repeat_window = 1; /* only token 2 is looked at */
     assert_int_equal(es_sample(c, &s, &rng), 10);
     s.repeat_window = 64;
-    memcpy(c->ids, (int32_t[]){10, 10, 10, 11}, 4 * sizeof *c->ids);
+    memcpy(c->now->ids, (int32_t[]){10, 10, 10, 11}, 4 * sizeof *c->now->ids);
     /* Once a token, however often it came: 2, 1.67, 1.9. Three times over would leave 10 with 0.89. */
     assert_int_equal(es_sample(c, &s, &rng), 10);
-    c->logits[10] = c->logits[11] = c->logits[12] = -5;
-    c->logits[10] = -1; /* a negative one is multiplied: -1.5 */
-    c->logits[13] = -1.2f;
+    c->now->logits[10] = c->now->logits[11] = c->now->logits[12] = -5;
+    c->now->logits[10] = -1; /* a negative one is multiplied: -1.5 */
+    c->now->logits[13] = -1.2f;
     assert_int_equal(es_sample(c, &s, &rng), 13);
 }
 
@@ -169,8 +169,8 @@ static void test_deterministic(void **state)
 {
     (void)state;
     set_logits();
-    c->logits[20] = NAN;
-    c->logits[21] = -INFINITY;
+    c->now->logits[20] = NAN;
+    c->now->logits[21] = -INFINITY;
     es_sampling s = es_sampling_default();
     for (int top_k = 0; top_k < 50; top_k += 30) {
         s.top_k = top_k;
@@ -189,7 +189,7 @@ static void test_deterministic(void **state)
         assert_true(differ > 10);
     }
     for (int i = 0; i < VOCAB; i++)
-        c->logits[i] = NAN;
+        c->now->logits[i] = NAN;
     es_rng a;
     es_rng_seed(&a, 1);
     assert_int_equal(es_sample(c, &s, &a), 0);

@@ -310,7 +310,7 @@ static void no_bytes(tiny_file *f)
     for (size_t i = 3; i < 259; i++)
         set_type(f, i, 4);
 }
-static void kind_sentencepiece(tiny_file *f) { tiny_set_str(f, "tokenizer.ggml.model", "llama"); }
+static void kind_unknown(tiny_file *f) { tiny_set_str(f, "tokenizer.ggml.model", "t5"); }
 static void kind_missing(tiny_file *f) { tiny_drop_kv(f, "tokenizer.ggml.model"); }
 static void pre_unknown(tiny_file *f) { tiny_set_str(f, "tokenizer.ggml.pre", "\x1b]52;c;!\x07"); }
 
@@ -345,7 +345,7 @@ static const fault faults[] = {
     {"no tokens", "tokens is missing", tokens_missing},
     {"tokens a number", "tokens", tokens_number},
     {"no single bytes", "any single byte", no_bytes},
-    {"SentencePiece", "'llama'", kind_sentencepiece},
+    {"unknown kind", "'t5'", kind_unknown},
     {"no tokenizer", "tokenizer.ggml.model is missing", kind_missing},
     {"hostile pre-tokenizer name", "\\x1b]52", pre_unknown},
 };

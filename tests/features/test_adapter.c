@@ -139,7 +139,7 @@ static void round_trip(void **s)
         assert_ok(es_adapter_patch(b, 1, &p, &err), &err);
         assert_ok(es_adapter_patch(c, 1, &q, &err), &err);
         if (es_adapter_hooks(a)) {
-            assert_true(p.n_hook == 1 && p.hook->user == b && q.hook->user == c);
+            assert_true(p.n_hook == 1 && p.hook->user == &b->place[0] && q.hook->user == &c->place[0]);
             assert_true(b->enc != c->enc && b->input != c->input && b->param != c->param);
             assert_memory_equal(b->enc, c->enc, 10 * (size_t)a->d * sizeof *a->enc);
             assert_memory_equal(a->enc, b->enc, 10 * (size_t)a->d * sizeof *a->enc);
@@ -181,7 +181,7 @@ static void hook_follows_formula(void **s)
         es_rng_seed(&rng, 8);
         for (size_t i = 0; i < T * d; i++)
             h[i] = was[i] = es_rng_normal(&rng);
-        assert_ok(es_dictionary_encode_some(dictionary, NULL, was, T, a->basis.feature, K, act, &err), &err);
+        assert_ok(es_dictionary_encode_some(dictionary, NULL, was, T, a->part[0].basis.feature, K, act, &err), &err);
         es_patch p;
         assert_ok(es_adapter_patch(a, 0.5f, &p, &err), &err);
         p.hook->forward(p.hook->user, h, pos, T, a->d);

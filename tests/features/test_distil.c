@@ -223,8 +223,12 @@ static void a_preference_is_learned_in_a_basis(void **state)
         assert_ok(es_learner_open(&l, model, s, a, &lo, &err), &err);
         assert_ok(es_onpolicy_open(&p, model, k, 16, 128, 1, 1, &err), &err);
         assert_int_equal(es_onpolicy_add(p, l, a, &e, &stop, &err), ES_ERR_CANCELLED);
+        es_experience two[3] = {e, {.message = &ask, .n_message = 1, .source = (char *)(uintptr_t)"me", .weight = 1}, e};
+        es_experiences list = {.item = two, .n = 3};
+        assert_int_equal(es_onpolicy_ahead(p, a, &list, &stop, &err), ES_ERR_CANCELLED);
+        assert_ok(es_onpolicy_ahead(p, a, &list, NULL, &err), &err); /* of the first and the last */
         for (int i = 0; i < 3; i++)
-            assert_ok(es_onpolicy_add(p, l, a, &e, NULL, &err), &err);
+            assert_ok(es_onpolicy_add(p, l, a, i == 1 ? &e : &two[i], NULL, &err), &err);
         assert_int_equal(es_learner_count(l), 3);
         double first = 0;
         for (int i = 0; i < 8; i++) {

@@ -149,7 +149,14 @@ static void specs(void **s)
     es_eval_spec_text(&a, &text);
     assert_non_null(strstr(text.data, "wide=features basis_size=17 "));
     assert_non_null(strstr(text.data, "preference=be brief"));
+    assert_null(strstr(text.data, "replay")); /* runs from before there was one are still the same runs */
     es_buf_free(&text);
+    assert_ok(es_eval_spec_set(&a, "replay", "0.25", &err), &err);
+    assert_true(a.o.replay == 0.25);
+    es_eval_spec_text(&a, &text);
+    assert_non_null(strstr(text.data, " replay=0.25"));
+    es_buf_free(&text);
+    assert_error(es_eval_spec_set(&a, "replay", "1", &err), &err, "replay");
     assert_error(es_eval_spec_set(&a, "rate", "0.1,x", &err), &err, "rate");
     assert_error(es_eval_spec_set(&a, "rank", "1.5", &err), &err, "rank");
     assert_error(es_eval_spec_set(&a, "colour", "1", &err), &err, "basis_size");

@@ -48,17 +48,6 @@ static es_learner *learner(es_adapter *a, const es_learner_options *o, const es_
     return l;
 }
 
-static double loss_at(es_learner *l, es_adapter *a, const float *at, const double *way, double h)
-{
-    es_error err;
-    double loss = 0;
-    for (size_t i = 0; i < a->n_param; i++)
-        a->param[i] = at[i] + (float)(h * way[i]);
-    es_adapter_refresh(a);
-    assert_ok(es_learner_gradient(l, &loss, NULL, &err), &err);
-    return loss;
-}
-
 /* A reply and a teacher that would have had it otherwise. */
 static void add_target(es_learner *l, es_distil_loss k)
 {
@@ -79,52 +68,38 @@ static void add_target(es_learner *l, es_distil_loss k)
     assert_true(!s.ids && !t.sampled);
 }
 
-/* Along random directions, each over a part of the parameters. k 0: without a teacher's target. */
-static void check_gradient(es_form form, bool constrained, es_distil_loss k)
+/* Neutral text of both kinds, more of it than one step takes. */
+static const es_message ask_size = {"user", "How large is it?"};
+static const es_neutral_text REPLAYED[] = {
+    {.text = "the cat sat on the mat and looked at the moon for a while"}, {.text = "it is as large as a house by the sea", .message = &ask_size, .n_message = 1},
+    {.text = "one two three four five six seven eight nine ten eleven twelve"}, {.text = "rivers rise in the hills and run to the sea, and so does the rain"},
+    {.text = "a long road through the woods, a short one over the bridge"}, {.text = "rather small", .message = &ask_size, .n_message = 1}};
+enum { N_REPLAYED = sizeof REPLAYED / sizeof *REPLAYED };
+
+/* k 0: without a teacher's target. */
+static void check_gradient_with(es_form form, bool constrained, es_distil_loss k, double replay)
 {
-    es_error err;
     es_experiences e = fix_experiences();
     e.item[1].weight = 2.5;
     es_adapter *a = adapter(form, constrained, 20, 100);
     es_learner_options o = options(form);
+    o.replay = replay;
+    o.replay_text = REPLAYED;
+    o.n_replay = N_REPLAYED;
     es_learner *l = learner(a, &o, &e);
     if (k)
         add_target(l, k);
-    es_rng rng;
-    es_rng_seed(&rng, 5);
-    for (size_t i = 0; i < a->n_param; i++) /* away from the start, where dA is zero */
-        a->param[i] += (form == ES_FORM_BIAS || form == ES_FORM_GAIN ? 0.3f : 0.05f) * es_rng_normal(&rng);
-    es_adapter_refresh(a);
-    float *at = malloc(a->n_param * sizeof *at), *g = malloc(a->n_param * sizeof *g);
-    double *way = malloc(a->n_param * sizeof *way), loss;
-    memcpy(at, a->param, a->n_param * sizeof *at);
-    assert_ok(es_learner_gradient(l, &loss, g, &err), &err);
-    assert_true(isfinite(loss) && loss > 0);
-    for (int turn = 0; turn < 8; turn++) {
-        size_t from = a->n_param * (size_t)(turn / 2) / 4, to = a->n_param * (size_t)(turn / 2 + 1) / 4;
-        double slope = 0, size = 0;
-        for (size_t i = 0; i < a->n_param; i++) {
-            way[i] = i >= from && i < to ? es_rng_normal(&rng) : 0;
-            if (turn % 2)
-                way[i] = fabs(way[i]) * (g[i] > 0 ? 1 : -1); /* where the slope is surely large */
-            size += way[i] * way[i];
-        }
-        for (size_t i = 0; i < a->n_param; i++) {
-            way[i] /= sqrt(size);
-            slope += way[i] * g[i];
-        }
-        double h = 2e-2, seen = (loss_at(l, a, at, way, h) - loss_at(l, a, at, way, -h)) / (2 * h);
-        double seen2 = (loss_at(l, a, at, way, 2 * h) - loss_at(l, a, at, way, -2 * h)) / (4 * h);
-        seen = (4 * seen - seen2) / 3; /* Richardson */
-        if (fabs(seen - slope) > 1e-3 + 0.01 * fabs(slope))
-            fail_msg("%s%s %s, direction %d: gradient %g, finite difference %g", es_form_name(form), constrained ? "" : " free", k ? es_distil_name(k) : "", turn, slope, seen);
-    }
-    free(at);
-    free(g);
-    free(way);
+    char what[80];
+    snprintf(what, sizeof what, "%s%s %s%s", es_form_name(form), constrained ? "" : " free", k ? es_distil_name(k) : "", replay > 0 ? "replay" : "");
+    fix_check_gradient(l, a, form == ES_FORM_BIAS || form == ES_FORM_GAIN ? 0.3f : 0.05f, what);
     es_learner_free(l);
     es_adapter_free(a);
     es_experiences_free(&e);
+}
+
+static void check_gradient(es_form form, bool constrained, es_distil_loss k)
+{
+    check_gradient_with(form, constrained, k, 0);
 }
 
 static void gradient_of_bias(void **s) { (void)s; check_gradient(ES_FORM_BIAS, true, 0); }
@@ -140,6 +115,102 @@ static void gradient_of_targets(void **s)
         check_gradient(ES_FORM_LORA, true, k);
         check_gradient(ES_FORM_BIAS, true, k);
     }
+}
+
+/* Most of the weight on replay, so that its gradient is what is seen. */
+static void gradient_of_replay(void **s)
+{
+    (void)s;
+    for (int form = ES_FORM_BIAS; form <= ES_FORM_LORA; form++)
+        check_gradient_with((es_form)form, true, 0, 0.8);
+    check_gradient_with(ES_FORM_LORA, false, 0, 0.8);
+}
+
+/* Replay holds neutral text where it was, at both optimisers; its part is in the books' last line, and the texts are others each step. */
+static void replay_holds(void **s)
+{
+    (void)s;
+    es_error err;
+    es_experiences e = fix_experiences();
+    for (int adam = 0; adam < 2; adam++) {
+        double kl[2], gain[2], rest[2];
+        for (int with = 0; with < 2; with++) {
+            es_adapter *a = NULL;
+            es_basis b = fix_basis(20, 1000);
+            es_adapter_options ao = es_adapter_default(dictionary, model);
+            ao.rank = 3;
+            ao.fixed_inputs = !adam;
+            assert_ok(es_adapter_new(&a, model, dictionary, &b, &ao, &err), &err);
+            es_learner_options o = options(ES_FORM_LORA);
+            o.optimiser = adam ? ES_OPTIMISER_ADAM : ES_OPTIMISER_METRIC;
+            o.learning_rate = adam ? 0.02 : 0.05;
+            o.replay = with ? 0.9 : 0;
+            o.replay_text = REPLAYED;
+            o.n_replay = N_REPLAYED;
+            es_learner *l = learner(a, &o, &e);
+            es_step_report r;
+            int at = -1;
+            double before, after;
+            assert_ok(es_learner_gradient(l, &before, NULL, &err), &err);
+            for (int i = 0; i < 10; i++) {
+                assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+                assert_true(with ? i == 0 ? fabs(r.replay) < 1e-5 : r.replay > 0 : r.replay == 0); /* nothing to hold at the base model */
+                assert_true(!with || l->replay.at != at);
+                at = l->replay.at;
+            }
+            gain[with] = r.margin;
+            float influence[6 * 20], *c = a->coefficient;
+            es_learner_influence(l, influence);
+            rest[with] = 0;
+            for (int i = 0; i < 20; i++) {
+                double sum = 0;
+                for (int row = 0; row < 6; row++)
+                    sum += influence[row * 20 + i];
+                assert_true(fabs(sum - c[i]) < 1e-4 * (1 + fabs((double)c[i])));
+                rest[with] += fabs((double)influence[5 * 20 + i]);
+            }
+            assert_ok(es_learner_gradient(l, &after, NULL, &err), &err);
+            es_learner_free(l);
+            /* how far neutral text went, of all texts */
+            o.replay = 0.5;
+            l = learner(a, &o, &(es_experiences){.item = e.item, .n = 1});
+            kl[with] = 0;
+            for (int i = 0; i < 4; i++) {
+                assert_ok(es_replay_draw(l, NULL, &err), &err);
+                assert_ok(es_replay_gradient(l, false, NULL, &err), &err);
+                kl[with] += l->replay.kl / 4;
+            }
+            assert_true(es_learner_bytes(l) > 0);
+            es_learner_free(l);
+            es_adapter_free(a);
+            es_basis_free(&b);
+        }
+        assert_true(kl[1] < 0.7 * kl[0]);
+        assert_true(gain[1] > 0);
+        assert_true(rest[1] > rest[0]);
+    }
+    es_adapter *a = adapter(ES_FORM_BIAS, true, 8, 100);
+    es_learner_options o = options(ES_FORM_BIAS);
+    es_learner *l = NULL;
+    o.replay = 1;
+    assert_error(es_learner_open(&l, model, dictionary, a, &o, &err), &err, "range");
+    o.replay = 0.1; /* without texts: the built-in ones */
+    l = learner(a, &o, &e);
+    es_step_report r;
+    for (int i = 0; i < 2; i++)
+        assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_true(r.replay > 0);
+    volatile bool stopped = true;
+    float c[8];
+    memcpy(c, a->param, sizeof c);
+    assert_int_equal(es_learner_step(l, &r, &stopped, &err), ES_ERR_CANCELLED);
+    assert_memory_equal(c, a->param, sizeof c);
+    es_learner_free(l);
+    o.replay_text = REPLAYED;
+    o.n_replay = 0;
+    assert_error(es_learner_open(&l, model, dictionary, a, &o, &err), &err, "at least one");
+    es_adapter_free(a);
+    es_experiences_free(&e);
 }
 
 /* A teacher's target is learned, the gate counts it, and what is not one is refused. */
@@ -284,7 +355,7 @@ static void inputs_of_hooks(void **s)
             for (int t = q->n - q->n_reply; t < q->n; t++) {
                 float act[20];
                 assert_true(t > 0);
-                assert_ok(es_dictionary_encode_some(dictionary, NULL, q->resid + (size_t)t * (size_t)a->d, 1, a->basis.feature, 20, act, &err), &err);
+                assert_ok(es_dictionary_encode_some(dictionary, NULL, q->resid + (size_t)t * (size_t)a->d, 1, a->part[0].basis.feature, 20, act, &err), &err);
                 for (int f = 0; f < 20; f++)
                     sum[f] += act[f];
                 tokens++;
@@ -402,7 +473,7 @@ static void guards(void **s)
     /* a one-sided bound is not crossed */
     a = adapter(ES_FORM_LORA, true, 20, 1000);
     for (int i = 0; i < 20; i++)
-        a->basis.hi[i] = 0;
+        a->part[0].basis.hi[i] = 0;
     o = options(ES_FORM_LORA);
     l = learner(a, &o, &e);
     for (int i = 0; i < 5; i++)
@@ -936,7 +1007,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradient_of_bias), cmocka_unit_test(gradient_of_lora), cmocka_unit_test(gradient_of_free_lora),
         cmocka_unit_test(gradient_of_gain), cmocka_unit_test(gradient_of_map),  cmocka_unit_test(inputs_of_hooks),
-        cmocka_unit_test(gradient_of_targets), cmocka_unit_test(targets_are_learned),
+        cmocka_unit_test(gradient_of_targets), cmocka_unit_test(gradient_of_replay), cmocka_unit_test(replay_holds), cmocka_unit_test(targets_are_learned),
         cmocka_unit_test(gain_learns),      cmocka_unit_test(map_learns),
         cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
         cmocka_unit_test(white_inputs),     cmocka_unit_test(prior),            cmocka_unit_test(inputs),

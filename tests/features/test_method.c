@@ -86,6 +86,45 @@ static double distance(const float *a, const float *b)
     return most;
 }
 
+/* Replay: at equal steps less KL on neutral text, for the methods that have it in common. */
+static void replay(void **s)
+{
+    (void)s;
+    static const es_method_kind kinds[] = {ES_METHOD_LORA, ES_METHOD_FULL, ES_METHOD_FREE};
+    for (int k = 0; k < 3; k++) {
+        double kl[2];
+        for (int with = 0; with < 2; with++) {
+            es_error err;
+            es_method_options o = options(kinds[k]);
+            es_step_report r;
+            es_variant v = {0};
+            es_neutral n;
+            es_neutral_text text[2] = {{.text = anchors[0]}, {.text = anchors[1]}};
+            if (kinds[k] == ES_METHOD_FREE) {
+                o.white = false;
+                o.replay_text = text;
+                o.n_replay = 2;
+            }
+            o.replay = with ? 0.9 : 0;
+            es_method *m = open_method(kinds[k], &o);
+            add_all(m);
+            for (int i = 0; i < 10; i++)
+                assert_ok(es_method_step(m, &r, NULL, &err), &err);
+            assert_ok(es_method_view(m, &v, &err), &err);
+            if (kinds[k] == ES_METHOD_FULL) { /* other weights: its own report tells */
+                kl[with] = r.kl;
+                assert_true(with ? r.kl > 0 : r.kl == 0);
+            } else {
+                assert_ok(es_eval_neutral(model, &v.patch, anchors, 2, 1, &n, NULL, &err), &err);
+                kl[with] = n.kl;
+            }
+            es_method_free(m);
+        }
+        if (kinds[k] != ES_METHOD_FULL)
+            assert_true(kl[1] < 0.7 * kl[0]);
+    }
+}
+
 /* Opens, learns, shows what it learned; a copy stays as it was while the method goes on. */
 static void check_method(es_method_kind k)
 {
@@ -466,7 +505,7 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lora), cmocka_unit_test(test_self),   cmocka_unit_test(test_full),    cmocka_unit_test(test_rank),
+        cmocka_unit_test(test_lora), cmocka_unit_test(replay), cmocka_unit_test(test_self),   cmocka_unit_test(test_full),    cmocka_unit_test(test_rank),
         cmocka_unit_test(test_gate), cmocka_unit_test(test_resume), cmocka_unit_test(test_foreign), cmocka_unit_test(test_kill),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -378,11 +378,12 @@ static void test_samples(void **state)
     es_error err;
     es_tune_options o = options(false);
     es_message ask = {"user", "How are you?"};
+    es_asked asked[3] = {{&ask, 1}, {&ask, 1}, {&ask, 1}};
     es_sequence s[2], again, *list[2] = {&s[0], &s[1]};
     es_tune *t = open_tune(&o, NULL), *u = open_tune(&o, NULL);
     for (int i = 0; i < 2; i++) {
-        assert_ok(es_tune_sample(t, &ask, 1, 12, &s[i], NULL, &err), &err);
-        assert_ok(es_tune_sample(u, &ask, 1, 12, &again, NULL, &err), &err);
+        assert_ok(es_tune_sample(t, asked, 1, 12, &s[i], NULL, &err), &err);
+        assert_ok(es_tune_sample(u, asked, 1, 12, &again, NULL, &err), &err);
         assert_true(s[i].n_reply >= 1 && s[i].n_reply <= 12 && again.n_reply == s[i].n_reply);
         assert_true(!memcmp(again.target, s[i].target, sizeof *s[i].target * (size_t)s[i].n)); /* a function of the seed */
         for (int j = s[i].n - s[i].n_reply; j < s[i].n - 1; j++)
@@ -398,9 +399,16 @@ static void test_samples(void **state)
     assert_ok(es_tune_score(t, list, 2, false, NULL, &err), &err);
     assert_true(fabs(base - s[0].now) > 1e-4);
     bool cancel = true;
-    assert_int_equal(es_tune_sample(t, &ask, 1, 12, &again, &cancel, &err), ES_ERR_CANCELLED);
+    assert_int_equal(es_tune_sample(t, asked, 1, 12, &again, &cancel, &err), ES_ERR_CANCELLED);
     assert_null(again.ids);
-    assert_error(es_tune_sample(t, &ask, 1, 0, &again, NULL, &err), &err, "cannot be");
+    assert_error(es_tune_sample(t, asked, 1, 0, &again, NULL, &err), &err, "cannot be");
+    es_sequence three[3]; /* together: each its own reply */
+    assert_ok(es_tune_sample(t, asked, 3, 12, three, NULL, &err), &err);
+    assert_true(three[0].n != three[1].n || memcmp(three[0].target, three[1].target, sizeof *three[0].target * (size_t)three[0].n));
+    for (int i = 0; i < 3; i++) {
+        assert_true(three[i].n_reply >= 1 && three[i].n_reply <= 12);
+        es_sequence_free(&three[i]);
+    }
     es_sequence_free(&s[0]);
     es_sequence_free(&s[1]);
     es_tune_free(t);

@@ -4,8 +4,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <pthread.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -118,6 +121,62 @@ static void test_two_pools(void **state)
     assert_null(bad);
 }
 
+/* ---- giving way ---- */
+
+typedef struct priorities {
+    int part[4], caller; /* niceness of who did it; of who opened the pool */
+} priorities;
+
+static int niceness(void)
+{
+    return getpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid));
+}
+
+static void note_niceness(void *user, int part, int parts)
+{
+    priorities *p = user;
+    assert_int_equal(parts, 4);
+    p->part[part] = niceness();
+    nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL); /* so that the others take a part each */
+}
+
+static void *give_way(void *user)
+{
+    priorities *p = user;
+    es_pool *pool;
+    es_thread_give_way();
+    p->caller = niceness();
+    if (es_pool_open(&pool, 4, NULL) != 0)
+        return (void *)"no pool";
+    es_pool_run(pool, note_niceness, p);
+    es_pool_free(pool);
+    return NULL;
+}
+
+/* A thread that gives way, and the pool that it opens, come after others; other threads stay as they are. */
+static void test_giving_way(void **state)
+{
+    (void)state;
+    priorities p = {.part = {-99, -99, -99, -99}}, own = p;
+    pthread_t other;
+    void *bad;
+    es_pool *pool;
+    const int before = niceness();
+    if (before > 9)
+        skip();
+    assert_int_equal(pthread_create(&other, NULL, give_way, &p), 0);
+    pthread_join(other, &bad);
+    assert_null(bad);
+    assert_true(p.caller > before);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(p.part[i], p.caller);
+    assert_int_equal(es_pool_open(&pool, 4, NULL), 0);
+    es_pool_run(pool, note_niceness, &own);
+    es_pool_free(pool);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(own.part[i], before);
+}
+
 /* An idle pool sleeps: its threads together use next to no processor time. */
 static void test_idle_costs_nothing(void **state)
 {
@@ -140,6 +199,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_part_once), cmocka_unit_test(test_open_and_close),    cmocka_unit_test(test_without_a_pool),
         cmocka_unit_test(test_two_pools),      cmocka_unit_test(test_idle_costs_nothing),
+        cmocka_unit_test(test_giving_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

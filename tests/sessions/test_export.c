@@ -19,24 +19,31 @@ static es_model *model;
 static es_dictionary *dictionary;
 static es_basis the_basis;
 
-static int set_up(void **state)
+static es_dictionary *make_dictionary(const char *name, const char *hook, const char *hash, uint64_t seed)
 {
-    (void)state;
     es_rng rng;
+    es_dictionary *s = NULL;
     float *w = calloc(F * D, sizeof *w), *zero = calloc(F + D, sizeof *zero);
-    char hash[65];
-    model = open_tiny(NULL);
-    assert_ok(es_model_hash(model, hash, &err), &err);
-    es_rng_seed(&rng, 9);
+    es_rng_seed(&rng, seed);
     for (int i = 0; i < F * D; i++)
         w[i] = es_rng_normal(&rng) / 8;
-    json_t *meta = json_pack("{s:s, s:s, s:s}", "model_name", "Tiny", "hook_name", "blocks.1.hook_resid_post", "espalier_model_sha256", hash);
-    const char *folder = test_path("dictionary");
+    json_t *meta = json_pack("{s:s, s:s, s:s}", "model_name", "Tiny", "hook_name", hook, "espalier_model_sha256", hash);
+    const char *folder = test_path("%s", name);
     assert_ok(es_dictionary_save(folder, D, F, w, w, zero, zero, 0, false, meta, &err), &err);
-    assert_ok(es_dictionary_open(&dictionary, folder, &err), &err);
+    assert_ok(es_dictionary_open(&s, folder, &err), &err);
     json_decref(meta);
     free(w);
     free(zero);
+    return s;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    char hash[65];
+    model = open_tiny(NULL);
+    assert_ok(es_model_hash(model, hash, &err), &err);
+    dictionary = make_dictionary("dictionary", "blocks.1.hook_resid_post", hash, 9);
     the_basis = (es_basis){.name = "tone", .version = 2, .layer = LAYER};
     snprintf(the_basis.model_hash, 65, "%s", hash);
     snprintf(the_basis.dictionary_hash, 65, "%s", es_dictionary_get_info(dictionary)->hash);
@@ -247,6 +254,79 @@ static void npz(void **state)
     es_adapter_free(a);
 }
 
+/* Of two dictionaries: what each number is of, and a map for each layer. */
+static void parts(void **state)
+{
+    (void)state;
+    es_dictionary *late = make_dictionary("late", "blocks.2.hook_resid_post", the_basis.model_hash, 10);
+    es_basis other = {.name = "late", .layer = 2};
+    for (int i = 0; i < 4; i++)
+        assert_ok(es_basis_add(&other, 7 * i, -1, (float)i, &err), &err);
+    es_part part[2] = {{late, &other}, {dictionary, &the_basis}};
+    es_adapter_options o = es_adapter_default(dictionary, model);
+    es_adapter *a = NULL;
+    const char *path = test_path("parts.out");
+    o.form = ES_FORM_MAP;
+    assert_ok(es_adapter_new_parts(&a, model, part, 2, &o, &err), &err);
+    for (size_t i = 0; i < a->n_param; i++)
+        a->param[i] = (float)i / 64;
+    for (size_t i = 0; i < a->n_mean; i++)
+        a->mean_input[i] = 1;
+    a->steps = 1;
+    es_adapter_refresh(a);
+    es_buf b = {0};
+    const char *data;
+    size_t n;
+    assert_ok(es_export_adapter(a, model, dictionary, NULL, ES_EXPORT_NPZ, path, &err), &err);
+    test_read(&b, path);
+    int32_t number[K + 4];
+    memcpy(number, member(&b, "feature.npy", "(9,)", &n), sizeof number);
+    assert_true(number[K] == 0 && number[K + 1] == 7);
+    memcpy(number, member(&b, "layer.npy", "(9,)", &n), sizeof number);
+    assert_true(number[0] == 1 && number[K - 1] == 1 && number[K] == 2);
+    memcpy(number, member(&b, "part.npy", "(9,)", &n), sizeof number);
+    assert_true(number[K - 1] == 0 && number[K] == 1);
+    data = member(&b, "bias.npy", "(9,)", &n);
+    assert_memory_equal(data, es_adapter_table(a), n);
+    data = member(&b, "map.1.npy", "(5, 5)", &n);
+    assert_memory_equal(data, es_adapter_table(a) + K + 4, n);
+    data = member(&b, "map.2.npy", "(4, 4)", &n);
+    assert_memory_equal(data, es_adapter_table(a) + K + 4 + K * K, n);
+    data = member(&b, "basis.npy", "(9, 64)", &n);
+    assert_memory_equal(data, es_adapter_matrix(a), n);
+    const char *hash = member(&b, "dictionary_sha256.npy", "(2,)", &n);
+    assert_memory_equal(hash, es_dictionary_get_info(dictionary)->hash, 64);
+    assert_memory_equal(hash + 64, es_dictionary_get_info(late)->hash, 64);
+    es_buf_free(&b);
+    json_t *v = NULL;
+    assert_ok(es_export_adapter(a, model, NULL, NULL, ES_EXPORT_JSON, path, &err), &err);
+    assert_ok(es_json_file(&v, path, &err), &err);
+    json_t *f = json_array_get(json_object_get(v, "features"), K + 3), *p = json_array_get(json_object_get(v, "parts"), 1);
+    assert_int_equal(json_integer_value(json_object_get(f, "feature")), 21);
+    assert_int_equal(json_integer_value(json_object_get(f, "layer")), 2);
+    assert_true(json_number_value(json_object_get(f, "hi")) == 3);
+    assert_string_equal(json_string_value(json_object_get(p, "sha256")), es_dictionary_get_info(late)->hash);
+    assert_int_equal(json_integer_value(json_object_get(p, "first")), K);
+    json_decref(v);
+    es_adapter_free(a);
+    /* a control vector holds both layers */
+    o.form = ES_FORM_BIAS;
+    assert_ok(es_adapter_new_parts(&a, model, part, 2, &o, &err), &err);
+    for (size_t i = 0; i < a->n_param; i++)
+        a->param[i] = 1 + (float)i;
+    es_adapter_refresh(a);
+    assert_ok(es_export_adapter(a, model, NULL, NULL, ES_EXPORT_CONTROL_VECTOR, path, &err), &err);
+    test_read(&b, path);
+    assert_int_equal(number_at(&b, 8, 8), 2);
+    size_t at = number_at(&b, 16, 8);
+    assert_int_equal(at, 8); /* pairs: six, and a hash for each dictionary */
+    assert_memory_equal(b.data + b.len - 64 * sizeof(float), a->v + 64, 64 * sizeof(float));
+    es_buf_free(&b);
+    es_adapter_free(a);
+    es_basis_free(&other);
+    es_dictionary_free(late);
+}
+
 static void json(void **state)
 {
     (void)state;
@@ -320,6 +400,6 @@ static void peers(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(control_vector), cmocka_unit_test(npz), cmocka_unit_test(json), cmocka_unit_test(peers)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(control_vector), cmocka_unit_test(npz), cmocka_unit_test(parts), cmocka_unit_test(json), cmocka_unit_test(peers)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -78,18 +78,29 @@ const char *test_golden(const char *name)
     return path;
 }
 
+/* The file that the variable names, else the one of that name where the program puts models; NULL: not here. */
+static const char *find_model(char path[1024], const char *variable, const char *name)
+{
+    const char *s = getenv(variable), *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
+    if (s && *s)
+        snprintf(path, 1024, "%s", s);
+    else if (data && *data)
+        snprintf(path, 1024, "%s/espalier/models/%s", data, name);
+    else
+        snprintf(path, 1024, "%s/.local/share/espalier/models/%s", home ? home : "", name);
+    return access(path, R_OK) == 0 ? path : NULL;
+}
+
 const char *test_real_model(void)
 {
     static char path[1024];
-    const char *s = getenv("ESPALIER_TEST_MODEL"), *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
-    const char *name = "espalier/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-    if (s && *s)
-        snprintf(path, sizeof path, "%s", s);
-    else if (data && *data)
-        snprintf(path, sizeof path, "%s/%s", data, name);
-    else
-        snprintf(path, sizeof path, "%s/.local/share/%s", home ? home : "", name);
-    return access(path, R_OK) == 0 ? path : NULL;
+    return find_model(path, "ESPALIER_TEST_MODEL", "SmolLM2-135M-Instruct.Q4_1.gguf");
+}
+
+const char *test_gemma(void)
+{
+    static char path[1024];
+    return find_model(path, "ESPALIER_TEST_GEMMA", "gemma-3-270m-q4_k_m.gguf");
 }
 
 const char *test_data(void)

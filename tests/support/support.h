@@ -22,6 +22,7 @@ const char *test_golden(const char *name);
 /* The real model (ESPALIER_TEST_MODEL, or where the program puts it) and the unpacked public data (ESPALIER_TEST_DATA); NULL when
  * they are not on this machine. */
 const char *test_real_model(void);
+const char *test_gemma(void); /* Gemma 3 270M: ESPALIER_TEST_GEMMA, or where the program puts it */
 const char *test_data(void);
 /* Says why and leaves with 77: the whole program counts as skipped. */
 void test_skip(const char *why) __attribute__((noreturn));

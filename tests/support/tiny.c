@@ -79,6 +79,47 @@ static void block_q4_1(es_buf *out, const float *x)
     es_buf_add(out, q, 16);
 }
 
+/* Half d (and m); 32 fifth bits; nibbles. */
+static void block_q5(es_buf *out, const float *x, bool offset)
+{
+    float low = x[0], high = x[0];
+    for (int i = 1; i < 32; i++) {
+        low = fminf(low, x[i]);
+        high = fmaxf(high, x[i]);
+    }
+    uint16_t d = half(offset ? (high - low) / 31 : max_abs(x, 32) / 15.5f), m = half(offset ? low : 0);
+    float s = unhalf(d) > 0 ? 1 / unhalf(d) : 0;
+    uint8_t q[16] = {0};
+    uint32_t fifth = 0;
+    for (int i = 0; i < 32; i++) {
+        int v = clamp((x[i] - unhalf(m)) * s + (offset ? 0 : 16), 0, 31);
+        q[i % 16] |= (uint8_t)((v & 15) << i / 16 * 4);
+        fifth |= (uint32_t)(v >> 4) << i;
+    }
+    es_buf_add(out, &d, 2);
+    if (offset)
+        es_buf_add(out, &m, 2);
+    es_buf_add(out, &fifth, 4);
+    es_buf_add(out, q, 16);
+}
+
+static void block_iq4_nl(es_buf *out, const float *x)
+{
+    static const int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    uint16_t d = half(max_abs(x, 32) / 113);
+    float s = unhalf(d) > 0 ? 1 / unhalf(d) : 0;
+    uint8_t q[16] = {0};
+    for (int i = 0; i < 32; i++) {
+        int best = 0;
+        for (int k = 1; k < 16; k++)
+            if (fabsf(x[i] * s - table[k]) < fabsf(x[i] * s - table[best]))
+                best = k;
+        q[i % 16] |= (uint8_t)(best << i / 16 * 4);
+    }
+    es_buf_add(out, &d, 2);
+    es_buf_add(out, q, 16);
+}
+
 static void block_q8_0(es_buf *out, const float *x)
 {
     uint16_t d = half(max_abs(x, 32) / 127);
@@ -111,19 +152,118 @@ static void block_q6_k(es_buf *out, const float *x)
     es_buf_add(out, &d, 2);
 }
 
+/* What the types with minima share: sub-blocks of `size` elements, q of `bits` bits, scale and minimum of at most `most`. */
+static void fit_minima(const float *x, int size, int bits, int most, uint16_t dm[2], uint8_t *scale, uint8_t *min, uint8_t *q)
+{
+    float span[16], low[16], widest = 0, lowest = 0;
+    const int top = (1 << bits) - 1;
+    for (int g = 0; g < 256 / size; g++) {
+        float high = 0;
+        low[g] = 0;
+        for (int i = 0; i < size; i++) {
+            low[g] = fminf(low[g], x[size * g + i]);
+            high = fmaxf(high, x[size * g + i]);
+        }
+        span[g] = high - low[g];
+        widest = fmaxf(widest, span[g]);
+        lowest = fminf(lowest, low[g]);
+    }
+    dm[0] = half(widest / (float)(top * most));
+    dm[1] = half(-lowest / (float)most);
+    float d = unhalf(dm[0]) > 0 ? unhalf(dm[0]) : 1, dmin = unhalf(dm[1]) > 0 ? unhalf(dm[1]) : 1;
+    for (int g = 0; g < 256 / size; g++) {
+        scale[g] = (uint8_t)clamp(span[g] / (float)top / d, 1, most);
+        min[g] = (uint8_t)clamp(-low[g] / dmin, 0, most);
+        for (int i = size * g; i < size * (g + 1); i++)
+            q[i] = (uint8_t)clamp((x[i] + dmin * min[g]) / (d * scale[g]), 0, top);
+    }
+}
+
+static void block_q2_k(es_buf *out, const float *x)
+{
+    uint16_t dm[2];
+    uint8_t scale[16], min[16], q[256], qs[64] = {0};
+    fit_minima(x, 16, 2, 15, dm, scale, min, q);
+    for (int g = 0; g < 16; g++)
+        scale[g] |= (uint8_t)(min[g] << 4);
+    for (int i = 0; i < 256; i++) /* two halves; a byte serves four elements that are 32 apart */
+        qs[i / 128 * 32 + i % 32] |= (uint8_t)(q[i] << i % 128 / 32 * 2);
+    es_buf_add(out, scale, 16);
+    es_buf_add(out, qs, 64);
+    es_buf_add(out, dm, 4);
+}
+
+static void block_q3_k(es_buf *out, const float *x)
+{
+    uint8_t hmask[32] = {0}, qs[64] = {0}, scales[12] = {0};
+    uint16_t d = half(max_abs(x, 256) / 3.5f / 31);
+    float fd = unhalf(d) > 0 ? unhalf(d) : 1;
+    for (int g = 0; g < 16; g++) {
+        int scale = clamp(max_abs(x + 16 * g, 16) / 3.5f / fd, 1, 31), stored = scale + 32;
+        scales[g % 8] |= (uint8_t)((stored & 15) << g / 8 * 4);
+        scales[8 + g % 4] |= (uint8_t)(stored >> 4 << g / 4 * 2);
+        for (int i = 16 * g; i < 16 * (g + 1); i++) {
+            int q = clamp(x[i] / (fd * (float)scale) + 4, 0, 7);
+            qs[i / 128 * 32 + i % 32] |= (uint8_t)((q & 3) << i % 128 / 32 * 2);
+            hmask[i % 32] |= (uint8_t)(q >> 2 << i / 32);
+        }
+    }
+    es_buf_add(out, hmask, 32);
+    es_buf_add(out, qs, 64);
+    es_buf_add(out, scales, 12);
+    es_buf_add(out, &d, 2);
+}
+
+/* Q4_K and Q5_K. */
+static void block_q45_k(es_buf *out, const float *x, int bits)
+{
+    uint16_t dm[2];
+    uint8_t scale[8], min[8], q[256], packed[12], qh[32] = {0}, qs[128] = {0};
+    fit_minima(x, 32, bits, 63, dm, scale, min, q);
+    for (int j = 0; j < 4; j++) {
+        packed[j] = (uint8_t)(scale[j] | scale[j + 4] >> 4 << 6);
+        packed[j + 4] = (uint8_t)(min[j] | min[j + 4] >> 4 << 6);
+        packed[j + 8] = (uint8_t)((scale[j + 4] & 15) | (min[j + 4] & 15) << 4);
+    }
+    for (int i = 0; i < 256; i++) {
+        qs[i / 64 * 32 + i % 32] |= (uint8_t)((q[i] & 15) << i / 32 % 2 * 4);
+        qh[i % 32] |= (uint8_t)(q[i] >> 4 << i / 32);
+    }
+    es_buf_add(out, dm, 4);
+    es_buf_add(out, packed, 12);
+    if (bits == 5)
+        es_buf_add(out, qh, 32);
+    es_buf_add(out, qs, 128);
+}
+
+static uint16_t bfloat(float x) /* to nearest, ties away from 0 */
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x8000) >> 16);
+}
+
 void test_quantize(es_buf *out, es_type type, const float *x, size_t n)
 {
     const es_type_info *t = es_type_get(type);
     if (!t || n % (size_t)t->block != 0)
         die("not a whole number of blocks");
     for (size_t i = 0; i < n; i += (size_t)t->block) {
-        uint16_t h = type == ES_F16 ? half(x[i]) : 0;
+        uint16_t h = type == ES_F16 ? half(x[i]) : bfloat(x[i]);
         switch (type) {
         case ES_F32: es_buf_add(out, x + i, 4); break;
-        case ES_F16: es_buf_add(out, &h, 2); break;
+        case ES_F16:
+        case ES_BF16: es_buf_add(out, &h, 2); break;
         case ES_Q4_0: block_q4_0(out, x + i); break;
         case ES_Q4_1: block_q4_1(out, x + i); break;
+        case ES_Q5_0: block_q5(out, x + i, false); break;
+        case ES_Q5_1: block_q5(out, x + i, true); break;
+        case ES_IQ4_NL: block_iq4_nl(out, x + i); break;
         case ES_Q8_0: block_q8_0(out, x + i); break;
+        case ES_Q2_K: block_q2_k(out, x + i); break;
+        case ES_Q3_K: block_q3_k(out, x + i); break;
+        case ES_Q4_K: block_q45_k(out, x + i, 4); break;
+        case ES_Q5_K: block_q45_k(out, x + i, 5); break;
         case ES_Q6_K: block_q6_k(out, x + i); break;
         }
     }
