@@ -548,6 +548,10 @@ static void pickle_of_too_many_tensors(void **state)
     }
     es_buf_str(&b, "u.");
     expect_pickle(b.data, b.len, "over 64 tensors");
+    es_buf_clear(&b);
+    while (b.len <= 1 << 20)
+        es_buf_str(&b, "NNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNN");
+    expect_pickle(b.data, b.len, "its pickle has 1048"); /* values take more memory than their opcodes */
     es_buf_free(&b);
 }
 
