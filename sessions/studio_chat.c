@@ -12,7 +12,7 @@ static int load_dictionary(es_studio *s, es_error *err)
 {
     if (!s->o.dictionary)
         return 0;
-    int rc = es_dictionary_open(&s->dictionary, s->o.dictionary, err);
+    int rc = es_dictionary_open_with(&s->dictionary, s->o.dictionary, &(es_dictionary_options){.hashes = s->o.hashes}, err);
     if (rc || (rc = es_dictionary_check_model(s->dictionary, s->model, err)))
         return rc;
     const es_dictionary_info *i = es_dictionary_get_info(s->dictionary);

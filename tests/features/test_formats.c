@@ -382,6 +382,45 @@ static void encodes_in_blocks(void **state)
     free(threshold);
 }
 
+/* A large file's hash is computed once, and again when the file has changed or what was kept makes no sense. */
+static void keeps_hashes_of_large_files(void **state)
+{
+    (void)state;
+    enum { d = 64, n = 40000 };
+    char folder[200], path[300], hashes[200], command[500], first[65];
+    static const char fake[] = "00000000000000000000000000000000000000000000000000000000000000ff";
+    es_error err = {0};
+    es_dictionary *s;
+    float *w = es_calloc(n * d, sizeof *w);
+    assert_non_null(w);
+    w[3] = 1;
+    snprintf(folder, sizeof folder, "%s/large", root);
+    snprintf(hashes, sizeof hashes, "%s/hashes", root);
+    json_t *none = json_object();
+    const es_dictionary_options o = {.hashes = hashes};
+    for (int round = 0; round < 4; round++) {
+        if (round == 0 || round == 3) { /* 3: the file has changed */
+            w[4] = (float)round;
+            assert_int_equal(es_dictionary_save(folder, d, n, w, w, w, w, 0, false, none, &err), 0);
+        }
+        if (es_dictionary_open_with(&s, folder, &o, &err))
+            fail_msg("%s", err.text);
+        const char *hash = es_dictionary_get_info(s)->hash;
+        char own[65];
+        snprintf(path, sizeof path, "%s/sae_weights.safetensors", folder);
+        assert_int_equal(es_sha256_file(own, path, &err), 0);
+        if (round == 0)
+            memcpy(first, own, sizeof first);
+        assert_string_equal(hash, round == 1 ? fake : own); /* 1: what is kept is taken */
+        assert_int_equal(strcmp(own, first) != 0, round == 3);
+        es_dictionary_free(s);
+        snprintf(command, sizeof command, "for f in %s/*; do printf %s >$f; done", hashes, round == 0 ? fake : "nonsense");
+        assert_int_equal(system(command), 0);
+    }
+    json_decref(none);
+    free(w);
+}
+
 static void put_file(const char *folder, const char *name, const char *from, const char *text)
 {
     char path[700];
@@ -536,7 +575,7 @@ static int remove_root(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(encodes_as_the_peers), cmocka_unit_test(encodes_in_blocks), cmocka_unit_test(takes_a_file_for_its_folder), cmocka_unit_test(converts_there_and_back),
+        cmocka_unit_test(encodes_as_the_peers), cmocka_unit_test(encodes_in_blocks), cmocka_unit_test(keeps_hashes_of_large_files), cmocka_unit_test(takes_a_file_for_its_folder), cmocka_unit_test(converts_there_and_back),
         cmocka_unit_test(refuses_what_a_format_cannot_say), cmocka_unit_test(refuses_what_it_cannot_read), cmocka_unit_test(selects_features), cmocka_unit_test(reads_matrices_of_activations),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
