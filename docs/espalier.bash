@@ -5,7 +5,7 @@ _espalier() {
     1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench fetch doctor --home --model --dictionary --threads --memory --json --quiet --help --version" ;;
     2/features) choices="list show search for-text contrast --help" ;;
     2/label) choices="add import export undo --help" ;;
-    2/basis) choices="new add remove show list export --help" ;;
+    2/basis) choices="new add remove show list export import --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
     2/dictionary) choices="info stats convert --help" ;;
     *)
@@ -26,6 +26,8 @@ _espalier() {
         "basis new"*) choices+=" --suggest --size --signs" ;;
         "basis add"*) choices+=" --lo --hi" ;;
         "basis show"*) choices+=" --experiences" ;;
+        "basis export"*) choices+=" --to --feature --strength" ;;
+        "basis import"*) choices+=" --name" ;;
         "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --replay --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
         "drift "*) choices+=" --top" ;;
         "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;

@@ -4,11 +4,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "dictionary.h"
 #include "vector.h"
 
-enum { TILE = 256, BLOCK = 16384, ROWS = 256 };
+enum { TILE = 256, BLOCK = 16384, ROWS = 256, KEEP_HASH = 16 << 20 };
 #define IN_MEMORY ((size_t)1 << 30)
 #define RELEASE ((size_t)192 << 20) /* read so much of a mapped matrix, then give its pages back */
 
@@ -187,6 +188,43 @@ static int measure_decoder(es_dictionary *s, es_error *err)
     return ES_OK;
 }
 
+/* Where the hash of this very state of the file is kept: named by all that changes when its bytes do. false: it is not kept. */
+static bool kept_path(char *out, size_t size, const char *file, const char *folder)
+{
+    struct stat st;
+    char key[65];
+    char *whole = realpath(file, NULL);
+    es_buf b = {0};
+    if (!whole || stat(whole, &st) != 0 || st.st_size < KEEP_HASH) {
+        free(whole);
+        return false;
+    }
+    es_buf_printf(&b, "%s|%lld|%lld|%lld|%lld.%09ld|%lld.%09ld", whole, (long long)st.st_dev, (long long)st.st_ino, (long long)st.st_size,
+                  (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, (long long)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
+    es_sha256_bytes(key, b.data, b.len);
+    bool ok = !b.failed && snprintf(out, size, "%s/%.32s", folder, key) < (int)size;
+    es_buf_free(&b);
+    free(whole);
+    return ok;
+}
+
+static int hash_file(es_dictionary *s, const char *folder, es_error *err)
+{
+    char path[1300];
+    es_buf b = {0};
+    bool keep = folder && kept_path(path, sizeof path, s->w.file, folder);
+    bool known = keep && es_file_read(&b, path, 64, NULL) == ES_OK && b.len == 64 && strspn(b.data, "0123456789abcdef") == 64;
+    if (known)
+        memcpy(s->info.hash, b.data, 64);
+    es_buf_free(&b);
+    if (known)
+        return ES_OK;
+    int rc = es_sha256_file(s->info.hash, s->w.file, err);
+    if (!rc && keep && es_dir_make(folder, NULL) == ES_OK)
+        es_file_write(path, s->info.hash, 64, NULL); /* next time it is computed again where that failed */
+    return rc;
+}
+
 int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dictionary_options *o, es_error *err)
 {
     *out = NULL;
@@ -207,7 +245,7 @@ int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dict
     if (!rc && (!mapped || s->info.rescale_acts_by_decoder_norm))
         rc = measure_decoder(s, err);
     if (!rc && !o->no_hash)
-        rc = es_sha256_file(s->info.hash, s->w.file, err);
+        rc = hash_file(s, o->hashes, err);
     if (!mapped)
         es_weights_free(&s->w);
     if (rc)
@@ -226,6 +264,9 @@ int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err
 {
     const es_dictionary_info *i = &s->info;
     const es_model_info *mi = es_model_get_info(m);
+    if (i->hook == ES_HOOK_UNKNOWN)
+        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads %s%s%s; in a running model only the residual after a layer can be read (hook_name, or layer_N in its path)",
+                       i->name, *i->hook_name ? "the hook \"" : es_hook_words(i->hook), i->hook_name, *i->hook_name ? "\"" : "");
     if (i->hook != ES_HOOK_RESIDUAL || i->transcoder)
         return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads %s; in a running model only the residual after a layer can be read (encode FILE.npy takes any activations)",
                        i->name, es_hook_words(i->hook));

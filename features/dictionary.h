@@ -47,7 +47,8 @@ int es_weights_read(es_weights *out, const char *path, es_error *err);
 int es_weights_sizes(es_weights *w, size_t d, size_t d_out, size_t F, es_error *err); /* takes them into info, or says that they make no sense */
 /* The matrices under these names: enc_T: W_enc is stored [d, F]; dec_T: W_dec is stored [d_out, F]. */
 int es_weights_matrices(es_weights *w, const char *enc, bool enc_T, const char *dec, bool dec_T, es_error *err);
-/* "blocks.15.hook_resid_post" (TransformerLens) or "model.layers.15.output" (Hugging Face) into info.hook and layer. false: another one. */
+/* "blocks.15.hook_resid_post" (TransformerLens) or "model.layers.15.output" (Hugging Face) into info.hook and layer. false: another one: ES_HOOK_UNKNOWN,
+ * with which activations from files can still be encoded. */
 bool es_weights_hook(es_weights *w, const char *hook);
 void es_copy_string(char *out, size_t size, json_t *v); /* "" for what is no string */
 

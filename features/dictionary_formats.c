@@ -189,6 +189,7 @@ bool es_weights_hook(es_weights *w, const char *hook)
             return true;
         }
     }
+    w->info.hook = ES_HOOK_UNKNOWN;
     return false;
 }
 

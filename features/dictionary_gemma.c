@@ -204,12 +204,13 @@ static int take_config(es_weights *w, const es_place *p, es_error *err)
         snprintf(kind, sizeof kind, "%s", es_place_part(p, "transcoder", false, part, sizeof part) ? "transcoder" : "sae");
     }
     w->info.transcoder = !strcmp(kind, "transcoder");
-    if (*in && es_weights_hook(w, in)) {
-        es_weights_hook_name(w, w->info.hook_name, sizeof w->info.hook_name);
+    if (*in) {
+        if (es_weights_hook(w, in))
+            es_weights_hook_name(w, w->info.hook_name, sizeof w->info.hook_name);
+        else
+            memcpy(w->info.hook_name, in, sizeof in);
         return ES_OK;
     }
-    if (*in)
-        return es_fail(err, ES_ERR_FORMAT, "%s: hook \"%s\" is not supported", path, in);
     take_hook(w, w->info.transcoder                                              ? ES_HOOK_MLP_IN
                  : es_place_part(p, "attn_out", false, part, sizeof part)   ? ES_HOOK_ATTENTION
                  : es_place_part(p, "mlp_out", false, part, sizeof part)    ? ES_HOOK_MLP_OUT

@@ -51,10 +51,7 @@ static int take_config(es_weights *w, const char *path, double *in, double *out,
         rc = es_fail(err, ES_ERR_FORMAT, "%s: there is no jump_relu_threshold", path);
     else if (!positive(json_object_get(norm, "in"), in) || !positive(json_object_get(norm, "out") ? json_object_get(norm, "out") : json_object_get(norm, "in"), out))
         rc = es_fail(err, ES_ERR_FORMAT, "%s: dataset_average_activation_norm must be {\"in\", \"out\"} over 0", path);
-    else if (*w->info.hook_name && !es_weights_hook(w, w->info.hook_name))
-        rc = es_fail(err, ES_ERR_FORMAT, "%s: hook \"%s\" is not supported", path, w->info.hook_name);
-    if (!*w->info.hook_name)
-        w->info.hook = ES_HOOK_UNKNOWN;
+    es_weights_hook(w, w->info.hook_name);
     w->info.transcoder = *hook_out && strcmp(hook_out, w->info.hook_name) != 0;
     if (w->info.transcoder)
         snprintf(w->info.hook_out, sizeof w->info.hook_out, "%s", hook_out);

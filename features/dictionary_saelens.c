@@ -76,15 +76,15 @@ static int take_config(es_weights *w, json_t *cfg, const char *path, es_error *e
     i->n_features = (int)json_integer_value(f);
     if (i->transcoder)
         i->apply_b_dec_to_input = false;
-    if (*i->hook_name && !es_weights_hook(w, i->hook_name))
-        return es_fail(err, ES_ERR_FORMAT, "%s: hook \"%s\" is not supported: residual, attention and MLP hooks are (blocks.N.hook_resid_post)", path, i->hook_name);
-    if (!*i->hook_name) {
-        v = field(cfg, "hook_layer");
-        if (!json_is_integer(v))
-            return es_fail(err, ES_ERR_FORMAT, "%s: there is no hook_name: which layer's residual it reads is unknown", path);
+    v = field(cfg, "hook_layer");
+    if (*i->hook_name) {
+        es_weights_hook(w, i->hook_name);
+    } else if (json_is_integer(v)) {
         if (json_integer_value(v) < -1 || json_integer_value(v) > 9999)
             return es_fail(err, ES_ERR_FORMAT, "%s: layer %lld makes no sense", path, (long long)json_integer_value(v));
         i->layer = (int)json_integer_value(v);
+    } else {
+        i->hook = ES_HOOK_UNKNOWN;
     }
     if (i->architecture == ES_SAE_TOPK && (!json_is_integer(k) || json_integer_value(k) < 1 || json_integer_value(k) > i->n_features))
         return es_fail(err, ES_ERR_FORMAT, "%s: a topk dictionary needs k between 1 and d_sae", path);
@@ -198,7 +198,7 @@ static int write_folder(const es_weights *w, const char *folder, es_error *err)
         return rc;
     const char *norm = w->norm == ES_NORM_NONE ? "none" : i->normalize_activations;
     json_t *metadata = json_pack("{s:s, s:s, s:s}", "sae_lens_version", "6.0.0", "model_name", i->model_name, "hook_name",
-                                 *i->hook_name && i->hook_name[0] != 'm' ? i->hook_name : es_weights_hook_name(w, hook, sizeof hook));
+                                 i->hook == ES_HOOK_UNKNOWN || !strncmp(i->hook_name, "blocks.", 7) ? i->hook_name : es_weights_hook_name(w, hook, sizeof hook));
     if (metadata && *i->model_hash)
         json_object_set_new(metadata, "espalier_model_sha256", json_string(i->model_hash));
     if (metadata && *i->hook_out)

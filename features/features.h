@@ -45,6 +45,7 @@ int es_dictionary_open(es_dictionary **out, const char *path, es_error *err);
 typedef struct es_dictionary_options {
     bool mapped;  /* leave the matrices in the file whatever their size */
     bool no_hash; /* info.hash stays "": no pass over the whole file, for work that does not name the dictionary */
+    const char *hashes; /* folder of one's own where hashes of files over 16 MB are kept, by the file's place, size and times of change; NULL: none are */
 } es_dictionary_options;
 int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dictionary_options *o, es_error *err);
 /* The i-th format's name, and a line on it; NULL: there are no more. writes: es_dictionary_convert can make it. */

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PICKLE_LIMIT = 16 << 20, TENSORS_MAX = 64, NO_NODE = -1 };
+enum { PICKLE_LIMIT = 1 << 20, TENSORS_MAX = 64, NO_NODE = -1 };
 
 typedef enum kind { K_NONE, K_MARK, K_BOOL, K_INT, K_FLOAT, K_TEXT, K_LIST, K_DICT, K_NAME, K_STORAGE, K_TENSOR } kind; /* K_LIST: tuples too */
 

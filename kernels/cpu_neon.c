@@ -6,10 +6,10 @@
 #ifdef __aarch64__
 
 #include <arm_neon.h>
-#include <float.h>
 
 #define W 4
 #include "rows_impl.h"
+#include "half_impl.h"
 
 enum {
     Q_BLOCK = 32,
@@ -169,37 +169,6 @@ INLINE void unpack_float(const es_type type, const uint8_t *row, int i, float32x
 
 /* ---- a row of weights times T <= TOKENS tokens; T is a constant at every call, so that the sums stay in registers ---------------- */
 
-INLINE void row_rounded(const es_type type, const int T, const uint8_t *w, int K, const int16_t *q, const float *scales, float *y,
-                        size_t N, bool accumulate)
-{
-    const size_t blocks = (size_t)K / Q_BLOCK;
-    float32x4_t sum[TOKENS];
-    for (int t = 0; t < T; t++)
-        sum[t] = vdupq_n_f32(0);
-    for (size_t b = 0; b < blocks; b++) {
-        unpacked u;
-        unpack(type, w, (int)b, &u);
-        for (int t = 0; t < T; t++) {
-            const int16_t *x = q + (size_t)t * (size_t)K + b * Q_BLOCK;
-            const float scale = scales[((size_t)t * blocks + b) * 2];
-            int32x4_t s = vdupq_n_s32(0), x_sum[2] = {s, s}; /* |s| <= 8 * 4096 * 32767 */
-            for (int c = 0; c < 4; c++) {
-                int16x8_t v = vld1q_s16(x + 8 * c);
-                s = vmlal_s16(s, vget_low_s16(u.q[c]), vget_low_s16(v));
-                s = vmlal_high_s16(s, u.q[c], v);
-                x_sum[c / 2] = vpadalq_s16(x_sum[c / 2], v);
-            }
-            sum[t] = vfmaq_n_f32(sum[t], vcvtq_f32_s32(s), u.d * scale);
-            if (type == ES_Q4_1 || type == ES_Q5_1 || type == ES_Q2_K || type == ES_Q4_K || type == ES_Q5_K) {
-                sum[t] = vfmaq_n_f32(sum[t], vcvtq_f32_s32(x_sum[0]), u.m[0] * scale);
-                sum[t] = vfmaq_n_f32(sum[t], vcvtq_f32_s32(x_sum[1]), u.m[1] * scale);
-            }
-        }
-    }
-    for (int t = 0; t < T; t++, y += N)
-        *y = accumulate ? *y + vaddvq_f32(sum[t]) : vaddvq_f32(sum[t]);
-}
-
 INLINE void row_exact(const es_type type, const int T, const uint8_t *w, int K, const float *x, float *y, size_t N, bool accumulate)
 {
     float32x4_t sum[TOKENS][2];
@@ -238,21 +207,6 @@ INLINE void exact_tokens(const es_type type, const es_weight *w, int n, int t, i
     }
 }
 
-INLINE void rounded_tokens(const es_type type, const es_weight *w, int n, int t, int m, const es_rounded *x, float *y, bool accumulate)
-{
-    const int K = w->n_in;
-    const uint8_t *row = (const uint8_t *)w->data + (size_t)n * es_row_bytes(type, K);
-    const int16_t *q = x->q + (size_t)t * (size_t)K;
-    const float *scales = x->scales + (size_t)t * (size_t)(K / Q_BLOCK) * 2;
-    y += (size_t)t * (size_t)w->n_out + n;
-    switch (m) {
-    case 1: row_rounded(type, 1, row, K, q, scales, y, (size_t)w->n_out, accumulate); break;
-    case 2: row_rounded(type, 2, row, K, q, scales, y, (size_t)w->n_out, accumulate); break;
-    case 3: row_rounded(type, 3, row, K, q, scales, y, (size_t)w->n_out, accumulate); break;
-    default: row_rounded(type, 4, row, K, q, scales, y, (size_t)w->n_out, accumulate);
-    }
-}
-
 /* One function a type, and the switch that chooses it: a row stays in the nearest cache while all tokens meet it. */
 #define LOOP_OF(type, tokens)                                                                \
     case type:                                                                               \
@@ -273,39 +227,6 @@ static void rows(const es_weight *w, int from, int to, const float *x, int T, fl
     switch (w->type) {
         PLAIN_TYPES(LOOP_OF, exact_tokens)
         BLOCK_TYPES(LOOP_OF, exact_tokens)
-    }
-}
-
-static void rows_rounded(const es_weight *w, int from, int to, const es_rounded *x, int T, float *y, bool accumulate)
-{
-    switch (w->type) {
-        BLOCK_TYPES(LOOP_OF, rounded_tokens)
-    case ES_F32:
-    case ES_F16:
-    case ES_BF16: break; /* the caller rounds for blocks only */
-    }
-}
-
-/* Rounds K floats (a multiple of 32). A block that holds a NaN or an infinity gets a NaN scale, so that it does not vanish. */
-static void round_row(const float *x, int K, int16_t *q, float *scales)
-{
-    for (int b = 0; b < K / Q_BLOCK; b++, x += Q_BLOCK, q += Q_BLOCK, scales += 2) {
-        float32x4_t v[8], max = vdupq_n_f32(0), odd = vdupq_n_f32(0);
-        for (int c = 0; c < 8; c++) {
-            v[c] = vld1q_f32(x + 4 * c);
-            max = vmaxnmq_f32(max, vabsq_f32(v[c]));
-            odd = vaddq_f32(odd, vsubq_f32(v[c], v[c])); /* 0, or NaN */
-        }
-        const float largest = vmaxvq_f32(max), scale = largest / 32767;
-        const float inverse = scale >= FLT_MIN ? 32767 / largest : 0;
-        int32x4_t sum = vdupq_n_s32(0);
-        for (int c = 0; c < 8; c++) {
-            int32x4_t i = vcvtnq_s32_f32(vmulq_n_f32(v[c], inverse));
-            sum = vaddq_s32(sum, i);
-            vst1_s16(q + 4 * c, vqmovn_s32(i));
-        }
-        scales[0] = scale + vaddvq_f32(odd);
-        scales[1] = scales[0] * (float)vaddvq_s32(sum);
     }
 }
 
@@ -333,7 +254,7 @@ static void dequant(es_type type, const void *src, float *dst, size_t n)
 
 const es_simd *es_simd_neon(void)
 {
-    static const es_simd simd = {.name = "neon", .dequant = dequant, .rows = rows, .rows_rounded = rows_rounded, .round = round_row, ROW_OPS};
+    static const es_simd simd = {.name = "neon", .dequant = dequant, .rows = rows, ROW_OPS, HALF_OPS}; /* no rounded products yet: prompts go through BLAS, decoding through rows */
     return &simd;
 }
 

@@ -395,7 +395,7 @@ INLINE void round_block(const float *x, __m256i out[2], float scale[3])
     both = _mm_hadd_epi32(both, both);
     const int first = _mm_cvtsi128_si32(both), second = _mm_extract_epi32(both, 1);
     scale[0] = step + sum8(odd);
-    scale[1] = scale[0] * (float)(first + second);
+    scale[1] = scale[0] * ((float)first + (float)second); /* as floats: with a NaN they are the largest integers */
     scale[2] = scale[0] * (float)second;
 }
 

@@ -104,6 +104,7 @@ typedef struct es_studio_options {
     const char *starter_basis;      /* JSON of a basis offered as "starter", or NULL */
     const char *neutral;            /* JSONL of text that should stay as it is (es_neutral_load): what inputs are white on; NULL: Adam with learned inputs */
     const char *inputs;             /* folder where they are kept (es_inputs_kept) */
+    const char *hashes;             /* folder where hashes of large dictionaries are kept, or NULL (es_dictionary_options) */
     const char *system;             /* system prompt or NULL */
     const char *author;
     es_sampling sampling;           /* numbers that are -1: the model's own (es_model_sampling) */

@@ -264,7 +264,7 @@ static void studio_free(es_studio *s)
     free(s->snr);
     es_inputs_free(s->white);
     es_readings_free(s->readings);
-    const char *owned[] = {s->o.model, s->o.dictionary, s->o.workspace, s->o.labels, s->o.starter_basis, s->o.system, s->o.author, s->o.neutral, s->o.inputs, s->teacher};
+    const char *owned[] = {s->o.model, s->o.dictionary, s->o.workspace, s->o.labels, s->o.starter_basis, s->o.system, s->o.author, s->o.neutral, s->o.inputs, s->o.hashes, s->teacher};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free((char *)(uintptr_t)owned[i]);
     pthread_mutex_destroy(&s->lock);
@@ -307,6 +307,7 @@ int es_studio_open(es_studio **out, const es_studio_options *o, es_error *err)
     s->o.starter_basis = copy(o->starter_basis, &failed);
     s->o.neutral = copy(o->neutral, &failed);
     s->o.inputs = copy(o->inputs, &failed);
+    s->o.hashes = copy(o->hashes, &failed);
     s->o.system = copy(o->system, &failed);
     s->o.author = copy(o->author ? o->author : "me", &failed);
     s->temperature = o->sampling.temperature;

@@ -12,12 +12,12 @@ static int load_dictionary(es_studio *s, es_error *err)
 {
     if (!s->o.dictionary)
         return 0;
-    int rc = es_dictionary_open(&s->dictionary, s->o.dictionary, err);
+    int rc = es_dictionary_open_with(&s->dictionary, s->o.dictionary, &(es_dictionary_options){.hashes = s->o.hashes}, err);
     if (rc || (rc = es_dictionary_check_model(s->dictionary, s->model, err)))
         return rc;
     const es_dictionary_info *i = es_dictionary_get_info(s->dictionary);
     char path[1200];
-    snprintf(path, sizeof path, "%s/atlas.esa", s->o.dictionary);
+    snprintf(path, sizeof path, "%s/atlas.esa", i->folder); /* the option may name a file in it */
     es_error atlas_error;
     if (es_atlas_open(&s->atlas, path, &atlas_error))
         es_studio_say_status(s, "no atlas: %.180s", atlas_error.text);

@@ -720,7 +720,7 @@ int cmd_export(int argc, char **argv)
         if (!strcmp(to, kinds[i].name))
             kind = i;
     if (kind < 0)
-        return to ? opts_usage_error("export", "--to is control-vector, gguf-lora, peft, persona, npz or json, not '%s'", to) : opts_usage_error("export", "--to KIND is missing");
+        return to ? opts_usage_error("export", "--to is control-vector, npz or json, or gguf-lora, peft or persona; not '%s'", to) : opts_usage_error("export", "--to KIND is missing");
     es_error err = {0};
     es_model *m = NULL;
     es_adapter *adapter = NULL;

@@ -127,7 +127,7 @@ static int dictionary_info(int argc, char **argv)
     const es_dictionary_info *i = es_dictionary_get_info(s);
     int code;
     if (the_app.json) {
-        code = app_print_json(json_pack("{s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:s,s:s,s:s,s:b,s:s}", "name", i->name, "format", i->format, "architecture", es_architecture_name(i->architecture),
+        code = app_print_json(json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:s,s:s,s:s,s:b,s:s}", "name", i->name, "format", i->format, "l0", i->l0, "architecture", es_architecture_name(i->architecture),
                                         "hook", i->hook_name, "layer", i->layer, "d", i->d, "d_out", i->d_out, "features", i->n_features, "hash", i->hash, "model", i->model_name,
                                         "model_hash", i->model_hash, "apply_b_dec_to_input", i->apply_b_dec_to_input, "normalize",
                                         i->normalize_activations));
@@ -137,6 +137,8 @@ static int dictionary_info(int argc, char **argv)
                es_architecture_name(i->architecture), i->transcoder ? " transcoder" : "", es_hook_words(i->hook));
         if (i->hook != ES_HOOK_UNKNOWN)
             printf(", layer %d (%s)", i->layer, app_shown(i->hook_name, a, sizeof a));
+        if (*i->l0)
+            printf("\nl0            %s", app_shown(i->l0, a, sizeof a));
         printf("\nwidth         %d\nfeatures      %d\nhash          %s\nmodel         %s\nmodel hash    %s\n", i->d, i->n_features, i->hash,
                app_shown(i->model_name, b, sizeof b), *i->model_hash ? i->model_hash : "not named");
         code = app_flush();

@@ -21,9 +21,10 @@ int app_model(es_model **out, es_error *err)
 /* A dictionary's folder with what lies in it. labels: instead of those in the folder; NULL: those. */
 static int open_folder(app_features *f, es_model *m, const char *folder, const char *labels, es_error *err)
 {
-    char path[1200];
+    char path[1200], hashes[1200];
     *f = (app_features){0};
-    int rc = es_dictionary_open(&f->dictionary, folder, err);
+    app_path(hashes, sizeof hashes, "hashes");
+    int rc = es_dictionary_open_with(&f->dictionary, folder, &(es_dictionary_options){.hashes = hashes}, err);
     if (rc == ES_OK)
         rc = es_dictionary_check_model(f->dictionary, m, err);
     if (rc != ES_OK) {

@@ -24,7 +24,7 @@ refused 2 "--layers wants numbers" harvest x.txt --out d --layers 3,,4
 refused 2 "--layers wants numbers" harvest x.txt --out d --layers 9999999999
 refused 2 "there is no command 'bogus'" features bogus
 refused 2 "--form is bias, gain, map or lora" adapt --basis b --experiences e --out o --form gane
-refused 2 "--to is control-vector, npz or json" export a --to pickle b
+refused 2 "--to is control-vector, gguf-lora, peft, persona, npz or json" export a --to pickle b
 refused 2 "--against is llama.cpp or peft, not 'llama'" bench --against llama
 refused 2 "--only and --against do not go together" bench --against peft --only adapt
 refused 2 "--only is memory, load, chat, context, batch, encode, adapt, learning or dictionary, not 'speech'" bench --only speech
@@ -35,8 +35,8 @@ want 2 basis
 
 commands="chat answer tokenize score encode harvest train atlas adapt drift export bench doctor"
 for c in $commands "features list" "features show" "features search" "features for-text" "features contrast" "label add" "label import" \
-  "label export" "label undo" "basis new" "basis add" "basis remove" "basis show" "basis list" "basis export" "dictionary info" \
-  "dictionary stats" "eval margin" "eval neutral"; do
+  "label export" "label undo" "basis new" "basis add" "basis remove" "basis show" "basis list" "basis export" "basis import" "dictionary info" \
+  "dictionary stats" "dictionary convert" "eval margin" "eval neutral"; do
   # shellcheck disable=SC2086
   want 0 $c --help
   grep -q "^Usage: espalier $c" out || fail "no usage in the help of $c"

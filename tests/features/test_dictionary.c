@@ -224,8 +224,7 @@ static void refuses_bad_folders(void **state)
         {"{\"architecture\":\"jumprelu\",\"normalize_activations\":\"covariance_whitening\"," BASE "}", ES_ERR_FORMAT, "unless it is folded"},
         {"{\"architecture\":\"jumprelu\",\"normalize_activations\":\"whitening\"," BASE "}", ES_ERR_FORMAT, "whitening"},
         {"{\"architecture\":\"jumprelu\",\"reshape_activations\":\"heads\"," BASE "}", ES_ERR_FORMAT, "heads"},
-        {"{\"architecture\":\"jumprelu\",\"d_in\":24,\"d_sae\":40}", ES_ERR_FORMAT, "hook_name"},
-        {"{\"architecture\":\"jumprelu\",\"d_in\":24,\"d_sae\":40,\"hook_name\":\"blocks.3.hook_mlp_out\\u001b[2J\"}", ES_ERR_FORMAT, "not supported"},
+        {"{\"architecture\":\"jumprelu\",\"d_in\":24,\"d_sae\":40,\"hook_layer\":12345678}", ES_ERR_FORMAT, "layer 12345678"},
         {"{\"architecture\":\"topk\"," BASE "}", ES_ERR_FORMAT, "needs k"},
         {"{\"architecture\":\"topk\",\"k\":41," BASE "}", ES_ERR_FORMAT, "needs k"},
         {"{\"architecture\":\"jumprelu\",\"d_in\":25,\"d_sae\":40,\"hook_name\":\"blocks.3.hook_resid_post\"}", ES_ERR_FORMAT, "W_dec [40, 25]"},
@@ -244,6 +243,29 @@ static void refuses_bad_folders(void **state)
     put("bad", "cfg.json", "{\"architecture\":\"jumprelu\"," BASE "}", strlen("{\"architecture\":\"jumprelu\"," BASE "}"));
     copy_weights("bad", "standard"); /* has no threshold */
     expect("bad", ES_ERR_MISSING, "threshold");
+}
+
+/* It encodes activations from files; what it would read in a model is unknown, and said so when it comes to a model. */
+static void opens_without_a_known_hook(void **state)
+{
+    (void)state;
+    static const char *const cfg[] = {
+        "{\"architecture\":\"jumprelu\",\"d_in\":24,\"d_sae\":40}", "{\"architecture\":\"jumprelu\",\"d_in\":24,\"d_sae\":40,\"metadata\":{\"hook_name\":null}}",
+        "{\"architecture\":\"jumprelu\",\"d_in\":24,\"d_sae\":40,\"hook_name\":\"blocks.3.hook_resid_mid\"}",
+        "{\"architecture\":\"jumprelu\",\"d_in\":24,\"d_sae\":40,\"hook_name\":\"blocks.3.hook_mlp_out\\u001b[2J\"}",
+    };
+    copy_weights("hookless", "jumprelu");
+    for (size_t i = 0; i < sizeof cfg / sizeof *cfg; i++) {
+        char path[300];
+        es_error err = {0};
+        es_dictionary *s;
+        put("hookless", "cfg.json", cfg[i], strlen(cfg[i]));
+        snprintf(path, sizeof path, "%s/hookless", root);
+        if (es_dictionary_open(&s, path, &err))
+            fail_msg("%s", err.text);
+        assert_int_equal(es_dictionary_get_info(s)->hook, ES_HOOK_UNKNOWN);
+        es_dictionary_free(s);
+    }
 }
 
 static void refuses_weights_that_are_no_numbers(void **state)
@@ -284,7 +306,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(encodes_and_decodes_as_saelens), cmocka_unit_test(tells_neighbours_and_rows),
-        cmocka_unit_test(not_a_number_activates_nothing), cmocka_unit_test(refuses_bad_folders),
+        cmocka_unit_test(not_a_number_activates_nothing), cmocka_unit_test(refuses_bad_folders), cmocka_unit_test(opens_without_a_known_hook),
         cmocka_unit_test(refuses_weights_that_are_no_numbers),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "dictionary.h"
+#include "kernels.h"
 #include "npy.h"
 
 enum { D = 24, F = 40, T = 7 };
@@ -286,6 +287,210 @@ static void refuses_what_a_format_cannot_say(void **state)
     }
 }
 
+/* More features and tokens than a block and a tile: in memory, mapped in each layout and type, jumprelu and topk, against the formula. */
+static void encodes_in_blocks(void **state)
+{
+    (void)state;
+    enum { d = 8, n = 40000, rows = 300, TOP = 7 };
+    es_rng r;
+    es_pool *pool;
+    es_error err = {0};
+    char folder[200], llama[200];
+    float *w = es_calloc(n * d, sizeof *w), *wt = es_calloc(n * d, sizeof *wt), *x = es_calloc(rows * d, sizeof *x), *b_enc = es_calloc(n, sizeof *b_enc);
+    float b_dec[d], *threshold = es_calloc(n, sizeof *threshold);
+    assert_true(w && wt && x && b_enc && threshold);
+    assert_int_equal(es_pool_open(&pool, 2, &err), 0);
+    es_rng_seed(&r, 3);
+    for (int i = 0; i < n * d; i++)
+        w[i] = (float)((double)es_rng_below(&r, 2001) / 1000 - 1);
+    for (int i = 0; i < rows * d; i++)
+        x[i] = es_rng_normal(&r);
+    for (int j = 0; j < n; j++) {
+        b_enc[j] = es_rng_normal(&r) / 10;
+        threshold[j] = 4; /* few fire */
+    }
+    for (int i = 0; i < d; i++)
+        b_dec[i] = es_rng_normal(&r) / 10;
+    for (int half = 0; half < 2; half++)
+        for (int topk = 0; topk < 2; topk++) {
+            snprintf(folder, sizeof folder, "%s/blocks-%d-%d", root, half, topk);
+            snprintf(llama, sizeof llama, "%s/blocks-llama-%d", root, half);
+            assert_int_equal(es_dir_make(folder, &err), 0);
+            if (half) /* numbers that f16 holds */
+                for (int i = 0; i < n * d; i++) {
+                    uint16_t h;
+                    es_f32_to_f16(w + i, &h, 1);
+                    es_f16_to_f32(&h, w + i, 1);
+                }
+            for (int j = 0; j < n; j++)
+                for (int i = 0; i < d; i++)
+                    wt[i * n + j] = w[j * d + i];
+            es_tensor_type type = half ? ES_TENSOR_F16 : ES_TENSOR_F32;
+            es_tensor_spec t[] = {{"W_enc", type, 2, {d, n}, wt}, {"W_dec", type, 2, {n, d}, w}, {"b_enc", ES_TENSOR_F32, 1, {n}, b_enc},
+                                  {"b_dec", ES_TENSOR_F32, 1, {d}, b_dec}, {"threshold", ES_TENSOR_F32, 1, {n}, threshold}};
+            char path[300], cfg[300];
+            snprintf(path, sizeof path, "%s/sae_weights.safetensors", folder);
+            assert_int_equal(es_safetensors_write_file(path, t, 5, NULL, &err), 0);
+            snprintf(path, sizeof path, "%s/cfg.json", folder);
+            snprintf(cfg, sizeof cfg, "{\"architecture\":\"%s\",\"k\":%d,\"d_in\":%d,\"d_sae\":%d}", topk ? "topk" : "jumprelu", (int)TOP, (int)d, (int)n);
+            assert_int_equal(es_file_write(path, cfg, strlen(cfg), &err), 0);
+            if (!topk && es_dictionary_convert(folder, llama, "llama-scope", &err))
+                fail_msg("%s", err.text);
+            for (int way = 0; way < (topk ? 2 : 3); way++) { /* in memory; mapped, [d, F]; mapped, [F, d] */
+                es_dictionary *s;
+                es_sparse a = {0};
+                if (es_dictionary_open_with(&s, way == 2 ? llama : folder, &(es_dictionary_options){.mapped = way > 0}, &err))
+                    fail_msg("%s", err.text);
+                assert_int_equal(es_dictionary_encode(s, pool, x, rows, &a, &err), 0);
+                size_t wrong = 0, active = 0;
+                for (int row = 0; row < rows; row += 13) {
+                    size_t from = a.start[row], to = a.start[row + 1], hits = 0;
+                    float least = topk ? a.value[to - 1] : 4;
+                    if (topk)
+                        assert_int_equal(to - from, TOP);
+                    for (size_t k = from + 1; k < to; k++)
+                        assert_true(a.value[k] <= a.value[k - 1]);
+                    for (int j = 0; j < n; j++) {
+                        double v = (double)b_enc[j];
+                        for (int i = 0; i < d; i++)
+                            v += ((double)x[row * d + i] - (double)b_dec[i]) * (double)w[j * d + i];
+                        if (v > (double)least + 1e-4)
+                            hits++;
+                    }
+                    for (size_t k = from; k < to; k++) {
+                        int j = a.index[k];
+                        double v = (double)b_enc[j];
+                        for (int i = 0; i < d; i++)
+                            v += ((double)x[row * d + i] - (double)b_dec[i]) * (double)w[j * d + i];
+                        wrong += fabs(v - (double)a.value[k]) > 1e-4;
+                    }
+                    active += to - from;
+                    if (to - from < hits || to - from > hits + 4) /* some may lie within rounding of the threshold */
+                        fail_msg("half %d topk %d way %d row %d: %zu active where %zu are", half, topk, way, row, to - from, hits);
+                }
+                assert_int_equal(wrong, 0);
+                assert_true(active > 100);
+                es_sparse_free(&a);
+                es_dictionary_free(s);
+            }
+        }
+    es_pool_free(pool);
+    free(w);
+    free(wt);
+    free(x);
+    free(b_enc);
+    free(threshold);
+}
+
+/* A large file's hash is computed once, and again when the file has changed or what was kept makes no sense. */
+static void keeps_hashes_of_large_files(void **state)
+{
+    (void)state;
+    enum { d = 64, n = 40000 };
+    char folder[200], path[300], hashes[200], command[500], first[65];
+    static const char fake[] = "00000000000000000000000000000000000000000000000000000000000000ff";
+    es_error err = {0};
+    es_dictionary *s;
+    float *w = es_calloc(n * d, sizeof *w);
+    assert_non_null(w);
+    w[3] = 1;
+    snprintf(folder, sizeof folder, "%s/large", root);
+    snprintf(hashes, sizeof hashes, "%s/hashes", root);
+    json_t *none = json_object();
+    const es_dictionary_options o = {.hashes = hashes};
+    for (int round = 0; round < 4; round++) {
+        if (round == 0 || round == 3) { /* 3: the file has changed */
+            w[4] = (float)round;
+            assert_int_equal(es_dictionary_save(folder, d, n, w, w, w, w, 0, false, none, &err), 0);
+        }
+        if (es_dictionary_open_with(&s, folder, &o, &err))
+            fail_msg("%s", err.text);
+        const char *hash = es_dictionary_get_info(s)->hash;
+        char own[65];
+        snprintf(path, sizeof path, "%s/sae_weights.safetensors", folder);
+        assert_int_equal(es_sha256_file(own, path, &err), 0);
+        if (round == 0)
+            memcpy(first, own, sizeof first);
+        assert_string_equal(hash, round == 1 ? fake : own); /* 1: what is kept is taken */
+        assert_int_equal(strcmp(own, first) != 0, round == 3);
+        es_dictionary_free(s);
+        snprintf(command, sizeof command, "for f in %s/*; do printf %s >$f; done", hashes, round == 0 ? fake : "nonsense");
+        assert_int_equal(system(command), 0);
+    }
+    json_decref(none);
+    free(w);
+}
+
+static void put_file(const char *folder, const char *name, const char *from, const char *text)
+{
+    char path[700];
+    es_buf b = {0};
+    es_error err = {0};
+    if (from) {
+        golden(path, sizeof path, from);
+        assert_int_equal(es_file_read(&b, path, 1 << 20, &err), 0);
+    } else {
+        es_buf_str(&b, text);
+    }
+    snprintf(path, sizeof path, "%s/%s/%s", root, folder, name);
+    char *slash = strrchr(path, '/');
+    *slash = 0;
+    assert_int_equal(es_dir_make(path, &err), 0);
+    *slash = '/';
+    assert_int_equal(es_file_write(path, b.data, b.len, &err), 0);
+    es_buf_free(&b);
+}
+
+static void refused(const char *folder, int code, const char *text)
+{
+    char path[300];
+    es_error err = {0};
+    es_dictionary *s = NULL;
+    snprintf(path, sizeof path, "%s/%s", root, folder);
+    int rc = es_dictionary_open(&s, path, &err);
+    if (rc != code || !strstr(err.text, text) || strchr(err.text, '\n') || s)
+        fail_msg("%s: got %d \"%s\", wanted %d \"%s\"", folder, rc, err.text, code, text);
+}
+
+/* Files that are sound, but say what is not supported, or nothing that would do. */
+static void refuses_what_it_cannot_read(void **state)
+{
+    (void)state;
+    static const char params[] = "gemma-scope-2-270m-pt/mlp_out/layer_5_width_16k_l0_big/params.safetensors";
+    static const char pt[] = "dictionary-learning/BatchTopKSAE/trainer_0/ae.pt", final[] = "llama-scope/Llama3_1-8B-Base-L8R-8x/checkpoints/final.safetensors";
+    put_file("g/crosscoder/layer_7_width_16k", "params.safetensors", params, NULL);
+    refused("g/crosscoder/layer_7_width_16k", ES_ERR_FORMAT, "is a crosscoder");
+    put_file("g/clt/width_16k", "params.safetensors", params, NULL);
+    refused("g/clt/width_16k", ES_ERR_FORMAT, "is a clt");
+    put_file("g2", "params.safetensors", params, NULL);
+    put_file("g2", "config.json", NULL, "{\"type\":\"crosscoder\"}");
+    refused("g2", ES_ERR_FORMAT, "is a crosscoder");
+    put_file("g2", "config.json", NULL, "{\"architecture\":\"topk\"}");
+    refused("g2", ES_ERR_FORMAT, "\"topk\" is not supported");
+    put_file("g2", "config.json", NULL, "[]");
+    refused("g2", ES_ERR_FORMAT, "not a JSON object");
+    put_file("l", "ae.pt", pt, NULL); /* TopK and BatchTopK have the same arrays */
+    refused("l", ES_ERR_FORMAT, "its kind is unknown");
+    put_file("l", "config.json", NULL, "{\"trainer\":{\"dict_class\":\"CrossCoder\"}}");
+    refused("l", ES_ERR_FORMAT, "\"CrossCoder\" is not supported");
+    put_file("l", "config.json", NULL, "{\"trainer\":{\"dict_class\":\"GatedAutoEncoder\"}}");
+    refused("l", ES_ERR_MISSING, "decoder_bias");
+    put_file("s", "checkpoints/final.safetensors", final, NULL);
+    put_file("s", "hyperparams.json", NULL, "{\"d_model\":24,\"d_sae\":40}");
+    refused("s", ES_ERR_FORMAT, "jump_relu_threshold");
+    put_file("s", "hyperparams.json", NULL, "{\"d_model\":24,\"d_sae\":40,\"jump_relu_threshold\":1,\"dataset_average_activation_norm\":{\"in\":0}}");
+    refused("s", ES_ERR_FORMAT, "dataset_average_activation_norm");
+    put_file("s", "hyperparams.json", NULL, "{\"d_model\":1e9,\"d_sae\":40}");
+    refused("s", ES_ERR_FORMAT, "d_model");
+    put_file("s", "hyperparams.json", NULL, "{\"d_model\":25,\"d_sae\":40,\"jump_relu_threshold\":1,\"dataset_average_activation_norm\":{\"in\":5,\"out\":5}}");
+    refused("s", ES_ERR_FORMAT, "[25, 40]");
+    put_file("u", "cfg.json", "standard-unfolded/cfg.json", NULL);
+    put_file("u", "sae_weights.safetensors", "standard-unfolded/sae_weights.safetensors", NULL);
+    put_file("u", "activation_scaler.json", NULL, "{\"scaling_factor\":0}");
+    refused("u", ES_ERR_FORMAT, "scaling_factor");
+    refused("nothing", ES_ERR_MISSING, "no dictionary is here");
+}
+
 static void selects_features(void **state)
 {
     (void)state;
@@ -370,8 +575,8 @@ static int remove_root(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(encodes_as_the_peers), cmocka_unit_test(takes_a_file_for_its_folder), cmocka_unit_test(converts_there_and_back),
-        cmocka_unit_test(refuses_what_a_format_cannot_say), cmocka_unit_test(selects_features), cmocka_unit_test(reads_matrices_of_activations),
+        cmocka_unit_test(encodes_as_the_peers), cmocka_unit_test(encodes_in_blocks), cmocka_unit_test(keeps_hashes_of_large_files), cmocka_unit_test(takes_a_file_for_its_folder), cmocka_unit_test(converts_there_and_back),
+        cmocka_unit_test(refuses_what_a_format_cannot_say), cmocka_unit_test(refuses_what_it_cannot_read), cmocka_unit_test(selects_features), cmocka_unit_test(reads_matrices_of_activations),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);
 }

@@ -384,7 +384,7 @@ static void bytes_changed_at_random(void **state)
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
         es_buf b = {0};
         golden(&b, whole[i].name);
-        for (int round = 0; round < 3000; round++) {
+        for (int round = 0; round < 1000; round++) {
             size_t at[4];
             char old[4];
             for (int k = 0; k < 4; k++) { /* half of them in what describes the file: its end and its beginning */
@@ -407,7 +407,7 @@ static void bytes_changed_at_random(void **state)
         }
         es_buf_free(&b);
     }
-    assert_true(refused > 1000); /* else nothing was tried */
+    assert_true(refused > 500); /* else nothing was tried */
     (void)opened;
 }
 
@@ -548,6 +548,10 @@ static void pickle_of_too_many_tensors(void **state)
     }
     es_buf_str(&b, "u.");
     expect_pickle(b.data, b.len, "over 64 tensors");
+    es_buf_clear(&b);
+    while (b.len <= 1 << 20)
+        es_buf_str(&b, "NNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNN");
+    expect_pickle(b.data, b.len, "its pickle has 1048"); /* values take more memory than their opcodes */
     es_buf_free(&b);
 }
 

@@ -229,7 +229,7 @@ static void check_matmul(es_type type, int N, int K, int T)
             near_sized(what, y, want, ny, 3e-6, usual);
             memcpy(y, y0, ny * sizeof *y);
             cpu->matmul(pool, &w, x, T, y, accumulate, false);
-            near_sized(what, y, want, ny, 2e-4, usual); /* 15 bits, and blocks with an outlier of 300 times the rest */
+            near_sized(what, y, want, ny, 4e-4, usual); /* 15 bits, and blocks with an outlier of 300 times the rest; eight bits would be at 5e-2 */
             cpu->matmul_back(pool, &w, dy, T, dx, accumulate);
             near_sized("matmul_back", dx, want_dx, nx, 3e-6, usual_dx);
             free(y), free(dx);
