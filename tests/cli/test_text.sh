@@ -75,9 +75,16 @@ refused 1 "do not go with a model of 512" bench --only context --context 1024 --
 # Ctrl-C: what there is stays, exit 130
 if [ -n "$real" ]; then
   got=0
-  # A background job of a script has SIGINT ignored, and what ignores it keeps it so: timeout sends it in the foreground.
-  timeout --foreground --preserve-status -s INT 3 "$ESPALIER_BIN" chat --prompt "Write a very long story about a lighthouse." --max-tokens 4000 \
-    --context 5000 --seed 1 --model "$real" >out 2>err || got=$?
+  python3 - "$ESPALIER_BIN" "$real" <<'PY' || got=$?
+import os, signal, subprocess, sys, time
+# A background job of a script has SIGINT ignored, and what ignores it keeps it so. Interrupted as soon as something has been said.
+args = [sys.argv[1], "chat", "--prompt", "Write a very long story about a lighthouse.", "--max-tokens", "4000", "--context", "5000", "--seed", "1", "--model", sys.argv[2]]
+p = subprocess.Popen(args, stdout=open("out", "wb"), stderr=open("err", "wb"), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+while os.path.getsize("out") == 0 and p.poll() is None:
+    time.sleep(0.02)
+p.send_signal(signal.SIGINT)
+sys.exit(p.wait())
+PY
   [ $got -eq 130 ] || { cat err >&2; fail "an interrupted chat exits $got"; }
   [ -s out ] && [ "$(tail -c 1 out | wc -l)" -eq 1 ] || fail "an interrupted chat does not end its line"
 fi
