@@ -33,7 +33,7 @@ struct es_trainer {
     bool forward_done;
 };
 
-enum { FF_ROWS = 512, HEAD_ROWS_MIN = 16, LOGIT_BYTES = 100 << 20 };
+enum { FF_ROWS = 512, HEAD_ROWS_MIN = 16, LOGIT_BYTES = 192 << 20 };
 
 static int max_hooks(const es_trainer_options *o)
 {
@@ -100,7 +100,7 @@ static void layout(es_trainer *t, es_arena *a)
         }
     }
 
-    size_t bytes = t->o.logit_bytes ? t->o.logit_bytes : back ? LOGIT_BYTES : LOGIT_BYTES / 4;
+    size_t bytes = t->o.logit_bytes ? t->o.logit_bytes : back ? LOGIT_BYTES : LOGIT_BYTES / 8;
     size_t rows = bytes / sizeof(float) / m->n_vocab;
     rows = rows < HEAD_ROWS_MIN ? HEAD_ROWS_MIN : rows;
     t->head_rows = (int)(rows > n ? n : rows);
