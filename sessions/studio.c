@@ -1019,8 +1019,10 @@ void es_studio_prefer(es_studio *s, const char *text)
 {
     if (!text || !text[strspn(text, " \t")])
         es_studio_say_status(s, "what do you prefer? /prefer be more direct");
-    else
+    else {
         es_studio_post(s, &s->work_queue, &s->work_wake, ES_CMD_PREFER, 0, 0, text);
+        es_studio_say_status(s, "noted: the model is asked as soon as learning is free"); /* it may wait behind other work, and a person would ask twice */
+    }
 }
 
 void es_studio_direction(es_studio *s, const char *file_or_name, bool on)

@@ -903,8 +903,10 @@ static void prepare_inputs(es_studio *s)
     if (!s->o.neutral || !s->o.inputs)
         return;
     int job = es_studio_job_begin(s, "inputs", "measuring neutral text, once for this model", "texts");
+    learning(s, ES_LEARN_PREPARING, "measuring neutral text, once for this model");
     int rc = es_inputs_kept(&s->white, s->model, s->dictionary, ES_WHITE_RANK, s->o.neutral, s->o.inputs, s->o.threads, &s->cancel_work, &err);
     es_studio_job_end(s, job, rc && rc != ES_ERR_CANCELLED, rc == ES_ERR_CANCELLED, NULL);
+    learning(s, ES_LEARN_IDLE, "%s", "");
     if (rc && rc != ES_ERR_CANCELLED)
         es_studio_say_status(s, "%.230s", err.text);
 }
