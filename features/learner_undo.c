@@ -63,6 +63,8 @@ static int kept_of(const es_learner *l, const int *experience, int n, int own, c
 /* change -= V (V^T G V)^-1 V^T G change. Vectors are used at length 1, so that a small part counts like a large one. */
 static int spare(es_learner *l, const float *const *v, int n_v, float *change, es_error *err)
 {
+    if (!n_v)
+        return ES_OK; /* there are no others */
     size_t n = l->a->n_learned;
     float *dual = es_calloc(n, sizeof *dual);
     double *gram = es_calloc((size_t)n_v * (size_t)n_v + 2 * (size_t)n_v, sizeof *gram), *c = gram + (size_t)n_v * (size_t)n_v, *length = c + n_v;

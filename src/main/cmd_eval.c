@@ -17,9 +17,10 @@ static bool only_shown(const char *word, bool *value)
             return true;
     for (size_t i = 0; i < sizeof VALUE / sizeof *VALUE; i++) {
         size_t n = strlen(VALUE[i]);
-        *value = !word[n];
-        if (!strncmp(word, VALUE[i], n) && (!word[n] || word[n] == '='))
+        if (!strncmp(word, VALUE[i], n) && (!word[n] || word[n] == '=')) {
+            *value = !word[n];
             return true;
+        }
     }
     return false;
 }

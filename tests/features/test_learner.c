@@ -794,6 +794,10 @@ static void prior(void **state)
     }
     assert_true(size > 0 && most < 1e-5 * size);
     es_adapter_free(left);
+    assert_ok(es_learner_without(l, all, 3, true, &left, &err), &err); /* no others to spare, and the one direction is their own */
+    for (size_t i = 0; i < n; i++)
+        assert_true(fabsf(left->param[i]) < 1e-5 * size);
+    es_adapter_free(left);
     assert_ok(es_learner_without(l, all + 1, 1, false, &left, &err), &err);
     assert_int_not_equal(memcmp(left->param, a->param, n * sizeof *a->param), 0);
     es_adapter_free(left);
