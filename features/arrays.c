@@ -134,15 +134,6 @@ int es_arrays_npz(es_arrays *a, const char *path, es_error *err)
 
 /* ---- matrices --------------------------------------------------------------------------------------------------------------------------- */
 
-static void shape_text(char *out, size_t size, int n_dims, const size_t *dim)
-{
-    size_t at = (size_t)snprintf(out, size, "[");
-    for (int i = 0; i < n_dims && at < size; i++)
-        at += (size_t)snprintf(out + at, size - at, "%s%zu", i ? ", " : "", dim[i]);
-    if (at < size)
-        snprintf(out + at, size - at, "]");
-}
-
 static int find_real(const es_arrays *a, const char *name, const es_array **out, es_error *err)
 {
     *out = es_arrays_find(a, name);
@@ -162,8 +153,8 @@ int es_arrays_matrix(const es_arrays *a, const char *name, bool transposed, size
     size_t want[2] = {transposed ? cols : rows, transposed ? rows : cols};
     if (x->n_dims != 2 || x->dim[0] != want[0] || x->dim[1] != want[1]) {
         char have[120], wanted[60];
-        shape_text(have, sizeof have, x->n_dims, x->dim);
-        shape_text(wanted, sizeof wanted, 2, want);
+        es_shape_text(have, sizeof have, x->n_dims, x->dim);
+        es_shape_text(wanted, sizeof wanted, 2, want);
         return es_fail(err, ES_ERR_FORMAT, "%s: there is no %s %s: it has the shape %s", a->what, name, wanted, have);
     }
     *out = (es_matrix){.type = x->type, .data = x->data, .rows = rows, .cols = cols, .by_row = transposed == x->fortran, .scale = 1,
@@ -301,7 +292,7 @@ int es_arrays_numbers(const es_arrays *a, const char *name, size_t n, bool sprea
     bool one = spread && x->n == 1 && x->n_dims <= 1;
     if (!one && (x->n_dims != 1 || x->n != n)) {
         char have[120];
-        shape_text(have, sizeof have, x->n_dims, x->dim);
+        es_shape_text(have, sizeof have, x->n_dims, x->dim);
         return es_fail(err, ES_ERR_FORMAT, "%s: \"%s\" is %s where [%zu] is expected", a->what, name, have, n);
     }
     rc = es_numbers_new(out, n, 0, err);

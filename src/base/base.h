@@ -80,6 +80,8 @@ size_t es_utf8_whole(const char *s, size_t n);
 /* Appends s to out so that a terminal only shows it: invalid bytes and control characters (C0 but \n and \t when
  * keep_space, DEL, C1, bidi overrides) become visible escapes like \x1b. */
 void es_text_show(es_buf *out, const char *s, size_t n, bool keep_space);
+/* A shape as "[3, 4]", cut where out[size] ends. */
+void es_shape_text(char *out, size_t size, int n_dims, const size_t *dim);
 /* Columns a valid UTF-8 string takes on a terminal (utf8proc widths; combining 0, wide 2). */
 int es_text_width(const char *s, size_t n);
 

@@ -164,3 +164,12 @@ int es_text_width(const char *s, size_t n)
     }
     return width;
 }
+
+void es_shape_text(char *out, size_t size, int n_dims, const size_t *dim)
+{
+    size_t at = (size_t)snprintf(out, size, "[");
+    for (int i = 0; i < n_dims && at < size; i++)
+        at += (size_t)snprintf(out + at, size - at, "%s%zu", i ? ", " : "", dim[i]);
+    if (at < size)
+        snprintf(out + at, size - at, "]");
+}

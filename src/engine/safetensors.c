@@ -243,15 +243,6 @@ bool es_tensor_f32(const es_tensor *t, size_t first, size_t n, float *out)
     }
 }
 
-static void shape_text(char *out, size_t size, int n_dims, const size_t *dim)
-{
-    size_t at = (size_t)snprintf(out, size, "[");
-    for (int i = 0; i < n_dims && at < size; i++)
-        at += (size_t)snprintf(out + at, size - at, "%s%zu", i ? ", " : "", dim[i]);
-    if (at < size)
-        snprintf(out + at, size - at, "]");
-}
-
 int es_safetensors_f32(const es_safetensors *s, const char *name, int n_dims, const size_t *dim, float *out, es_error *err)
 {
     const es_tensor *t = es_safetensors_find(s, name);
@@ -262,8 +253,8 @@ int es_safetensors_f32(const es_safetensors *s, const char *name, int n_dims, co
         same = t->dim[i] == dim[i];
     if (!same) {
         char have[120], want[120];
-        shape_text(have, sizeof have, t->n_dims, t->dim);
-        shape_text(want, sizeof want, n_dims, dim);
+        es_shape_text(have, sizeof have, t->n_dims, t->dim);
+        es_shape_text(want, sizeof want, n_dims, dim);
         return es_fail(err, ES_ERR_FORMAT, "%s: tensor \"%s\" is %s where %s is expected", s->what, name, have, want);
     }
     if (!es_tensor_f32(t, 0, t->n, out))
