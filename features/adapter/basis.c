@@ -1,5 +1,5 @@
 /* basis: the chosen features, their bounds, and how good a set of directions they are. */
-#include "features.h"
+#include "learner.h"
 #include "linear.h"
 
 #include <math.h>

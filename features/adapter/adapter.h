@@ -2,7 +2,7 @@
 #ifndef ES_ADAPTER_H
 #define ES_ADAPTER_H
 
-#include "features.h"
+#include "learner.h"
 
 enum { ES_ADAPTER_RANK_MAX = 1024 };
 

@@ -2,7 +2,7 @@
 #ifndef ES_PACK_H
 #define ES_PACK_H
 
-#include "features.h"
+#include "learner.h"
 
 typedef struct es_sequence { /* a prompt and one reply; input n tokens, of which the last n_reply predict the reply */
     int n, n_reply;

@@ -2,7 +2,7 @@
 #ifndef ES_HARVEST_H
 #define ES_HARVEST_H
 
-#include "features.h"
+#include "dictionaries.h"
 
 /* ---- documents ------------------------------------------------------------------------------------------------------------------ */
 

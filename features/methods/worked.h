@@ -2,7 +2,7 @@
 #ifndef ES_WORKED_H
 #define ES_WORKED_H
 
-#include "features.h"
+#include "learner.h"
 
 typedef struct es_worked {
     es_message *message; /* n; strings are within the same block. free() it */

@@ -4,7 +4,7 @@
 #define ES_DICTIONARY_H
 
 #include "arrays.h"
-#include "features.h"
+#include "dictionaries.h"
 
 enum { ES_FEATURES_MAX = 1 << 20, ES_WIDTH_MAX = 1 << 16 };
 

@@ -8,7 +8,7 @@
 #ifndef ES_ATLAS_FILE_H
 #define ES_ATLAS_FILE_H
 
-#include "features.h"
+#include "dictionaries.h"
 
 #define ES_ATLAS_MAGIC "ESATLAS1"
 

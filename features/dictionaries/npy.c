@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "arrays.h"
-#include "features.h"
+#include "dictionaries.h"
 
 static const struct { const char *descr; es_tensor_type type; size_t bytes; } types[] = {
     {"f4", ES_TENSOR_F32, 4}, {"f2", ES_TENSOR_F16, 2}, {"f8", ES_TENSOR_F64, 8}, {"V2", ES_TENSOR_BF16, 2}, {"i4", ES_TENSOR_I32, 4},

@@ -4,9 +4,9 @@
 #define ES_LEARNER_INTERNAL_H
 
 #include "adapter.h"
-#include "distil.h"
 #include "linear.h"
 #include "pack.h"
+#include "target.h"
 
 enum { LEARNER_SLOTS = 16, LEARNER_NORMS = 1 << 16 }; /* experiences in a batch; norms kept for their median */
 

@@ -1,6 +1,6 @@
 /* experience: what was learned from. One JSON object each: a conversation that ends with the person's turn, and a preferred reply,
  * a rejected one, or both. */
-#include "features.h"
+#include "learner.h"
 
 #include <math.h>
 #include <stdlib.h>

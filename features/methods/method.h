@@ -6,7 +6,7 @@
 #ifndef ES_METHOD_H
 #define ES_METHOD_H
 
-#include "features.h"
+#include "learner.h"
 
 typedef enum es_method_kind {
     ES_METHOD_NONE,     /* the base model */

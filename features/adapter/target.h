@@ -1,7 +1,7 @@
-/* distil: a teacher's opinion of what a student wrote, and the losses that bring the student nearer. Knows nothing of what in the student
+/* target: what a teacher says of a reply, and the losses that bring a student nearer to it. Knows nothing of what in the student
  * moves: es_distil_token gives dLoss/dlogits of a token, whatever runs the passes takes it from there. */
-#ifndef ES_DISTIL_H
-#define ES_DISTIL_H
+#ifndef ES_TARGET_H
+#define ES_TARGET_H
 
 #include "pack.h"
 
@@ -32,6 +32,9 @@ int es_target_counted(const es_target *t); /* tokens that carry loss */
 size_t es_target_bytes(const es_target *t);
 /* From the teacher's logits [n, n_vocab], row i those of reply token i; token[n] the replies' tokens. */
 int es_target_make(es_target *out, es_distil_loss loss, int n, int n_vocab, const int32_t *token, const float *logits, int masked, es_error *err);
+/* The same row by row, where the logits are never all there at once: opened, then each row 0 .. n - 1. logits [n_vocab]. */
+int es_target_open(es_target *t, es_distil_loss loss, int n, int n_vocab, int masked, es_error *err);
+void es_target_row(es_target *t, int i, int32_t token, const float *logits);
 /* Loss of reply token i, which is `token`, for the student's softmax p[n_vocab]; times scale. Adds scale dLoss/dlogits to dl[n_vocab]
  * (may be NULL). SAMPLED returns log p - log q, whose mean estimates the reverse KL; the coefficient of its gradient counts as constant. */
 double es_distil_token(const es_target *t, int i, int32_t token, const float *p, double scale, float *dl);
@@ -40,38 +43,5 @@ double es_distil_token(const es_target *t, int i, int32_t token, const float *p,
  * succeeds. Its loss is the mean over the tokens that count; what it gains, for margins and the gate, is by how much that loss fell from the base
  * model's. SAMPLED counts as (log p - log q)^2 / 2, which has the same gradient on these tokens and is never below zero. */
 int es_learner_add_target(es_learner *l, es_sequence *reply, es_target *target, double weight, const char *source, const volatile bool *cancel, es_error *err);
-
-/* ---- the teacher ----------------------------------------------------------------------------------------------------------------- */
-
-typedef struct es_teacher es_teacher;
-
-typedef struct es_teacher_options {
-    es_model *model;        /* NULL: the student's base model. Another one must have the same tokenizer: ES_ERR_MISMATCH */
-    const char *preference; /* in its context; NULL: experiences as worked turns, where it is the base model */
-    int context_tokens;     /* of worked turns; 0: as es_worked_make has it */
-    int max_prompt, max_reply; /* of experiences, where the advantage is measured */
-    int masked;             /* < 0: ES_DISTIL_MASKED */
-    int threads;
-} es_teacher_options;
-/* Borrows the models and the preference. */
-int es_teacher_open(es_teacher **out, es_model *base, const es_teacher_options *o, es_error *err);
-void es_teacher_free(es_teacher *t);
-/* Scores the reply of s, a student's sequence on this conversation, with the teacher's context before the conversation. shown: experiences
- * for worked turns, without those of this very conversation; ignored where there is a preference or a model of its own. */
-int es_teacher_score(es_teacher *t, const es_message *message, int n_message, const es_sequence *s, es_distil_loss loss,
-                     const es_experience *shown, int n_shown, es_target *out, const volatile bool *cancel, es_error *err);
-
-typedef struct es_advantage {
-    int replies, pairs;                   /* that it was measured on; a set of at most 16 of the experiences */
-    double preferred, preferred_error;    /* change of the mean log-probability a token of preferred replies, teacher from base; standard error */
-    double margin, margin_error;          /* the same of preferred minus rejected */
-    bool any;                             /* by the margin, or by the preferred replies where there are no pairs or the teacher is another model: the
-                                             change is over its standard error, and there was something to measure it on */
-    char reason[200];
-} es_advantage;
-/* Experiences are held out of the context that is used on them, so this needs two of them where they are the context. */
-int es_teacher_advantage(es_teacher *t, const es_experience *e, int n, es_advantage *out, const volatile bool *cancel, es_error *err);
-/* ES_ERR_USAGE with the number when there is none. */
-int es_advantage_require(const es_advantage *a, es_error *err);
 
 #endif

@@ -1,0 +1,186 @@
+/* dictionaries: activations on disk, sparse-autoencoder dictionaries, and atlases of examples.
+ * d = width of the residual, F = features of a dictionary. What is quoted names its source. */
+#ifndef ES_DICTIONARIES_H
+#define ES_DICTIONARIES_H
+
+#include "engine.h"
+
+/* ==== dictionary (SAE) ======================================================================================================= */
+
+typedef struct es_dictionary es_dictionary;
+
+typedef enum es_architecture { ES_SAE_STANDARD, ES_SAE_TOPK, ES_SAE_JUMPRELU, ES_SAE_GATED } es_architecture;
+const char *es_architecture_name(es_architecture a);
+
+/* What a dictionary reads. Only the residual is hooked in a running model; the others encode activations from files. */
+typedef enum es_hook_kind {
+    ES_HOOK_RESIDUAL, /* after a layer; after layer -1: the embedding */
+    ES_HOOK_ATTENTION, /* what goes into the attention's output projection, heads side by side */
+    ES_HOOK_ATTENTION_OUT, ES_HOOK_MLP_IN, ES_HOOK_MLP_OUT,
+    ES_HOOK_UNKNOWN, /* the files do not say */
+} es_hook_kind;
+const char *es_hook_words(es_hook_kind h); /* for messages: "the residual" */
+
+typedef struct es_dictionary_info {
+    char folder[1024], name[128];
+    const char *format;   /* static: "saelens", ... as es_dictionary_format names them */
+    char hash[65];        /* SHA-256 of the file with the weights */
+    char model_name[256], model_hash[65]; /* metadata; model_hash is "" in dictionaries made elsewhere */
+    char hook_name[128];  /* "blocks.15.hook_resid_post"; "" where unknown */
+    char hook_out[128];   /* transcoders: what they write; "": what they read */
+    es_hook_kind hook;
+    int layer;            /* the residual (or other hook) after, or of, this layer */
+    es_architecture architecture;
+    int d, d_out, n_features, k; /* d_out: width of what is reconstructed, d but for transcoders; k: topk only */
+    bool transcoder, skip; /* skip: adds its input times a matrix to the reconstruction */
+    bool apply_b_dec_to_input, rescale_acts_by_decoder_norm;
+    char normalize_activations[40];
+    char l0[24];          /* as its files name it: "71", "medium"; "" where unknown */
+} es_dictionary_info;
+
+/* Opens a dictionary: a folder or a file in it, of any of es_dictionary_format's formats. Below a gigabyte it is read into memory as f32; above, the
+ * matrices stay in the mapped file and are converted piece by piece. ES_ERR_MISSING where there is none; ES_ERR_FORMAT with what is wrong. */
+int es_dictionary_open(es_dictionary **out, const char *path, es_error *err);
+typedef struct es_dictionary_options {
+    bool mapped;  /* leave the matrices in the file whatever their size */
+    bool no_hash; /* info.hash stays "": no pass over the whole file, for work that does not name the dictionary */
+    const char *hashes; /* folder of one's own where hashes of files over 16 MB are kept, by the file's place, size and times of change; NULL: none are */
+} es_dictionary_options;
+int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dictionary_options *o, es_error *err);
+/* The i-th format's name, and a line on it; NULL: there are no more. writes: es_dictionary_convert can make it. */
+const char *es_dictionary_format(int i, const char **what, bool *writes);
+/* Reads the dictionary at `path` and writes it into `folder` in another format. Arrays keep their types (f64 becomes f32) and their very numbers, unless
+ * the format has no place for b_dec taken off the input: it is then folded into the encoder's bias. What the format cannot say is ES_ERR_USAGE. */
+int es_dictionary_convert(const char *path, const char *folder, const char *format, es_error *err);
+/* Writes these features alone as a SAELens folder. A topk dictionary cannot be cut: which are among the k depends on all. */
+int es_dictionary_select(const char *path, const int *feature, int n, const char *folder, es_error *err);
+void es_dictionary_free(es_dictionary *s);
+const es_dictionary_info *es_dictionary_get_info(const es_dictionary *s);
+/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model, that has another width, or that reads what is not
+ * hooked. */
+int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err);
+bool es_dictionary_is_mapped(const es_dictionary *s);
+/* Decoder rows [first, first + n) as f32, out[n, d_out]: directions. Rows that hold something that is no finite number come as zeros. */
+void es_dictionary_rows(const es_dictionary *s, int first, int n, float *out);
+/* All of them, [F, d_out], borrowed. NULL where they are mapped: use es_dictionary_rows. */
+const float *es_dictionary_decoder(const es_dictionary *s);
+const float *es_dictionary_decoder_bias(const es_dictionary *s); /* [d_out] */
+/* Encoder column j as a row [d] with its bias and threshold (0 unless jumprelu or gated). A gated feature is the jumprelu one that equals it
+ * (Rajamanoharan et al. 2024, appendix: the weights are shared): encoder exp(r_mag) W, bias b_mag, threshold b_mag - exp(r_mag) b_gate. */
+void es_dictionary_encoder(const es_dictionary *s, int feature, float *out, float *bias, float *threshold);
+
+typedef struct es_sparse { /* rows of (index, value); row t is [start[t], start[t+1]); within a row by falling value */
+    int n_rows;
+    size_t *start;
+    int32_t *index;
+    float *value;
+    size_t cap_rows, cap; /* owned memory, reused by the next call */
+} es_sparse;
+void es_sparse_free(es_sparse *s);
+
+/* x[T,d] -> active features (value > 0). Source of the formulas: SAELens 6, sae_lens/saes. Features are taken in blocks: beside the result it needs
+ * memory for a block's activations, and for a block of the encoder where that is mapped. */
+int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int T, es_sparse *out, es_error *err);
+/* Only the named features: act[T,n]. topk dictionaries count the others' competition too. */
+int es_dictionary_encode_some(const es_dictionary *s, es_pool *p, const float *x, int T, const int *feature, int n, float *act, es_error *err);
+/* xhat[T,d_out] = sum value * decoder row + b_dec (+ x skip). Normalisation is undone: x gives the row norms where that needs them, and is needed with a skip;
+ * may be NULL otherwise. */
+int es_dictionary_decode(const es_dictionary *s, const es_sparse *acts, const float *x, float *xhat, es_error *err);
+/* The n features whose decoder rows have the largest cosine with feature's. */
+void es_dictionary_neighbours(const es_dictionary *s, int feature, int n, int *out, float *cosine);
+
+/* Activations [*rows, *d] in a .npy file (F16, F32, F64 or BF16, either order), mapped. ES_ERR_FORMAT: no such matrix. */
+typedef struct es_activations es_activations;
+int es_activations_open(es_activations **out, const char *path, size_t *rows, int *d, es_error *err);
+void es_activations_read(const es_activations *a, size_t first, size_t n, float *out); /* rows [first, first + n) as f32, out[n, d] */
+void es_activations_free(es_activations *a);
+
+/* ---- harvest: text -> activation shards --------------------------------------------------------------------------------------- */
+
+typedef struct es_harvest_options {
+    const int *layer; int n_layer;  /* residual after each of these */
+    int context;                    /* tokens in a sequence: documents are cut at this length (default 256) */
+    uint64_t max_tokens;            /* stored tokens; 0: all */
+    bool skip_first;                /* leave each sequence's first token out (its norm is ~100x the others') */
+    int threads;
+    uint64_t seed;                  /* documents are read in a shuffled order when not 0 */
+} es_harvest_options;
+es_harvest_options es_harvest_default(void);
+/* files: .txt (one document a file), .jsonl with "text", or chats {"messages":[...]} / {"prompt","response"}, rendered in the model's
+ * own template. Writes DIR/harvest.json, ids.bin (int32), sequences.bin, layer-NN/shard-NNNN.f16. An interrupted harvest resumes. */
+int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o,
+               const es_progress *progress, es_error *err);
+
+/* ---- training -------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_dictionary_training {
+    int n_features, k, batch;       /* BatchTopK: k*batch activations are kept in a batch */
+    double learning_rate;           /* 0: scaled from n_features */
+    uint64_t tokens;                /* tokens to see in all (epochs over the shards as needed) */
+    int aux_k; double aux_weight;   /* dead features reconstruct the error (Gao et al. 2024, "Scaling and evaluating SAEs") */
+    uint64_t dead_tokens;           /* a feature silent for so many tokens is dead */
+    double warmup, decay;           /* shares of the run */
+    uint64_t seed;
+    int threads;
+    double checkpoint_seconds;
+    bool half;                      /* write f16 weights */
+} es_dictionary_training;
+es_dictionary_training es_dictionary_training_default(void);
+/* Trains on a harvest's layer and writes a SAELens folder (architecture jumprelu, threshold estimated over training as BatchTopK
+ * does). DIR/checkpoint holds optimiser state; an interrupted run resumes from it and ends with the same kind of result.
+ * progress.report carries "fvu=.. l0=.. dead=.." in `what`. */
+int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, const es_dictionary_training *o,
+                        const es_progress *progress, es_error *err);
+
+typedef struct es_dictionary_stats {
+    uint64_t tokens;
+    double fvu, l0, dead, dense;       /* shares; dense: active on more than 10 % of tokens */
+    double mean_cosine;                /* of x and its reconstruction */
+    double ce, ce_patched, ce_zero, recovered; /* nats a token; recovered = (ce_zero - ce_patched)/(ce_zero - ce) */
+} es_dictionary_stats;
+int es_dictionary_measure(es_model *m, const es_dictionary *s, const char *const *file, int n_file, uint64_t max_tokens, int threads,
+                          es_dictionary_stats *out, const es_progress *progress, es_error *err);
+
+/* ---- atlas: what each feature looks like ----------------------------------------------------------------------------------------------- */
+
+typedef struct es_atlas es_atlas;
+enum { ES_ATLAS_BINS = 50, ES_ATLAS_TOKENS = 20 };
+
+typedef struct es_example { /* a window of text; borrowed from the atlas */
+    int n, peak;            /* tokens; index of the strongest */
+    const int32_t *id;      /* [n] */
+    const float *value;     /* [n] activation of the feature at each token */
+    float max;
+} es_example;
+
+typedef struct es_feature_card { /* valid until the next es_atlas_card on the same atlas */
+    int feature;
+    double density;          /* share of tokens on which it is active */
+    float max, mean, p99;    /* of the active values */
+    float bin_width;
+    uint32_t histogram[ES_ATLAS_BINS]; /* of active values, (0, max] */
+    int n_example;
+    const es_example *example;  /* top ones first, at least 20 where the feature fired that often */
+    int n_promoted, n_suppressed;
+    int32_t promoted[ES_ATLAS_TOKENS], suppressed[ES_ATLAS_TOKENS]; /* by decoder row . unembedding (final norm's weight applied) */
+    float promoted_logit[ES_ATLAS_TOKENS], suppressed_logit[ES_ATLAS_TOKENS];
+} es_feature_card;
+
+typedef struct es_atlas_options { int examples, window, threads; uint64_t max_tokens; } es_atlas_options;
+es_atlas_options es_atlas_default(void); /* 20 examples of 24 tokens */
+/* Reads a harvest of the dictionary's layer (all its tokens, up to max_tokens) and writes one compressed file. */
+int es_atlas_build(es_model *m, const es_dictionary *s, const char *harvest_dir, const char *path, const es_atlas_options *o,
+                   const es_progress *progress, es_error *err);
+int es_atlas_open(es_atlas **out, const char *path, es_error *err); /* reads the index only; cards are read on demand */
+void es_atlas_free(es_atlas *a);
+int es_atlas_features(const es_atlas *a);
+const char *es_atlas_dictionary_hash(const es_atlas *a);
+int es_atlas_card(es_atlas *a, int feature, es_feature_card *out, es_error *err);
+/* The figures of every feature at once, [F] each, borrowed: for lists, sorting and guards. */
+const float *es_atlas_density(const es_atlas *a);
+const float *es_atlas_max(const es_atlas *a);
+const float *es_atlas_p99(const es_atlas *a);
+/* First n promoted tokens / tokens on which it fires most, as a short printable string (for lists and search). */
+int es_atlas_tokens_text(es_atlas *a, const es_model *m, int feature, es_buf *out, es_error *err);
+
+#endif
