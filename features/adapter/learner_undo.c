@@ -2,8 +2,9 @@
  * traits do, that also takes from the others what they had of it; so the other way takes only as much as leaves the others where they are.
  *
  * With G the metric, an experience's part is to first order G^-1 times its own gradient, so a change x moves what experience e asks for in
- * proportion to <part_e, x>_G. Of the part P that is to go, the nearest x in the metric with <v, x>_G = 0 for all v in V, the others' parts and
- * the directions that are not its own, is P - V (V^T G V)^-1 V^T G P. */
+ * proportion to <part_e, x>_G. Of the part P that is to go, the nearest x in the metric with <v, x>_G = 0 for all v in V is
+ * P - V (V^T G V)^-1 V^T G P. V holds the directions that are not its own and the others' parts: each of them, which keeps every experience's own noise
+ * too and so holds back much of P, or only their sum. */
 #include "learner_internal.h"
 
 #include <math.h>
@@ -47,13 +48,20 @@ static int main_direction(es_learner *l, const float *change)
     return best;
 }
 
-/* V, borrowed: the parts of learning experiences that stay, then the directions but `own`. */
-static int kept_of(const es_learner *l, const int *experience, int n, int own, const float **v)
+/* V, borrowed: the parts of learning experiences that stay, or their sum (in sum[n_learned], when it is given), then the directions but `own`. */
+static int kept_of(const es_learner *l, const int *experience, int n, int own, float *sum, const float **v)
 {
-    int n_v = 0;
-    for (int i = 0; i < l->n; i++)
-        if (l->item[i]->moved && !listed(experience, n, i))
-            v[n_v++] = l->item[i]->moved;
+    int n_v = 0, n_other = 0;
+    for (int i = 0; i < l->n; i++) {
+        const float *part = listed(experience, n, i) ? NULL : l->item[i]->moved;
+        n_other += part != NULL;
+        if (part && !sum)
+            v[n_v++] = part;
+        for (size_t j = 0; part && sum && j < l->a->n_learned; j++)
+            sum[j] += part[j];
+    }
+    if (sum && n_other)
+        v[n_v++] = sum;
     for (int i = 0; i < l->prior.n; i++)
         if (i != own)
             v[n_v++] = l->prior.unit + (size_t)i * l->a->n_learned;
@@ -93,21 +101,22 @@ static int spare(es_learner *l, const float *const *v, int n_v, float *change, e
     return rc;
 }
 
-int es_learner_without(es_learner *l, const int *experience, int n, bool sparing, es_adapter **out, es_error *err)
+int es_learner_without(es_learner *l, const int *experience, int n, es_undo how, es_adapter **out, es_error *err)
 {
+    bool sparing = how != ES_UNDO_PLAIN;
     *out = NULL;
     int rc = check(l, experience, n, err);
     if (!rc && sparing && (es_learner_is_adam(l) || l->a->o.form != ES_FORM_LORA))
         rc = es_fail(err, ES_ERR_USAGE, "learner: sparing the others when experiences go is for the metric step of form lora");
     if (rc)
         return rc;
-    float *change = es_calloc(l->a->n_learned, sizeof *change);
+    float *change = es_calloc(l->a->n_learned, sizeof *change), *sum = how == ES_UNDO_SPARE_SUM ? es_calloc(l->a->n_learned, sizeof *sum) : NULL;
     const float **v = es_calloc((size_t)(l->n + l->prior.n) + 1, sizeof *v);
-    rc = change && v ? es_adapter_copy(out, l->a, err) : es_fail(err, ES_ERR_MEMORY, "no memory to take experiences away");
+    rc = change && v && (sum || how != ES_UNDO_SPARE_SUM) ? es_adapter_copy(out, l->a, err) : es_fail(err, ES_ERR_MEMORY, "no memory to take experiences away");
     if (!rc)
         parts_of(l, experience, n, change);
     if (!rc && sparing)
-        rc = spare(l, v, kept_of(l, experience, n, main_direction(l, change), v), change, err);
+        rc = spare(l, v, kept_of(l, experience, n, main_direction(l, change), sum, v), change, err);
     if (!rc) {
         for (size_t j = 0; j < l->a->n_learned; j++)
             (*out)->param[j] -= change[j];
@@ -117,6 +126,7 @@ int es_learner_without(es_learner *l, const int *experience, int n, bool sparing
         *out = NULL;
     }
     free(change);
+    free(sum);
     free(v);
     return rc;
 }

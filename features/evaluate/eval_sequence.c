@@ -1,5 +1,5 @@
-/* Several traits learned one after another, and each undone: taken away by the stored parts of its experiences (es_method_without; plainly, and sparing
- * the others), or, where a method keeps none, by the same stages without them, which is what removing them from a workspace and learning again amounts to. */
+/* Several traits learned one after another, and each undone: taken away by the stored parts of its experiences (es_method_without; plainly, and in two ways that
+ * spare the others), or, where a method keeps none, by the same stages without them, which is what removing them from a workspace and learning again amounts to. */
 #include "eval_internal.h"
 
 #include <math.h>
@@ -169,8 +169,10 @@ static int margins_now(sequence *q, es_method *method, json_t *stages, es_error 
     return rc ? rc : margins_of(q, &x, stages, err);
 }
 
+static const char *const UNDO_KEY[] = {[ES_UNDO_PLAIN] = "without", [ES_UNDO_SPARE_EACH] = "spared", [ES_UNDO_SPARE_SUM] = "spared_sum"};
+
 /* Each trait taken away from what has been learned, by its experiences' parts: [[margins] a trait]. */
-static int take_away(sequence *q, es_method *method, bool sparing, json_t *line, es_error *err)
+static int take_away(sequence *q, es_method *method, es_undo how, json_t *line, es_error *err)
 {
     const es_sequence_options *o = q->o;
     int *which = es_calloc((size_t)o->experiences, sizeof *which), rc = which ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for experiences");
@@ -179,11 +181,11 @@ static int take_away(sequence *q, es_method *method, bool sparing, json_t *line,
         es_variant x = {0};
         for (int i = 0; i < o->experiences; i++)
             which[i] = t * o->experiences + i;
-        rc = es_method_without(method, which, o->experiences, sparing, &x, err);
+        rc = es_method_without(method, which, o->experiences, how, &x, err);
         rc = rc ? rc : margins_of(q, &x, without, err);
         es_variant_clear(&x);
     }
-    json_object_set_new(line, sparing ? "spared" : "without", without);
+    json_object_set_new(line, UNDO_KEY[how], without);
     free(which);
     return rc;
 }
@@ -247,9 +249,11 @@ static int run_through(sequence *q, const es_eval_spec *spec, int order, int und
         rc = rc ? rc : margins_now(q, method, stages, err);
     }
     if (!rc && undone < 0 && es_method_keeps_parts(spec->kind))
-        rc = take_away(q, method, false, line, err);
-    if (!rc && undone < 0 && es_method_keeps_parts(spec->kind) && spec->o.white)
-        rc = take_away(q, method, true, line, err);
+        rc = take_away(q, method, ES_UNDO_PLAIN, line, err);
+    if (!rc && undone < 0 && es_method_keeps_parts(spec->kind) && spec->o.white) {
+        rc = take_away(q, method, ES_UNDO_SPARE_EACH, line, err);
+        rc = rc ? rc : take_away(q, method, ES_UNDO_SPARE_SUM, line, err);
+    }
     rc = rc ? rc : es_method_view(method, &x, err);
     rc = rc ? rc : es_set_measure(&q->raw, &q->bench, &x, &raw, err);
     rc = rc ? rc : es_set_measure(&q->chat, &q->bench, &x, &chat, err);
@@ -398,10 +402,11 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
         if (rc || json_integer_value(json_object_get(x, "undone")) >= 0)
             continue;
         for (int t = 0; t < n; t++) {
-            double learned = at_stage(x, t, t), end = at_stage(x, n - 1, t), worst, left, worst_spared, left_spared;
-            json_t *without = json_object_get(x, "without"), *spared = json_object_get(x, "spared");
+            double learned = at_stage(x, t, t), end = at_stage(x, n - 1, t), worst, left, worst_spared, left_spared, worst_sum, left_sum;
+            json_t *without = json_object_get(x, "without"), *spared = json_object_get(x, "spared"), *sum = json_object_get(x, "spared_sum");
             undone_effect(lines, x, without, n, t, &left, &worst);
             undone_effect(NULL, x, spared, n, t, &left_spared, &worst_spared);
+            undone_effect(NULL, x, sum, n, t, &left_sum, &worst_sum);
             json_t *row = json_pack("{s:O,s:O,s:O,s:i}", "method", json_object_get(x, "method"), "order", json_object_get(x, "order"), "task",
                                     json_array_get(tasks, (size_t)t), "place", t);
             json_object_set_new(row, "undone_by", json_string(without ? "stored parts" : "replay"));
@@ -412,6 +417,8 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
             json_object_set_new(row, "largest_change_by_undoing_another", real_or_null(worst));
             json_object_set_new(row, "margin_undone_sparing", real_or_null(left_spared));
             json_object_set_new(row, "largest_change_sparing", real_or_null(worst_spared));
+            json_object_set_new(row, "margin_undone_sparing_sum", real_or_null(left_sum));
+            json_object_set_new(row, "largest_change_sparing_sum", real_or_null(worst_sum));
             json_object_set(row, "kl", json_object_get(x, "kl"));
             json_object_set(row, "dnll", json_object_get(x, "dnll"));
             json_object_set(row, "kl_chat", json_object_get(x, "kl_chat"));
@@ -426,18 +433,18 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
 
 int es_sequence_table(json_t *rows, es_buf *out, es_error *err)
 {
-    static const char *const KEY[] = {"margin_learned", "margin_end", "kept", "margin_undone", "largest_change_by_undoing_another", "margin_undone_sparing", "largest_change_sparing", "kl", "dnll"};
+    static const char *const KEY[] = {"margin_learned", "margin_end", "kept", "margin_undone", "largest_change_by_undoing_another", "margin_undone_sparing", "largest_change_sparing", "margin_undone_sparing_sum", "largest_change_sparing_sum", "kl", "dnll"};
     size_t i;
     json_t *x;
-    es_buf_str(out, "| method | order | trait | margin when learned | at the end | kept | with its experiences gone | largest change by undoing another | sparing the others: with its experiences gone | largest change | KL at the end | d(nll) |\n"
-                    "|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    es_buf_str(out, "| method | order | trait | margin when learned | at the end | kept | with its experiences gone | largest change by undoing another | sparing each other experience: with its experiences gone | largest change | sparing their sum: with its experiences gone | largest change | KL at the end | d(nll) |\n"
+                    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     json_array_foreach(rows, i, x) {
         es_buf_printf(out, "| `%s` | %d | %s |", json_string_value(json_object_get(x, "method")), (int)json_integer_value(json_object_get(x, "order")),
                       json_string_value(json_object_get(x, "task")));
         for (size_t k = 0; k < sizeof KEY / sizeof *KEY; k++) {
             json_t *v = json_object_get(x, KEY[k]);
             if (json_is_number(v))
-                es_buf_printf(out, k < 7 ? " %.3f |" : " %+.4f |", json_number_value(v));
+                es_buf_printf(out, k < 9 ? " %.3f |" : " %+.4f |", json_number_value(v));
             else
                 es_buf_str(out, " - |");
         }

@@ -683,6 +683,35 @@ static void white_inputs(void **state)
 
 /* A direction learned on one set of experiences as a prior for another: the preconditioner against its formula, one-sided directions, what is
  * thought of swapped experiences, and what is left when experiences are taken away. */
+/* Cosine of what went from a with y, <x, y> = sum over matrices of tr (D^T x)^T (D^T y) + lambda x^T y, for 20 features and rank 3; *gone its length. */
+static double cosine_gone(const es_adapter *a, const es_adapter *left, const float *y, double lambda, double *gone)
+{
+    double xy = 0, xx = 0, yy = 0;
+    for (int i = 0; i < a->n_entry; i++)
+        for (int c = 0; c < 3; c++) {
+            for (int j = 0; j < a->d; j++) {
+                double u = 0, v = 0;
+                for (int k = 0; k < 20; k++) {
+                    size_t at = a->entry[i].b + (size_t)(3 * k + c);
+                    u += (double)a->D[k * a->d + j] * ((double)a->param[at] - left->param[at]);
+                    v += (double)a->D[k * a->d + j] * y[at];
+                }
+                xy += u * v;
+                xx += u * u;
+                yy += v * v;
+            }
+            for (int k = 0; k < 20; k++) {
+                size_t at = a->entry[i].b + (size_t)(3 * k + c);
+                double u = (double)a->param[at] - left->param[at];
+                xy += lambda * u * y[at];
+                xx += lambda * u * u;
+                yy += lambda * y[at] * y[at];
+            }
+        }
+    *gone = sqrt(xx);
+    return xy / sqrt(xx * yy);
+}
+
 static void prior(void **state)
 {
     (void)state;
@@ -786,7 +815,7 @@ static void prior(void **state)
 
     /* without all of them nothing is left; without one the parts of the others are as they were */
     static const int all[] = {0, 1, 2};
-    assert_ok(es_learner_without(l, all, 3, false, &left, &err), &err);
+    assert_ok(es_learner_without(l, all, 3, ES_UNDO_PLAIN, &left, &err), &err);
     double most = 0, size = 0;
     for (size_t i = 0; i < n; i++) {
         most = fmax(most, fabs(left->param[i]));
@@ -794,40 +823,30 @@ static void prior(void **state)
     }
     assert_true(size > 0 && most < 1e-5 * size);
     es_adapter_free(left);
-    assert_ok(es_learner_without(l, all, 3, true, &left, &err), &err); /* no others to spare, and the one direction is their own */
+    assert_ok(es_learner_without(l, all, 3, ES_UNDO_SPARE_EACH, &left, &err), &err); /* no others to spare, and the one direction is their own */
     for (size_t i = 0; i < n; i++)
         assert_true(fabsf(left->param[i]) < 1e-5 * size);
     es_adapter_free(left);
-    assert_ok(es_learner_without(l, all + 1, 1, false, &left, &err), &err);
+    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_PLAIN, &left, &err), &err);
     assert_int_not_equal(memcmp(left->param, a->param, n * sizeof *a->param), 0);
     es_adapter_free(left);
-    /* sparing the others: what goes has no part along theirs, <x, y> = sum over matrices of tr (D^T x)^T (D^T y) + lambda x^T y, and is not nothing */
-    assert_ok(es_learner_without(l, all + 1, 1, true, &left, &err), &err);
+    /* sparing the others: what goes has no part along theirs, and is not nothing; along the sum alone more may go */
+    float *sum = calloc(n, sizeof *sum);
+    double each = 0, more = 0;
+    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_SPARE_EACH, &left, &err), &err);
     for (int stays = 0; stays < 3; stays += 2) {
-        double product = 0, gone = 0, theirs = 0;
-        for (int i = 0; i < a->n_entry; i++)
-            for (int c = 0; c < 3; c++) {
-                for (int j = 0; j < a->d; j++) {
-                    double x = 0, y = 0;
-                    for (int k = 0; k < 20; k++) {
-                        size_t at = a->entry[i].b + (size_t)(3 * k + c);
-                        x += (double)a->D[k * a->d + j] * ((double)a->param[at] - left->param[at]);
-                        y += (double)a->D[k * a->d + j] * l->item[stays]->moved[at];
-                    }
-                    product += x * y;
-                    gone += x * x;
-                    theirs += y * y;
-                }
-                for (int k = 0; k < 20; k++) {
-                    size_t at = a->entry[i].b + (size_t)(3 * k + c);
-                    product += o.metric_lambda * ((double)a->param[at] - left->param[at]) * l->item[stays]->moved[at];
-                }
-            }
-        assert_true(gone > 0 && theirs > 0 && fabs(product) < 0.01 * sqrt(gone * theirs));
+        assert_true(fabs(cosine_gone(a, left, l->item[stays]->moved, o.metric_lambda, &each)) < 0.01);
+        for (size_t i = 0; i < n; i++)
+            sum[i] += l->item[stays]->moved[i];
     }
     es_adapter_free(left);
+    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_SPARE_SUM, &left, &err), &err);
+    assert_true(fabs(cosine_gone(a, left, sum, o.metric_lambda, &more)) < 0.01);
+    assert_true(each > 0 && more > each);
+    es_adapter_free(left);
+    free(sum);
     int none = 3;
-    assert_error(es_learner_without(l, &none, 1, false, &left, &err), &err, "no experience 3");
+    assert_error(es_learner_without(l, &none, 1, ES_UNDO_PLAIN, &left, &err), &err, "no experience 3");
     es_learner_free(l);
 
     /* swapped ones point away from the direction: left out when it is one-sided, and were they not, they could not push it below zero */
