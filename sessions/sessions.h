@@ -98,6 +98,7 @@ typedef struct es_studio_options {
     const char *neutral;            /* JSONL of text that should stay as it is (es_neutral_load): what inputs are white on; NULL: Adam with learned inputs */
     const char *inputs;             /* folder where they are kept (es_inputs_kept) */
     const char *hashes;             /* folder where hashes of large dictionaries are kept, or NULL (es_dictionary_options) */
+    const char *maps;               /* folder where maps of dictionaries are kept, or NULL: they are made each time (layout.h) */
     const char *system;             /* system prompt or NULL */
     const char *author;
     es_sampling sampling;           /* numbers that are -1: the model's own (es_model_sampling) */
@@ -249,5 +250,7 @@ int es_basis_file_labels(json_t *about, const char *dictionary_hash, es_workspac
 /* The directions for other tools: a GGUF with one control vector "direction.LAYER" for feature `which`; or all as "basis" [K, d] with "lo", "hi", "feature" in an npz. */
 int es_basis_control_vector(const es_basis *b, es_model *m, const es_dictionary *s, int which, float strength, const char *path, es_error *err);
 int es_basis_npz(const es_basis *b, const es_dictionary *s, const char *path, es_error *err);
+
+#include "looks.h"
 
 #endif

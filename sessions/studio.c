@@ -201,10 +201,12 @@ void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const 
 
 void es_studio_job_cancel(es_studio *s, int id)
 {
+    if (es_looks_cancel(s, id))
+        return;
     pthread_mutex_lock(&s->lock);
     int i = job_at(s, id);
     if (i >= 0 && s->job[i].running) {
-        __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED); /* every job there is now runs in the worker */
+        __atomic_store_n(&s->cancel_work, true, __ATOMIC_RELAXED); /* every other job there is runs in the worker */
         pthread_cond_broadcast(&s->work_wake);
     }
     pthread_mutex_unlock(&s->lock);
@@ -265,13 +267,15 @@ static void studio_free(es_studio *s)
     free(s->snr);
     es_inputs_free(s->white);
     es_readings_free(s->readings);
-    const char *owned[] = {s->o.model, s->o.dictionary, s->o.workspace, s->o.labels, s->o.starter_basis, s->o.system, s->o.author, s->o.neutral, s->o.inputs, s->o.hashes, s->teacher};
+    const char *owned[] = {s->o.model, s->o.dictionary, s->o.workspace, s->o.labels, s->o.starter_basis, s->o.system, s->o.author, s->o.neutral, s->o.inputs, s->o.hashes, s->o.maps, s->teacher};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         free((char *)(uintptr_t)owned[i]);
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->atlas_lock);
     pthread_mutex_destroy(&s->swap);
     pthread_mutex_destroy(&s->reading);
+    pthread_mutex_destroy(&s->shown_lock);
+    es_atlas_free(s->shown);
     es_stored_drop(s->stored);
     pthread_cond_destroy(&s->chat_wake);
     pthread_cond_destroy(&s->work_wake);
@@ -292,6 +296,7 @@ int es_studio_open(es_studio **out, const es_studio_options *o, es_error *err)
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->swap, NULL);
     pthread_mutex_init(&s->reading, NULL);
+    pthread_mutex_init(&s->shown_lock, NULL);
     s->stale = true;
     pthread_mutex_init(&s->atlas_lock, NULL);
     pthread_cond_init(&s->chat_wake, NULL);
@@ -309,6 +314,7 @@ int es_studio_open(es_studio **out, const es_studio_options *o, es_error *err)
     s->o.neutral = copy(o->neutral, &failed);
     s->o.inputs = copy(o->inputs, &failed);
     s->o.hashes = copy(o->hashes, &failed);
+    s->o.maps = copy(o->maps, &failed);
     s->o.system = copy(o->system, &failed);
     s->o.author = copy(o->author ? o->author : "me", &failed);
     s->temperature = o->sampling.temperature;
@@ -354,6 +360,7 @@ void es_studio_close(es_studio *s)
         pthread_join(s->chat_thread, NULL);
     if (s->work_started)
         pthread_join(s->work_thread, NULL);
+    es_looks_stop(s);
     studio_free(s);
 }
 

@@ -186,6 +186,9 @@ struct es_studio {
     es_stored *stored;
     bool stale;             /* stored is to be read again */
     pthread_mutex_t reading; /* one reader at a time; before lock */
+    struct es_looks *looks; /* set before ready; NULL: there is no dictionary */
+    es_atlas *shown;        /* [shown_lock] for cards: atlas_lock may be held for long */
+    pthread_mutex_t shown_lock;
     es_job job[ES_JOBS];
     double job_start[ES_JOBS];
     int n_job, next_job;
@@ -210,6 +213,11 @@ int es_studio_publish(es_studio *s, es_adapter *a, int64_t id, es_error *err);
 int es_studio_publish_method(es_studio *s, es_method_kind k, es_variant *v, es_error *err);
 es_stored *es_studio_stored(es_studio *s); /* up to date; drop it after use; NULL: no memory */
 bool es_studio_knows(es_studio *s, int64_t experience); /* the snapshot in use learned from it */
+
+/* studio_look.c. With the dictionary open and before ready; after quit is set, before anything is freed. */
+int es_looks_start(es_studio *s, es_error *err);
+void es_looks_stop(es_studio *s);
+bool es_looks_cancel(es_studio *s, int job); /* true: that job was one of its own */
 
 /* studio_chat.c, studio_learn.c: the two threads */
 void *es_studio_chat_main(void *studio);

@@ -816,7 +816,9 @@ static int load(es_studio *s, es_error *err)
     }
     if (!rc)
         rc = ws_session_new(s->workspace, s->model_hash, &s->session, err);
-    return rc ? rc : restore(s, err);
+    if (!rc)
+        rc = restore(s, err);
+    return rc || !s->dictionary ? rc : es_looks_start(s, err);
 }
 
 void *es_studio_chat_main(void *studio)

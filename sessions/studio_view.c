@@ -274,36 +274,39 @@ int es_studio_card(es_studio *s, int feature, es_card_copy *out, es_error *err)
 {
     memset(out, 0, sizeof *out);
     pthread_mutex_lock(&s->lock);
-    bool there = s->ready && s->atlas;
+    bool there = s->ready && s->shown;
     pthread_mutex_unlock(&s->lock);
     if (!there)
         return es_fail(err, ES_ERR_MISSING, "there is no atlas of examples yet");
-    pthread_mutex_lock(&s->atlas_lock);
+    pthread_mutex_lock(&s->shown_lock);
     es_feature_card card;
-    int rc = es_atlas_card(s->atlas, feature, &card, err);
+    int rc = es_atlas_card(s->shown, feature, &card, err);
     size_t tokens = 0;
-    for (int i = 0; !rc && i < card.n_example; i++)
-        tokens += (size_t)card.example[i].n;
-    char *block = rc ? NULL : es_calloc(1, (size_t)card.n_example * sizeof(es_example) + tokens * (sizeof(int32_t) + sizeof(float)) + 1);
+    int all = rc ? 0 : card.n_example + card.n_spread;
+    for (int i = 0; i < all; i++)
+        tokens += (size_t)(i < card.n_example ? card.example[i] : card.spread[i - card.n_example]).n;
+    char *block = rc ? NULL : es_calloc(1, (size_t)all * sizeof(es_example) + tokens * (sizeof(int32_t) + sizeof(float)) + 1);
     if (!rc && !block)
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for the dashboard of feature %d", feature);
     if (!rc) {
         es_example *e = (es_example *)(void *)block;
-        float *value = (float *)(void *)(e + card.n_example);
+        float *value = (float *)(void *)(e + all);
         int32_t *id = (int32_t *)(void *)(value + tokens);
-        for (int i = 0; i < card.n_example; i++) {
-            size_t n = (size_t)card.example[i].n;
-            e[i] = card.example[i];
-            e[i].id = memcpy(id, card.example[i].id, n * sizeof *id);
-            e[i].value = memcpy(value, card.example[i].value, n * sizeof *value);
+        for (int i = 0; i < all; i++) {
+            const es_example *from = i < card.n_example ? &card.example[i] : &card.spread[i - card.n_example];
+            size_t n = (size_t)from->n;
+            e[i] = *from;
+            e[i].id = memcpy(id, from->id, n * sizeof *id);
+            e[i].value = memcpy(value, from->value, n * sizeof *value);
             id += n;
             value += n;
         }
         out->card = card;
         out->card.example = e;
+        out->card.spread = e + card.n_example;
         out->memory = block;
     }
-    pthread_mutex_unlock(&s->atlas_lock);
+    pthread_mutex_unlock(&s->shown_lock);
     return rc;
 }
 

@@ -343,6 +343,29 @@ int es_workspace_open(es_workspace **out, const char *path, es_error *err)
     return ES_OK;
 }
 
+int ws_reader(es_workspace **out, const es_workspace *of, es_error *err)
+{
+    *out = NULL;
+    es_workspace *w = calloc(1, sizeof *w);
+    if (!w)
+        return es_fail(err, ES_ERR_MEMORY, "%s: not enough memory to open it", of->path);
+    w->lock = -1;
+    memcpy(w->path, of->path, sizeof w->path);
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&w->mutex, &attr);
+    pthread_mutexattr_destroy(&attr);
+    if (sqlite3_open_v2(w->path, &w->db, SQLITE_OPEN_READONLY | SQLITE_OPEN_FULLMUTEX, NULL) != SQLITE_OK) {
+        int rc = w->db ? ws_fail(w, err, "read it") : es_fail(err, ES_ERR_MEMORY, "%s: not enough memory to open it", w->path);
+        es_workspace_close(w);
+        return rc;
+    }
+    sqlite3_busy_timeout(w->db, 3000);
+    *out = w;
+    return ES_OK;
+}
+
 void es_workspace_close(es_workspace *w)
 {
     if (!w)

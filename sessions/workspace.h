@@ -16,6 +16,8 @@ struct es_workspace {
     char path[1024];
 };
 
+/* A second connection to an open workspace's file, for reading beside it (the write-ahead log allows that): es_workspace_close. */
+int ws_reader(es_workspace **out, const es_workspace *of, es_error *err);
 void ws_enter(es_workspace *w);
 void ws_leave(es_workspace *w);
 /* The last SQLite error as one line that names the file and says what to do. */

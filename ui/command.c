@@ -163,6 +163,37 @@ static void run_probe(es_ui *u, const char *a)
         ui_say(u, UI_BAD, "which text? :probe TEXT");
 }
 
+static void run_find(es_ui *u, const char *a)
+{
+    ui_features_find(u, a);
+}
+
+static void run_contrast(es_ui *u, const char *a)
+{
+    char first[1024];
+    const char *rest = a;
+    size_t n = 0;
+    bool quoted = *rest == '"';
+    for (rest += quoted; *rest && (quoted ? *rest != '"' : *rest != ' '); rest++)
+        if (n < sizeof first - 1)
+            first[n++] = *rest;
+    first[n] = 0;
+    rest += quoted && *rest;
+    rest += strspn(rest, " ");
+    if (!n || !*rest)
+        ui_say(u, UI_BAD, "which two files of texts? :contrast A.txt B.txt, a text a line, or .jsonl with \"text\"");
+    else if (u->names.n == 0)
+        ui_say(u, UI_BAD, "there is no dictionary to look with");
+    else
+        ui_features_contrast(u, first, rest);
+}
+
+static void run_map(es_ui *u, const char *a)
+{
+    (void)a;
+    ui_features_map(u);
+}
+
 static void run_adapter(es_ui *u, const char *a)
 {
     if (!strcmp(a, "on") || !strcmp(a, "off"))
@@ -324,16 +355,19 @@ static const command commands[] = {
     {"cancel", "", "give up the learning that runs", run_cancel, NULL},
     {"chat", "", "the Chat view", run_chat, NULL},
     {"compare", "[QUESTION]", "base and adapted replies side by side", run_compare, NULL},
+    {"contrast", "A B", "which features tell two files of texts apart", run_contrast, NULL},
     {"direction", "[FILE|NAME|off NAME]", "learn more readily along a direction made with adapt --direction", run_direction, complete_direction},
     {"drift", "", "the Drift view", run_drift, NULL},
     {"experiences", "", "the Experiences view", run_experiences, NULL},
     {"export-labels", "FILE", "write all labels as JSON", run_export, NULL},
     {"feature", "N", "open a feature's dashboard", run_feature, complete_active},
     {"features", "", "the Features view", run_features, NULL},
+    {"find", "FILTER", "features, by the filter language of the Features view", run_find, NULL},
     {"help", "", "keys and commands", run_help, NULL},
     {"import-labels", "FILE", "take labels in from JSONL, all or none", run_import, NULL},
     {"jobs", "", "the Jobs view", run_jobs, NULL},
     {"learn", "", "a round of learning on what there is, now", run_learn, NULL},
+    {"map", "", "the map of the dictionary", run_map, NULL},
     {"method", "[NAME [TEACHER]]", "which way of learning answers: features, context, lora, ...; distil: by a stated preference or MODEL.gguf", run_method, complete_method},
     {"new", "", "a new chat; what was learned stays", run_new, NULL},
     {"new-basis", "NAME", "an empty basis, then in use", run_new_basis, NULL},

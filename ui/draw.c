@@ -205,7 +205,7 @@ void ui_spark(es_ui *u, ui_box b, int y, int x, int w, ui_style s, const float *
     }
 }
 
-void ui_columns(es_ui *u, ui_box b, ui_style s, const uint32_t *count, int n)
+void ui_columns_part(es_ui *u, ui_box b, ui_style s, const uint32_t *count, int n, int part, int parts)
 {
     double max = 0;
     for (int i = 0; i < n; i++)
@@ -217,24 +217,49 @@ void ui_columns(es_ui *u, ui_box b, ui_style s, const uint32_t *count, int n)
         double c = 0;
         for (int i = from; i < (to > from ? to : from + 1) && i < n; i++)
             c = count[i] > c ? count[i] : c;
-        int eighths = (int)ceil(sqrt(c / max) * b.h * 8);
+        int eighths = (int)ceil(sqrt(c / max) * parts * 8);
         if (c > 0 && eighths < 1)
             eighths = 1;
-        for (int y = b.h - 1; y >= 0 && eighths > 0; y--, eighths -= 8)
-            one(u, b, y, x, s, !u->o.unicode ? (eighths >= 4 ? L'#' : L'.') : eighths >= 8 ? L'█' : (wchar_t)(L'▁' + eighths - 1));
+        eighths -= (parts - 1 - part) * 8; /* what is left for this row, counted from the bottom */
+        if (eighths > 0)
+            one(u, b, 0, x, s, !u->o.unicode ? (eighths >= 4 ? L'#' : L'.') : eighths >= 8 ? L'█' : (wchar_t)(L'▁' + eighths - 1));
     }
+}
+
+void ui_columns(es_ui *u, ui_box b, ui_style s, const uint32_t *count, int n)
+{
+    for (int y = 0; y < b.h; y++)
+        ui_columns_part(u, (ui_box){b.y + y, b.x, 1, b.w}, s, count, n, y, b.h);
+}
+
+void ui_dot(uint8_t *cells, int w, int h, int x, int y)
+{
+    static const uint8_t bit[4][2] = {{1, 8}, {2, 16}, {4, 32}, {64, 128}};
+    if (x >= 0 && y >= 0 && x < w * 2 && y < h * 4)
+        cells[(size_t)(y / 4) * (size_t)w + (size_t)(x / 2)] |= bit[y % 4][x % 2];
+}
+
+void ui_dots(es_ui *u, ui_box b, const uint8_t *cells, const uint8_t *style)
+{
+    for (int y = 0; y < b.h; y++)
+        for (int x = 0; x < b.w; x++) {
+            uint8_t c = cells[(size_t)y * (size_t)b.w + (size_t)x];
+            if (c) {
+                int dots = __builtin_popcount(c);
+                one(u, b, y, x, (ui_style)style[(size_t)y * (size_t)b.w + (size_t)x],
+                    u->o.unicode ? (wchar_t)(0x2800 + c) : dots > 5 ? L'#' : dots > 2 ? L'*' : dots > 1 ? L':' : L'.');
+            }
+        }
 }
 
 /* ---- plot ---- */
 
 static void dot(uint8_t *cells, uint8_t *style, int w, int h, int x, int y, ui_style s)
 {
-    static const uint8_t bit[4][2] = {{1, 8}, {2, 16}, {4, 32}, {64, 128}};
     if (x < 0 || y < 0 || x >= w * 2 || y >= h * 4)
         return;
-    size_t at = (size_t)(y / 4) * (size_t)w + (size_t)(x / 2);
-    cells[at] |= bit[y % 4][x % 2];
-    style[at] = (uint8_t)s;
+    ui_dot(cells, w, h, x, y);
+    style[(size_t)(y / 4) * (size_t)w + (size_t)(x / 2)] = (uint8_t)s;
 }
 
 void ui_plot(es_ui *u, ui_box b, const ui_series *series, int n_series, const int *mark, int n_mark)

@@ -14,7 +14,6 @@ void ui_names_free(es_ui *u)
     }
     free(m->label);
     free(m->tokens);
-    free(m->max);
     *m = (ui_names){.serial = m->serial + 1};
 }
 
@@ -28,17 +27,13 @@ void ui_names_refresh(es_ui *u)
     ui_names_free(u);
     m->label = calloc((size_t)n, sizeof *m->label);
     m->tokens = calloc((size_t)n, sizeof *m->tokens);
-    m->max = malloc((size_t)n * sizeof *m->max);
-    if (!m->label || !m->tokens || !m->max) {
+    if (!m->label || !m->tokens) {
         free(m->label);
         free(m->tokens);
-        free(m->max);
         *m = (ui_names){.serial = m->serial + 1};
         return;
     }
     m->n = n;
-    for (int i = 0; i < n; i++)
-        m->max[i] = NAN;
     strncpy(m->hash, hash, sizeof m->hash - 1);
     es_error err;
     es_workspace *w = es_studio_workspace(u->studio);
@@ -78,56 +73,42 @@ void ui_token_list(es_ui *u, const int32_t *id, int n, es_buf *out)
     }
 }
 
-/* What a feature without a label goes by: the tokens it fires on most, each once; without examples, those it promotes. */
-static void peaks(es_ui *u, const es_feature_card *c, es_buf *out)
-{
-    char seen[6][40];
-    int n = 0;
-    for (int i = 0; i < c->n_example && n < 6; i++) {
-        const es_example *e = &c->example[i];
-        char text[40];
-        if (e->peak < 0 || e->peak >= e->n || es_studio_token_text(u->studio, e->id[e->peak], text, sizeof text) <= 0)
-            continue;
-        const char *word = text + strspn(text, " ");
-        bool had = !*word;
-        for (int j = 0; j < n; j++)
-            had = had || !strcasecmp(seen[j], word);
-        if (had)
-            continue;
-        memmove(seen[n++], word, strlen(word) + 1);
-        es_buf_printf(out, "%s%s", out->len ? ui_sign(u, " · ", " , ") : "", word);
-    }
-    if (!out->len)
-        ui_token_list(u, c->promoted, c->n_promoted < 6 ? c->n_promoted : 6, out);
-}
-
-static void card(es_ui *u, int feature)
-{
-    ui_names *m = &u->names;
-    es_card_copy c;
-    es_error err;
-    if (feature < 0 || feature >= m->n || m->tokens[feature])
-        return;
-    es_buf b = {0};
-    m->max[feature] = 0;
-    if (es_studio_card(u->studio, feature, &c, &err) == 0) {
-        m->max[feature] = c.card.max;
-        peaks(u, &c.card, &b);
-        es_card_copy_free(&c);
-    }
-    m->tokens[feature] = b.data ? b.data : strdup("");
-}
-
+/* What a feature without a label goes by: the tokens it fires on most, each once; without examples, those it promotes. Asked for, and "" until they come. */
 const char *ui_tokens(es_ui *u, int feature)
 {
-    card(u, feature);
-    return feature >= 0 && feature < u->names.n && u->names.tokens[feature] ? u->names.tokens[feature] : "";
+    enum { PEAKS = 6 };
+    ui_names *m = &u->names;
+    char seen[PEAKS][40];
+    int32_t id[PEAKS];
+    if (feature < 0 || feature >= m->n)
+        return "";
+    if (m->tokens[feature])
+        return m->tokens[feature];
+    int n = es_studio_peaks(u->studio, feature, id, PEAKS), had = 0;
+    if (n < 0)
+        return "";
+    es_buf b = {0};
+    for (int i = 0; i < n; i++) {
+        char text[40];
+        if (es_studio_token_text(u->studio, id[i], text, sizeof text) <= 0)
+            continue;
+        const char *word = text + strspn(text, " ");
+        bool twice = !*word;
+        for (int j = 0; j < had; j++)
+            twice = twice || !strcasecmp(seen[j], word);
+        if (twice)
+            continue;
+        memmove(seen[had++], word, strlen(word) + 1);
+        es_buf_printf(&b, "%s%s", b.len ? ui_sign(u, " · ", " , ") : "", word);
+    }
+    m->tokens[feature] = b.data ? b.data : strdup("");
+    return m->tokens[feature] ? m->tokens[feature] : "";
 }
 
 float ui_max(es_ui *u, int feature)
 {
-    card(u, feature);
-    return feature >= 0 && feature < u->names.n ? u->names.max[feature] : NAN;
+    const float *max = es_studio_max(u->studio);
+    return max && feature >= 0 && feature < u->names.n ? max[feature] : NAN;
 }
 
 const char *ui_name(es_ui *u, int feature)

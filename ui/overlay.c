@@ -46,6 +46,8 @@ static int help_lines(es_ui *u, ui_box in)
     int at = 0;
     for (int i = 0; i < 4 && v->help[i]; i++)
         at = help_line(u, in, at, UI_DIM, NULL, v->help[i]);
+    for (int i = 0; v->more_help && v->more_help(i); i++)
+        at = help_line(u, in, at, UI_DIM, NULL, v->more_help(i));
     if (v->help[0])
         at++;
     at = help_keys(u, in, at, v->keys) + 1;

@@ -88,6 +88,11 @@ void ui_bar(es_ui *u, ui_box b, int y, int x, int w, ui_style s, double share); 
 void ui_bar_signed(es_ui *u, ui_box b, int y, int x, int w, double value);       /* -1..1 from the middle */
 void ui_spark(es_ui *u, ui_box b, int y, int x, int w, ui_style s, const float *value, int n, int stride);
 void ui_columns(es_ui *u, ui_box b, ui_style s, const uint32_t *count, int n);   /* a histogram filling the box, square-root heights */
+/* Row `part` of `parts` of such a histogram, in a box of one row. */
+void ui_columns_part(es_ui *u, ui_box b, ui_style s, const uint32_t *count, int n, int part, int parts);
+/* Dots of braille over a box (of ASCII where there is no Unicode): cells[h * w] as Unicode orders a cell's eight dots, each in its own style. */
+void ui_dots(es_ui *u, ui_box b, const uint8_t *cells, const uint8_t *style);
+void ui_dot(uint8_t *cells, int w, int h, int x, int y); /* sets dot (x, y) of [2 w, 4 h]; outside: nothing */
 typedef struct ui_series { const float *value; int n, stride; ui_style style; } ui_series;
 /* Lines of braille (dots in ASCII) over steps 0..n-1 with an axis on the left and, below, a mark at each of mark[0..n_mark). */
 void ui_plot(es_ui *u, ui_box b, const ui_series *series, int n_series, const int *mark, int n_mark);
@@ -147,6 +152,7 @@ typedef struct ui_view {
     char letter;          /* g and this letter open it */
     const ui_key *keys;
     const char *help[4];  /* lines above the keys in the help */
+    const char *(*more_help)(int i); /* and more of them, NULL at the end; may be NULL */
     int (*open)(es_ui *u, void **state);
     void (*close)(es_ui *u, void *state);
     void (*update)(es_ui *u);                        /* a new copy of the studio's view has come; may be NULL */
@@ -167,7 +173,6 @@ typedef void ui_complete(es_ui *u, const char *text, es_buf *candidates);   /* w
 
 typedef struct ui_names { /* labels and token texts of features, read once and on demand */
     int n; char **label, **tokens; char hash[65];
-    float *max;              /* NAN until the card was read */
     uint64_t serial;         /* counts changes */
 } ui_names;
 
@@ -223,6 +228,9 @@ void ui_command_complete(es_ui *u, const char *text, es_buf *candidates);
 const char *ui_command_line(int i, char *usage, size_t n); /* help of the i-th command, NULL at the end */
 void ui_open_feature(es_ui *u, int feature); /* its dashboard */
 void ui_features_for_text(es_ui *u, const char *text);
+void ui_features_find(es_ui *u, const char *filter);
+void ui_features_map(es_ui *u);
+void ui_features_contrast(es_ui *u, const char *file_a, const char *file_b); /* which features tell two files of texts apart */
 const ui_key *ui_keys_everywhere(void);
 void ui_help_draw(es_ui *u, ui_box b);
 void ui_sides_draw(es_ui *u, ui_box b);

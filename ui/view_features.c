@@ -1,36 +1,23 @@
-/* Features: the list of all, filtered as one types, and the dashboard of one. On a wide terminal side by side. */
-#include "ui_internal.h"
+/* Features: the list of all, filtered as one types; the dashboard of one (dashboard.c), on a wide terminal beside it; the map of all (map.c). */
+#include "view_features.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { LIST = 1, CARD = 2, CACHE = 512, WIDE = 140 };
-enum { BY_INDEX, BY_DENSITY, BY_LABEL, SORTS };
-static const char *const sort_name[SORTS] = {"by number", "by density", "labelled first"};
+enum { LIST = UI_LIST_MODE, CARD = UI_CARD_MODE, MAP = UI_MAP_MODE, WIDE = 140 };
+typedef ui_features_state features;
 
-typedef struct meta { int feature; uint64_t serial; char tags[56]; int rating; bool skipped; } meta;
-
-typedef struct features {
-    int *row, n_row, cap;          /* which features, in which order; n_row < 0: all, by number */
-    ui_list list;
-    char *filter, *before;         /* in force; while typing: the one to go back to */
-    bool from_text;                /* the rows are those that fire on the probe's text */
-    uint64_t probe_serial;
-    int sort;
-    bool card_open;
-    es_card_copy card; int card_of;
-    int neighbour[8]; float cosine[8]; int n_neighbour;
-    int example_top, example_page;
-    int pending;                   /* the feature a prompt speaks of */
-    meta cache[CACHE];
-    int n_features;
-} features;
+static const char *order_text(const es_ui *u, es_find_order o)
+{
+    static const char *const name[ES_FIND_ORDERS] = {"best first", "by number", "by density", "by largest activation", "labelled first", "by token", "most surprising first"};
+    return o == ES_FIND_BEST && !ui_filtered(u) ? name[ES_FIND_NUMBER] : name[o];
+}
 
 static features *state(const es_ui *u)
 {
-    return u->state[UI_FEATURES];
+    return ui_features_of(u);
 }
 
 static int open_features(es_ui *u, void **out)
@@ -39,9 +26,8 @@ static int open_features(es_ui *u, void **out)
     features *f = calloc(1, sizeof *f);
     if (!f)
         return -1;
-    f->n_row = -1;
-    f->card_of = -1;
-    for (int i = 0; i < CACHE; i++)
+    f->card.card_of = f->keep = f->shown = f->map.feature = -1;
+    for (int i = 0; i < UI_META_CACHE; i++)
         f->cache[i].feature = -1;
     *out = f;
     return 0;
@@ -51,104 +37,95 @@ static void close_features(es_ui *u, void *s)
 {
     (void)u;
     features *f = s;
-    if (f->card_of >= 0)
-        es_card_copy_free(&f->card);
-    free(f->row);
+    ui_dashboard_free(&f->card);
+    ui_map_free(&f->map);
+    es_found_free(&f->found);
     free(f->filter);
     free(f->before);
+    free(f->contrast);
     free(f);
 }
 
 static unsigned mode(const es_ui *u)
 {
-    return state(u)->card_open ? CARD : LIST;
+    return state(u)->card_open ? CARD : state(u)->map_open ? MAP : LIST;
 }
 
 /* ---- which rows ---- */
 
+bool ui_filtered(const es_ui *u)
+{
+    const features *f = state(u);
+    return f->have && ((f->filter && *f->filter) || f->contrast);
+}
+
 static int rows(const es_ui *u)
 {
     const features *f = state(u);
-    return f->n_row < 0 ? u->names.n : f->n_row;
+    return f->have ? f->found.n : u->names.n;
 }
 
 static int at_row(const es_ui *u, int i)
 {
     const features *f = state(u);
-    return i < 0 || i >= rows(u) ? -1 : f->n_row < 0 ? i : f->row[i];
+    return i < 0 || i >= rows(u) ? -1 : f->have ? f->found.feature[i] : i;
 }
 
 static int selected(const es_ui *u)
 {
-    return at_row(u, state(u)->list.at);
+    const features *f = state(u);
+    if (f->card_open && f->shown >= 0)
+        return f->shown < u->names.n ? f->shown : -1;
+    return mode(u) == MAP ? f->map.feature : at_row(u, f->list.at);
 }
 
-static bool room(features *f, int n)
-{
-    if (n <= f->cap)
-        return true;
-    int *row = realloc(f->row, (size_t)n * sizeof *row);
-    if (!row)
-        return false;
-    f->row = row;
-    f->cap = n;
-    return true;
-}
-
-typedef struct order { es_ui *u; const float *density; } order;
-
-static int by_density(const void *a, const void *b, void *user)
-{
-    const order *o = user;
-    float x = o->density[*(const int *)a], y = o->density[*(const int *)b];
-    return x < y ? 1 : x > y ? -1 : *(const int *)a - *(const int *)b;
-}
-
-static int by_label(const void *a, const void *b, void *user)
-{
-    es_ui *u = ((order *)user)->u;
-    const char *x = ui_label(u, *(const int *)a), *y = ui_label(u, *(const int *)b);
-    if (!x != !y)
-        return x ? -1 : 1;
-    int c = x ? strcasecmp(x, y) : 0;
-    return c ? c : *(const int *)a - *(const int *)b;
-}
-
-static void build(es_ui *u)
+static void all_rows(es_ui *u, int keep)
 {
     features *f = state(u);
-    int keep = selected(u), n = u->names.n;
-    f->n_row = -1;
-    if (f->from_text) {
-        if (!room(f, u->v->n_probe ? u->v->n_probe : 1))
-            return;
-        f->n_row = 0;
-        for (int i = 0; i < u->v->n_probe; i++)
-            f->row[f->n_row++] = u->v->probe[i].feature;
-    } else if (f->filter && *f->filter && n > 0) {
-        es_error err;
-        int found = 0;
-        if (!room(f, n))
-            return;
-        if (es_workspace_search(es_studio_workspace(u->studio), u->names.hash, f->filter, f->row, n, &found, &err) < 0)
-            ui_say(u, UI_BAD, "%s", err.text);
-        f->n_row = found;
-    } else if (f->sort != BY_INDEX && room(f, n)) {
-        for (int i = 0; i < n; i++)
-            f->row[i] = i;
-        f->n_row = n;
-    }
-    order o = {u, es_studio_density(u->studio)};
-    if (f->n_row > 0 && !f->from_text) {
-        if (f->sort == BY_DENSITY && o.density)
-            qsort_r(f->row, (size_t)f->n_row, sizeof *f->row, by_density, &o);
-        else if (f->sort == BY_LABEL)
-            qsort_r(f->row, (size_t)f->n_row, sizeof *f->row, by_label, &o);
-    }
+    es_found_free(&f->found);
+    f->have = false;
+    f->error[0] = 0;
     f->list.n = rows(u);
-    f->list.at = f->n_row < 0 && keep >= 0 ? keep : 0; /* the same feature where that is cheap to find */
-    for (int i = 0; i < f->n_row && keep >= 0; i++)
-        if (f->row[i] == keep) {
+    f->list.at = keep >= 0 ? keep : 0;
+}
+
+/* Asks for the rows that filter and order want; they are there at once only when that is all features by number. */
+static void build(es_ui *u, bool reset)
+{
+    features *f = state(u);
+    int keep = reset ? -1 : at_row(u, f->list.at);
+    free(f->contrast);
+    f->contrast = NULL;
+    if ((!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER)) {
+        all_rows(u, keep);
+        return;
+    }
+    f->reset = reset;
+    f->keep = keep;
+    es_studio_find(u->studio, f->filter ? f->filter : "", f->order);
+}
+
+static void take_rows(es_ui *u)
+{
+    features *f = state(u);
+    es_found found;
+    char error[240];
+    if (!es_studio_found(u->studio, &found, error))
+        return;
+    if (!f->contrast && (!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER)) {
+        es_found_free(&found); /* comes too late */
+        return;
+    }
+    es_found_free(&f->found);
+    f->found = found;
+    f->have = true;
+    snprintf(f->error, sizeof f->error, "%s", error);
+    f->list.n = rows(u);
+    f->list.at = 0;
+    if (f->reset)
+        f->list.top = 0;
+    for (int i = 0; i < f->found.n && f->keep >= 0; i++)
+        if (f->found.feature[i] == f->keep) {
             f->list.at = i;
             break;
         }
@@ -159,27 +136,24 @@ static void update(es_ui *u)
     features *f = state(u);
     if (f->n_features != u->names.n) { /* the dictionary has come */
         f->n_features = u->names.n;
-        if (f->card_of >= 0)
-            es_card_copy_free(&f->card);
-        f->card_of = -1;
-        f->n_row = -1;
-        build(u);
+        ui_dashboard_free(&f->card);
+        ui_map_free(&f->map);
+        f->map.unit = 0;
+        f->shown = -1;
+        all_rows(u, -1);
+        build(u, true);
     }
-    if (f->from_text && u->v->probe_serial != f->probe_serial) {
-        f->probe_serial = u->v->probe_serial;
-        build(u);
-        f->list.at = f->list.top = 0;
-    }
+    take_rows(u);
 }
 
-static const meta *meta_of(es_ui *u, int feature)
+const ui_meta *ui_meta_of(es_ui *u, int feature)
 {
-    meta *m = &state(u)->cache[feature % CACHE];
+    ui_meta *m = &state(u)->cache[feature % UI_META_CACHE];
     if (m->feature == feature && m->serial == u->names.serial)
         return m;
     es_label l;
     es_error err;
-    *m = (meta){.feature = feature, .serial = u->names.serial};
+    *m = (ui_meta){.feature = feature, .serial = u->names.serial};
     if (es_workspace_label_get(es_studio_workspace(u->studio), u->names.hash, feature, &l, &err) == 0) {
         snprintf(m->tags, sizeof m->tags, "%s", l.tags ? l.tags : "");
         m->tags[es_utf8_whole(m->tags, strlen(m->tags))] = 0;
@@ -190,25 +164,6 @@ static const meta *meta_of(es_ui *u, int feature)
     return m;
 }
 
-static void card_load(es_ui *u, int feature)
-{
-    features *f = state(u);
-    es_error err;
-    if (f->card_of == feature)
-        return;
-    if (f->card_of >= 0)
-        es_card_copy_free(&f->card);
-    f->card_of = -1;
-    f->example_top = 0;
-    if (es_studio_card(u->studio, feature, &f->card, &err) < 0) {
-        ui_say(u, UI_BAD, "%s", err.text);
-        return;
-    }
-    f->card_of = feature;
-    int want = 6 < u->names.n ? 6 : u->names.n - 1;
-    f->n_neighbour = want > 0 ? es_studio_neighbours(u->studio, feature, want, f->neighbour, f->cosine) : 0;
-}
-
 /* ---- keys ---- */
 
 static void filter_change(es_ui *u, const char *text)
@@ -216,15 +171,16 @@ static void filter_change(es_ui *u, const char *text)
     features *f = state(u);
     free(f->filter);
     f->filter = strdup(text);
-    f->from_text = false;
-    build(u);
-    f->list.at = f->list.top = 0;
+    if (f->order == ES_FIND_TOKEN || f->order == ES_FIND_SURPRISE || f->order == ES_FIND_NUMBER)
+        f->order = ES_FIND_BEST; /* another text, or none; and what is best is by number where there are no words */
+    build(u, true);
 }
 
 static void filter_done(es_ui *u, const char *text)
 {
     features *f = state(u);
-    filter_change(u, text ? text : f->before ? f->before : "");
+    if (!text || !f->filter || strcmp(text, f->filter)) /* the same is there, or on its way */
+        filter_change(u, text ? text : f->before ? f->before : "");
 }
 
 static ui_result key_filter(es_ui *u, int key)
@@ -234,29 +190,47 @@ static ui_result key_filter(es_ui *u, int key)
     free(f->before);
     f->before = strdup(f->filter ? f->filter : "");
     f->card_open = false;
-    ui_prompt(u, "Filter (words, tag:x, is:unlabelled, density<0.01): ", f->filter, UI_HISTORY_FILTER, filter_done, filter_change, NULL);
+    ui_prompt(u, "Filter (words, tag:x, promotes:x, density<0.01; ? lists all): ", f->filter, UI_HISTORY_FILTER, filter_done, filter_change, NULL);
     return UI_REDRAW;
 }
 
 static ui_result key_sort(es_ui *u, int key)
 {
+    static const es_find_order plain[] = {ES_FIND_NUMBER, ES_FIND_DENSITY, ES_FIND_LABEL, ES_FIND_MAX}, some[] = {ES_FIND_BEST, ES_FIND_DENSITY, ES_FIND_LABEL, ES_FIND_MAX},
+                               text[] = {ES_FIND_BEST, ES_FIND_TOKEN, ES_FIND_SURPRISE, ES_FIND_DENSITY};
     features *f = state(u);
     (void)key;
-    f->sort = (f->sort + 1) % SORTS;
-    build(u);
-    f->list.at = f->list.top = 0;
-    ui_say(u, UI_PLAIN, "sorted %s", sort_name[f->sort]);
+    const es_find_order *of = !ui_filtered(u) ? plain : f->found.token ? text : some;
+    int at = 3;
+    while (at > 0 && of[at] != f->order)
+        at--;
+    f->order = of[(at + 1) % 4];
+    build(u, true);
+    ui_say(u, UI_PLAIN, "sorted %s", order_text(u, f->order));
     return UI_REDRAW;
 }
 
 void ui_features_for_text(es_ui *u, const char *text)
 {
-    features *f = state(u);
-    f->from_text = true;
-    f->probe_serial = u->v->probe_serial;
-    f->card_open = false;
-    f->n_row = 0;
-    es_studio_probe(u->studio, text);
+    es_buf filter = {0};
+    es_buf_str(&filter, "text:\"");
+    for (const char *p = text; *p; p++) {
+        if (*p == '"')
+            es_buf_str(&filter, "\\");
+        es_buf_add(&filter, p, 1);
+    }
+    es_buf_str(&filter, "\"");
+    state(u)->card_open = state(u)->map_open = false;
+    if (filter.data && !filter.failed)
+        filter_change(u, filter.data);
+    es_buf_free(&filter);
+    ui_show(u, UI_FEATURES);
+}
+
+void ui_features_find(es_ui *u, const char *filter)
+{
+    state(u)->card_open = state(u)->map_open = false;
+    filter_change(u, filter);
     ui_show(u, UI_FEATURES);
 }
 
@@ -273,11 +247,47 @@ static ui_result key_text(es_ui *u, int key)
     return UI_REDRAW;
 }
 
+static ui_result key_like(es_ui *u, int key)
+{
+    char filter[40];
+    (void)key;
+    if (selected(u) < 0)
+        return UI_REDRAW;
+    snprintf(filter, sizeof filter, "like:%d", selected(u));
+    state(u)->card_open = false;
+    state(u)->order = ES_FIND_BEST;
+    filter_change(u, filter);
+    return UI_REDRAW;
+}
+
+void ui_features_contrast(es_ui *u, const char *a, const char *b)
+{
+    features *f = state(u);
+    es_buf title = {0};
+    es_buf_printf(&title, "%s against %s", a, b);
+    free(f->filter);
+    f->filter = NULL;
+    f->order = ES_FIND_BEST;
+    f->card_open = f->map_open = false;
+    all_rows(u, -1);
+    free(f->contrast);
+    f->contrast = title.data;
+    f->have = true; /* of nothing, until it comes */
+    f->reset = true;
+    f->keep = -1;
+    es_studio_contrast(u->studio, a, b);
+    ui_show(u, UI_FEATURES);
+}
+
 static ui_result key_open(es_ui *u, int key)
 {
+    features *f = state(u);
     (void)key;
-    if (selected(u) >= 0)
-        state(u)->card_open = true;
+    int feature = selected(u);
+    if (feature >= 0) {
+        f->shown = mode(u) == MAP ? feature : -1;
+        f->card_open = true;
+    }
     return UI_REDRAW;
 }
 
@@ -286,10 +296,10 @@ static ui_result key_back(es_ui *u, int key)
     features *f = state(u);
     if (f->card_open) {
         f->card_open = false;
-    } else if (key == UI_ESC && f->from_text) {
-        f->from_text = false;
-        build(u);
-    } else if (key == UI_ESC && f->filter && *f->filter) {
+        f->shown = -1;
+    } else if (f->map_open && key == UI_ESC) {
+        f->map_open = false;
+    } else if (key == UI_ESC && ((f->filter && *f->filter) || f->contrast)) {
         filter_change(u, "");
     }
     return UI_REDRAW;
@@ -304,14 +314,42 @@ static ui_result key_move(es_ui *u, int key)
 static ui_result key_card_move(es_ui *u, int key)
 {
     features *f = state(u);
-    int page = f->example_page > 1 ? f->example_page - 1 : 1;
-    if (key == UI_PAGE_DOWN || key == 'J' || key == UI_WHEEL_DOWN)
-        f->example_top += key == UI_PAGE_DOWN ? page : 1;
-    else if (key == UI_PAGE_UP || key == 'K' || key == UI_WHEEL_UP)
-        f->example_top -= key == UI_PAGE_UP ? page : 1;
-    else
+    if (key == 'j' || key == 'k' || key == UI_UP || key == UI_DOWN) {
+        f->shown = -1;
+        f->card.top = 0;
         ui_list_key(&f->list, key);
-    f->example_top = f->example_top > 0 ? f->example_top : 0;
+    } else {
+        ui_dashboard_key(u, key);
+    }
+    return UI_REDRAW;
+}
+
+static ui_result key_map(es_ui *u, int key)
+{
+    features *f = state(u);
+    (void)key;
+    int feature = selected(u);
+    if (mode(u) == MAP) {
+        f->map_open = false;
+        return UI_REDRAW;
+    }
+    f->card_open = false;
+    f->shown = -1;
+    f->map_open = true;
+    ui_map_open(u, feature);
+    return UI_REDRAW;
+}
+
+void ui_features_map(es_ui *u)
+{
+    if (mode(u) != MAP)
+        key_map(u, 'm');
+    ui_show(u, UI_FEATURES);
+}
+
+static ui_result key_map_move(es_ui *u, int key)
+{
+    ui_map_key(u, key);
     return UI_REDRAW;
 }
 
@@ -322,20 +360,21 @@ void ui_open_feature(es_ui *u, int feature)
         ui_say(u, UI_BAD, u->names.n ? "a feature is a number from 0 to %d" : "there is no dictionary, so no features", u->names.n - 1);
         return;
     }
-    int at = -1;
-    for (int i = 0; i < f->n_row && at < 0; i++)
-        if (f->row[i] == feature)
+    int at = f->have ? -1 : feature;
+    for (int i = 0; f->have && i < f->found.n && at < 0; i++)
+        if (f->found.feature[i] == feature)
             at = i;
     if (at < 0) { /* not among the rows shown: show all */
-        f->from_text = false;
-        f->sort = BY_INDEX;
+        f->order = ES_FIND_NUMBER;
         free(f->filter);
         f->filter = NULL;
-        f->n_row = -1;
-        at = feature;
+        free(f->contrast);
+        f->contrast = NULL;
+        all_rows(u, at = feature);
     }
     f->list.n = rows(u);
     f->list.at = at;
+    f->shown = -1;
     f->card_open = true;
     ui_show(u, UI_FEATURES);
 }
@@ -407,7 +446,7 @@ static ui_result key_tag(es_ui *u, int key)
         return UI_REDRAW;
     char label[60];
     snprintf(label, sizeof label, "Tags of %d (separated by blanks): ", f->pending);
-    ui_prompt(u, label, meta_of(u, f->pending)->tags, -1, tag_done, NULL, NULL);
+    ui_prompt(u, label, ui_meta_of(u, f->pending)->tags, -1, tag_done, NULL, NULL);
     return UI_REDRAW;
 }
 
@@ -430,7 +469,7 @@ static ui_result key_skip(es_ui *u, int key)
     (void)key;
     if (feature < 0)
         return UI_REDRAW;
-    bool skip = !meta_of(u, feature)->skipped;
+    bool skip = !ui_meta_of(u, feature)->skipped;
     saved(u, feature, es_workspace_label_skip(es_studio_workspace(u->studio), u->names.hash, feature, skip, u->o.author ? u->o.author : "", &err), &err,
           skip ? "skipped; u takes it back" : "no longer skipped");
     if (skip)
@@ -462,7 +501,7 @@ static ui_result key_unlabelled(es_ui *u, int key)
     features *f = state(u);
     (void)key;
     for (int i = f->list.at + 1; i < rows(u); i++)
-        if (!ui_label(u, at_row(u, i)) && !meta_of(u, at_row(u, i))->skipped) {
+        if (!ui_label(u, at_row(u, i)) && !ui_meta_of(u, at_row(u, i))->skipped) {
             f->list.at = i;
             return UI_REDRAW;
         }
@@ -514,18 +553,28 @@ static const ui_key keys[] = {
     {UI_PAGE_UP, LIST, NULL, key_move}, {UI_WHEEL_DOWN, LIST, NULL, key_move}, {UI_WHEEL_UP, LIST, NULL, key_move},
     {UI_HOME, LIST, "first, last", key_move},
     {UI_END, LIST, NULL, key_move}, {'G', LIST, NULL, key_move},
-    {'/', 0, "filter: words in labels, tags and tokens; tag:x is:unlabelled 1234", key_filter},
+    {'/', 0, "filter, as above", key_filter},
     {'t', 0, "which features fire on a text", key_text},
-    {'o', LIST, "order: by number, by density, labelled first", key_sort},
-    {UI_ENTER, LIST, "open the dashboard", key_open},
+    {'=', 0, "those like this one: the nearest decoder rows", key_like},
+    {'o', LIST, "order: number, density, labelled, largest; of a text: also token, surprise", key_sort},
+    {UI_ENTER, LIST | MAP, "open the dashboard", key_open},
     {UI_RIGHT, LIST, NULL, key_open},
-    {UI_ESC, 0, "back: to the list, then to all features", key_back},
-    {UI_LEFT, 0, NULL, key_back}, {'h', 0, NULL, key_back},
+    {UI_ESC, 0, "back: to the list or map, then to all features", key_back},
+    {UI_LEFT, LIST | CARD, NULL, key_back}, {'h', LIST | CARD, NULL, key_back},
     {'j', CARD, "dashboard: next, previous feature", key_card_move},
     {'k', CARD, NULL, key_card_move}, {UI_DOWN, CARD, NULL, key_card_move}, {UI_UP, CARD, NULL, key_card_move},
-    {'J', CARD, "dashboard: scroll the examples", key_card_move},
+    {'J', CARD, "dashboard: scroll examples, intervals, relations", key_card_move},
     {'K', CARD, NULL, key_card_move}, {UI_PAGE_DOWN, CARD, NULL, key_card_move}, {UI_PAGE_UP, CARD, NULL, key_card_move},
     {UI_WHEEL_DOWN, CARD, NULL, key_card_move}, {UI_WHEEL_UP, CARD, NULL, key_card_move},
+    {'e', CARD, "dashboard: examples in full, or a line each", key_card_move},
+    {'m', 0, "the map of all features, and back", key_map},
+    {UI_UP, MAP, "map: move the cursor; at the edge the map moves", key_map_move},
+    {UI_DOWN, MAP, NULL, key_map_move}, {UI_LEFT, MAP, NULL, key_map_move}, {UI_RIGHT, MAP, NULL, key_map_move},
+    {'H', MAP, "map: move by half a screen", key_map_move},
+    {'J', MAP, NULL, key_map_move}, {'K', MAP, NULL, key_map_move}, {'L', MAP, NULL, key_map_move},
+    {UI_PAGE_DOWN, MAP, NULL, key_map_move}, {UI_PAGE_UP, MAP, NULL, key_map_move},
+    {'+', MAP, "map: nearer, farther; Home shows all", key_map_move},
+    {'-', MAP, NULL, key_map_move}, {UI_HOME, MAP, NULL, key_map_move}, {UI_WHEEL_UP, MAP, NULL, key_map_move}, {UI_WHEEL_DOWN, MAP, NULL, key_map_move},
     {'l', 0, "label (Tab completes from other labels)", key_label},
     {'T', 0, "tags", key_tag},
     {'1', 0, "rate 1 to 5, 0 removes the rating", key_rate},
@@ -543,53 +592,66 @@ static void hint(const es_ui *u, es_buf *out)
 {
     const features *f = state(u);
     if (f->card_open)
-        es_buf_str(out, "l label  T tag  1-5 rate  x skip  n unlabelled  b basis  s steer  Esc list");
-    else if (f->from_text || (f->filter && *f->filter))
-        es_buf_str(out, "Enter opens  / filter  Esc shows all  l label  b basis  s steer  ? help");
+        es_buf_str(out, "l label  T tag  1-5 rate  x skip  n unlabelled  b basis  = like  e full  Esc back");
+    else if (f->map_open)
+        es_buf_str(out, "Enter opens  arrows move  + - zoom  Home all  / highlight  l label  m list  ? help");
+    else if (f->contrast || (f->filter && *f->filter))
+        es_buf_str(out, "Enter opens  / filter  o order  m map  Esc shows all  l label  b basis  ? help");
     else
-        es_buf_str(out, "Enter opens  / filter  t by text  o order  l label  b basis  s steer  ? help");
+        es_buf_str(out, "Enter opens  / filter  t by text  o order  m map  l label  b basis  ? help");
 }
 
 /* ---- drawing ---- */
 
-static float probe_value(const es_ui *u, int feature)
+/* The value a search gave, and beside a text the token and the surprise. */
+static void draw_value(es_ui *u, ui_box in, int y, int row, ui_style s, ui_style dim)
 {
-    for (int i = 0; i < u->v->n_probe; i++)
-        if (u->v->probe[i].feature == feature)
-            return u->v->probe[i].activation;
-    return 0;
+    const es_found *f = &state(u)->found;
+    if (f->value)
+        ui_printf(u, in, y, 9, s, "%7.2f", (double)f->value[row]);
+    if (f->surprise && isfinite(f->surprise[row]))
+        ui_printf(u, in, y, 17, dim, "%6.1f", (double)f->surprise[row]);
+}
+
+static void draw_head(es_ui *u, ui_box b, int n)
+{
+    const features *f = state(u);
+    char head[300];
+    bool finding = es_studio_finding(u->studio);
+    if (f->contrast)
+        snprintf(head, sizeof head, "%s %.200s", finding ? "reading" : "differ:", f->contrast);
+    else if (f->filter && *f->filter && f->have)
+        snprintf(head, sizeof head, "%d of %d match: %.200s", n, u->names.n, f->filter);
+    else
+        snprintf(head, sizeof head, "%d features of %.100s", n, u->v->dictionary);
+    ui_put_cut(u, b, 0, 1, b.w - 24, UI_BOLD, head);
+    if (!f->contrast)
+        ui_put_right(u, ui_inside(b, 0, 1, 0, 0), 0, UI_DIM, order_text(u, f->order));
+    else
+        ui_put_right(u, ui_inside(b, 0, 1, 0, 0), 0, UI_DIM, "first +, then -");
 }
 
 static void draw_list(es_ui *u, ui_box b, bool focus)
 {
     features *f = state(u);
-    const float *density = es_studio_density(u->studio);
-    char head[300];
-    int n = rows(u);
-    if (f->from_text)
-        snprintf(head, sizeof head, "%s %.200s", u->v->probe_running ? "reading" : "fire on:", u->v->probe_text ? u->v->probe_text : "");
-    else if (f->filter && *f->filter)
-        snprintf(head, sizeof head, "%d of %d match: %.200s", n, u->names.n, f->filter);
-    else
-        snprintf(head, sizeof head, "%d features of %.100s", n, u->v->dictionary);
-    ui_put_cut(u, b, 0, 1, b.w - 18, UI_BOLD, head);
-    if (!f->from_text)
-        ui_put_right(u, ui_inside(b, 0, 1, 0, 0), 0, UI_DIM, f->filter && *f->filter && f->sort == BY_INDEX ? "best first" : sort_name[f->sort]);
-    int tags = b.w >= 100 ? 24 : 0, text = 25;
-    ui_put(u, b, 1, 1, UI_DIM, f->from_text ? " number   fires    max *" : " number density    max *");
-    ui_put(u, b, 1, text + 1, UI_DIM, "label, or the tokens it fires on");
+    const float *density = es_studio_density(u->studio), *most = es_studio_max(u->studio);
+    int n = rows(u), tags = b.w >= 100 ? 24 : 0, text = 25;
+    bool valued = f->have && f->found.value, tokens = f->have && f->found.token;
+    draw_head(u, b, n);
+    ui_put(u, b, 1, 1, UI_DIM, tokens ? " number   fires   bits *" : valued && !strcmp(f->found.measure, "cosine") ? " number  cosine    max *" : valued ? " number   score    max *" : " number density    max *");
+    ui_put(u, b, 1, text + 1, UI_DIM, tokens ? "at the token: label, or the tokens it fires on" : "label, or the tokens it fires on");
     if (tags)
         ui_put(u, b, 1, b.w - tags, UI_DIM, "tags");
     ui_box in = ui_inside(b, 2, 0, 0, 0);
     ui_list_fit(&f->list, n, in.h);
     if (n == 0)
-        ui_put(u, in, 1, 2, UI_DIM, f->from_text ? (u->v->probe_running ? "reading the text" : "nothing fires on it") : "nothing matches; Esc shows all features");
+        ui_put_cut(u, in, 1, 2, in.w - 3, UI_DIM, *f->error ? f->error : es_studio_finding(u->studio) ? "looking" : "nothing matches; Esc shows all features");
     for (int y = 0; y < in.h && f->list.top + y < n; y++) {
-        int feature = at_row(u, f->list.top + y);
+        int row = f->list.top + y, feature = at_row(u, row);
         if (feature < 0 || feature >= u->names.n)
             continue;
-        bool at = f->list.top + y == f->list.at;
-        const meta *m = meta_of(u, feature);
+        bool at = row == f->list.at;
+        const ui_meta *m = ui_meta_of(u, feature);
         const char *label = ui_label(u, feature);
         ui_style s = at ? (focus ? UI_SELECTED : UI_BOLD) : UI_PLAIN;
         ui_style dim = at ? s : UI_DIM;
@@ -599,126 +661,28 @@ static void draw_list(es_ui *u, ui_box b, bool focus)
         ui_coefficient(u, feature, &in_basis);
         ui_put(u, in, y, 0, at ? s : UI_ACCENT, in_basis ? ui_sign(u, "◆", "#") : " ");
         ui_printf(u, in, y, 1, s, "%7d", feature);
-        if (f->from_text)
-            ui_printf(u, in, y, 9, s, "%7.2f", (double)probe_value(u, feature));
+        if (valued)
+            draw_value(u, in, y, row, s, dim);
         else if (density)
             ui_printf(u, in, y, 9, dim, density[feature] >= 0.0001f ? "%6.2f%%" : density[feature] > 0 ? " <.01%%" : "  dead ", 100 * (double)density[feature]);
-        float max = ui_max(u, feature);
-        if (isfinite(max))
-            ui_printf(u, in, y, 17, dim, "%6.1f", (double)max);
+        if (most && !tokens)
+            ui_printf(u, in, y, 17, dim, "%6.1f", (double)most[feature]);
         if (m->rating)
             ui_printf(u, in, y, 24, at ? s : UI_ACCENT, "%d", m->rating);
         else if (m->skipped)
             ui_put(u, in, y, 24, dim, "x");
-        ui_put_cut(u, in, y, text + 1, in.w - text - 2 - tags, label ? s : dim, label ? label : ui_tokens(u, feature));
+        int x = text + 1;
+        char token[48];
+        if (tokens && f->found.token[row] >= 0 && f->found.token[row] < f->found.n_text &&
+            es_studio_token_text(u->studio, f->found.text_id[f->found.token[row]], token, sizeof token) > 0) {
+            ui_put_cut(u, in, y, x, 11, at ? s : UI_ACCENT, token);
+            x += 12;
+        }
+        ui_put_cut(u, in, y, x, in.w - x - 1 - tags, label ? s : dim, label ? label : ui_tokens(u, feature));
         if (tags)
             ui_put_cut(u, in, y, in.w - tags, tags - 1, dim, m->tags);
     }
     ui_scrollbar(u, in, f->list.top, in.h, n);
-}
-
-/* One window of text with its peak at column `middle`: examples read best when the peaks stand one below the other. */
-static void draw_example(es_ui *u, ui_box b, int y, const es_example *e, float max, int middle)
-{
-    char text[128];
-    int before = 0;
-    ui_printf(u, b, y, 0, UI_DIM, "%5.1f", (double)e->max);
-    ui_box in = ui_inside(b, 0, 0, 0, 6);
-    for (int i = 0; i < e->peak && i < e->n; i++)
-        if (es_studio_token_text(u->studio, e->id[i], text, sizeof text) > 0)
-            before += ui_width(u->o.unicode, text, strlen(text));
-    int x = middle - before;
-    for (int i = 0; i < e->n && x < in.w; i++) {
-        if (es_studio_token_text(u->studio, e->id[i], text, sizeof text) <= 0)
-            continue;
-        ui_style s = ui_shade(e->value[i], max);
-        x = ui_put(u, in, y, x, s == UI_PLAIN && i != e->peak ? UI_PLAIN : s, text);
-    }
-}
-
-static void draw_tokens(es_ui *u, ui_box b, int y, int h, const char *title, ui_style s, const int32_t *id, int n)
-{
-    es_buf list = {0};
-    ui_token_list(u, id, n, &list);
-    ui_put(u, b, y, 0, s, title);
-    if (list.data) {
-        ui_layout l = {0};
-        ui_layout_make(&l, u->o.unicode, list.data, list.len, b.w - 11, false);
-        for (int i = 0; i < l.n && i < h; i++)
-            ui_draw_row(u, b, y + i, 11, UI_PLAIN, &l, i, list.data, NULL, NULL, 0, 0);
-        ui_layout_free(&l);
-    }
-    es_buf_free(&list);
-}
-
-static void draw_card(es_ui *u, ui_box b)
-{
-    features *f = state(u);
-    int feature = selected(u), y = 0;
-    if (feature < 0)
-        return;
-    card_load(u, feature);
-    const meta *m = meta_of(u, feature);
-    const char *label = ui_label(u, feature);
-    bool in_basis;
-    double coef = ui_coefficient(u, feature, &in_basis);
-    b = ui_inside(b, 0, 1, 0, 1);
-    int x = ui_printf(u, b, y, 0, UI_ACCENT, "%d ", feature);
-    ui_put_cut(u, b, y, x, b.w - x - 20, label ? UI_BOLD : UI_DIM, label ? label : "no label yet: l");
-    if (in_basis) {
-        char text[40];
-        snprintf(text, sizeof text, "in basis %+.3f", coef);
-        ui_put_right(u, b, y, UI_GOOD, text);
-    }
-    y++;
-    if (f->card_of != feature) {
-        ui_put(u, b, y, 0, UI_DIM, "no examples: this dictionary has no atlas");
-        return;
-    }
-    const es_feature_card *c = &f->card.card;
-    char text[200];
-    snprintf(text, sizeof text, "fires on %.3g%% of tokens, largest %.1f, mean %.1f, 99th percentile %.1f", 100 * c->density, (double)c->max, (double)c->mean, (double)c->p99);
-    ui_put_cut(u, b, y++, 0, b.w, UI_PLAIN, text);
-    if (m->rating || *m->tags || m->skipped) {
-        x = 0;
-        if (m->rating)
-            x = ui_printf(u, b, y, x, UI_ACCENT, "rated %d  ", m->rating);
-        if (m->skipped)
-            x = ui_put(u, b, y, x, UI_WARN, "skipped  ");
-        ui_put_cut(u, b, y, x, b.w - x, UI_DIM, m->tags);
-        y++;
-    }
-    int h = b.h >= 30 ? 6 : 4, wide = b.w / 2 - 2 < ES_ATLAS_BINS ? b.w / 2 - 2 : ES_ATLAS_BINS;
-    ui_columns(u, (ui_box){b.y + y, b.x, h, wide}, UI_ACCENT, c->histogram, ES_ATLAS_BINS);
-    ui_box side = ui_inside(b, 0, 0, 0, wide + 2);
-    draw_tokens(u, side, y, h / 2, "promotes", UI_GOOD, c->promoted, c->n_promoted);
-    draw_tokens(u, side, y + h / 2, h / 2, "suppresses", UI_WARN, c->suppressed, c->n_suppressed);
-    y += h;
-    char axis[80];
-    snprintf(axis, sizeof axis, "0%*.1f", wide - 1, (double)c->max);
-    ui_put(u, b, y, 0, UI_DIM, axis);
-    x = ui_put(u, side, y, 0, UI_DIM, "near");
-    x = 11;
-    for (int i = 0; i < f->n_neighbour && x < side.w; i++) {
-        x = ui_printf(u, side, y, x, UI_ACCENT, "%d ", f->neighbour[i]);
-        const char *name = ui_name(u, f->neighbour[i]);
-        char shown[60];
-        snprintf(shown, sizeof shown, "%.*s", (int)ui_fit(u->o.unicode, name, strlen(name), 14), name);
-        x = ui_put(u, side, y, x, UI_PLAIN, shown);
-        x = ui_printf(u, side, y, x, UI_DIM, " %.2f  ", (double)f->cosine[i]);
-    }
-    y++;
-    ui_box in = ui_inside(b, y + 1, 0, 0, 0);
-    f->example_page = in.h;
-    if (f->example_top > c->n_example - in.h)
-        f->example_top = c->n_example > in.h ? c->n_example - in.h : 0;
-    int last = f->example_top + in.h < c->n_example ? f->example_top + in.h : c->n_example;
-    snprintf(text, sizeof text, c->n_example ? "Examples %d to %d of %d, strongest first" : "It never fired on the texts of the atlas", f->example_top + 1, last, c->n_example);
-    ui_rule(u, b, y, text);
-    int middle = (in.w - 6) * 55 / 100;
-    for (int i = f->example_top; i < last; i++)
-        draw_example(u, in, i - f->example_top, &c->example[i], c->max, middle);
-    ui_scrollbar(u, ui_inside(in, 0, -1, 0, 0), f->example_top, in.h, c->n_example);
 }
 
 static void draw(es_ui *u, ui_box b)
@@ -730,13 +694,19 @@ static void draw(es_ui *u, ui_box b)
             ui_put_cut(u, b, 3, 2, b.w - 3, UI_DIM, "--dictionary FOLDER takes one in SAELens' format; espalier train makes one.");
         return;
     }
-    if (b.w >= WIDE) {
+    int feature = selected(u);
+    if (mode(u) == MAP) {
+        ui_map_draw(u, b);
+    } else if (f->map_open && f->shown >= 0) {
+        ui_dashboard_draw(u, b, feature);
+    } else if (b.w >= WIDE) {
         int left = b.w * 45 / 100;
         draw_list(u, (ui_box){b.y, b.x, b.h, left}, !f->card_open);
         ui_wall(u, b, left);
-        draw_card(u, (ui_box){b.y, b.x + left + 1, b.h, b.w - left - 1});
-    } else if (f->card_open) {
-        draw_card(u, b);
+        if (feature >= 0)
+            ui_dashboard_draw(u, (ui_box){b.y, b.x + left + 1, b.h, b.w - left - 1}, feature);
+    } else if (f->card_open && feature >= 0) {
+        ui_dashboard_draw(u, b, feature);
     } else {
         draw_list(u, b, true);
     }
@@ -744,6 +714,6 @@ static void draw(es_ui *u, ui_box b)
 
 const ui_view ui_features = {
     .name = "Features", .letter = 'f', .keys = keys,
-    .help = {"A filter is plain words (the last one may be a beginning), tag:NAME, is:labelled,", "is:unlabelled, density<0.01, or the number of a feature."},
+    .help = {"A filter is any of these, all of which must hold; a value with blanks in quotes:"}, .more_help = es_find_help,
     .open = open_features, .close = close_features, .update = update, .mode = mode, .hint = hint, .draw = draw,
 };

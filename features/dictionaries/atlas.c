@@ -16,9 +16,10 @@ struct es_atlas {
     uint8_t *bytes;  /* of the block last read */
     size_t n_bytes, cap_bytes;
     int64_t at;      /* its number; -1: none */
-    es_example example[ES_ATLAS_MAX_EXAMPLES];
-    int32_t id[ES_ATLAS_MAX_EXAMPLES][ES_ATLAS_MAX_WINDOW];
-    float value[ES_ATLAS_MAX_EXAMPLES][ES_ATLAS_MAX_WINDOW];
+    /* of the card last read: its examples, then its random places */
+    es_example example[ES_ATLAS_MAX_EXAMPLES + ES_ATLAS_MAX_SPREAD];
+    int32_t id[ES_ATLAS_MAX_EXAMPLES + ES_ATLAS_MAX_SPREAD][ES_ATLAS_MAX_WINDOW];
+    float value[ES_ATLAS_MAX_EXAMPLES + ES_ATLAS_MAX_SPREAD][ES_ATLAS_MAX_WINDOW];
 };
 
 void es_atlas_free(es_atlas *a)
@@ -52,8 +53,8 @@ static int check(es_atlas *a, es_error *err)
     if (a->map.size < sizeof *h || memcmp(bytes, ES_ATLAS_MAGIC, 8) != 0)
         return damaged(a, "its beginning", err);
     memcpy(h, bytes, sizeof *h);
-    if (h->version != 1)
-        return es_fail(err, ES_ERR_FORMAT, "%s: an atlas of version %u; this program reads version 1", a->map.path, h->version);
+    if (h->version < 1 || h->version > ES_ATLAS_VERSION)
+        return es_fail(err, ES_ERR_FORMAT, "%s: an atlas of version %u; this program reads version 1 and %d", a->map.path, h->version, (int)ES_ATLAS_VERSION);
     if (h->n_features < 1 || h->n_features > 1 << 20 || h->block_features < 1 || h->block_features > 4096
         || h->n_block != (h->n_features - 1) / h->block_features + 1 || (h->id_bytes != 2 && h->id_bytes != 4) || h->n_vocab < 1
         || h->n_vocab > 1 << 24 || h->examples > ES_ATLAS_MAX_EXAMPLES || h->window < 1 || h->window > ES_ATLAS_MAX_WINDOW
@@ -121,6 +122,16 @@ const float *es_atlas_density(const es_atlas *a)
 const float *es_atlas_max(const es_atlas *a)
 {
     return a->table + a->h.n_features;
+}
+
+const float *es_atlas_mean(const es_atlas *a)
+{
+    return a->table + 2 * (size_t)a->h.n_features;
+}
+
+uint64_t es_atlas_tokens(const es_atlas *a)
+{
+    return a->h.tokens;
 }
 
 const float *es_atlas_p99(const es_atlas *a)
@@ -212,8 +223,57 @@ static void take_example(es_atlas *a, cursor *c, int i)
         a->value[i][t] = (float)take(c, 1) / 255 * e->max;
     e->n = (int)n;
     e->peak = (int)peak;
+    e->interval = 0;
     e->id = a->id[i];
     e->value = a->value[i];
+}
+
+static float take_float(cursor *c)
+{
+    uint32_t bits = take(c, 4);
+    float v;
+    memcpy(&v, &bits, 4);
+    c->bad |= !isfinite(v);
+    return v;
+}
+
+static float take_half(cursor *c)
+{
+    uint16_t half = (uint16_t)take(c, 2);
+    float v;
+    es_f16_to_f32(&half, &v, 1);
+    c->bad |= !isfinite(v);
+    return v;
+}
+
+/* What a record has since version 2. */
+static void take_more(es_atlas *a, cursor *c, int feature, es_feature_card *out)
+{
+    uint32_t n = take(c, 1);
+    c->bad |= n > ES_ATLAS_MAX_SPREAD;
+    for (uint32_t i = 0; i < n && !c->bad; i++) {
+        uint32_t interval = take(c, 1);
+        take_example(a, c, ES_ATLAS_MAX_EXAMPLES + (int)i);
+        c->bad |= interval >= ES_ATLAS_INTERVALS || (i && (int)interval > a->example[ES_ATLAS_MAX_EXAMPLES + (int)i - 1].interval);
+        a->example[ES_ATLAS_MAX_EXAMPLES + (int)i].interval = (int)interval;
+    }
+    out->n_spread = c->bad ? 0 : (int)n;
+    out->spread = a->example + ES_ATLAS_MAX_EXAMPLES;
+    out->has_logits = true;
+    out->logit_lo = take_float(c);
+    out->logit_hi = take_float(c);
+    for (int i = 0; i < ES_ATLAS_BINS; i++)
+        out->logits[i] = take_varint(c);
+    n = take(c, 1);
+    c->bad |= n > ES_ATLAS_CORRELATED || out->logit_lo > out->logit_hi;
+    for (uint32_t i = 0; i < n && !c->bad; i++) {
+        uint32_t other = take_varint(c);
+        c->bad |= other >= a->h.n_features || (int)other == feature;
+        out->correlated[i] = (int32_t)other;
+        out->pearson[i] = take_half(c);
+        out->together[i] = take_half(c);
+    }
+    out->n_correlated = c->bad ? 0 : (int)n;
 }
 
 int es_atlas_card(es_atlas *a, int feature, es_feature_card *out, es_error *err)
@@ -250,6 +310,8 @@ int es_atlas_card(es_atlas *a, int feature, es_feature_card *out, es_error *err)
         c.bad = true;
     for (uint32_t i = 0; i < examples && !c.bad; i++)
         take_example(a, &c, (int)i);
+    if (a->h.version > 1 && !c.bad)
+        take_more(a, &c, feature, out);
     if (c.bad || c.p != c.end) {
         *out = (es_feature_card){.feature = feature};
         return damaged(a, "a record", err);
@@ -257,6 +319,26 @@ int es_atlas_card(es_atlas *a, int feature, es_feature_card *out, es_error *err)
     out->n_example = (int)examples;
     out->example = a->example;
     return ES_OK;
+}
+
+void es_atlas_intervals(const es_feature_card *c, es_interval out[ES_ATLAS_INTERVALS])
+{
+    enum { WIDTH = ES_ATLAS_BINS / ES_ATLAS_INTERVALS };
+    _Static_assert(WIDTH * ES_ATLAS_INTERVALS == ES_ATLAS_BINS, "an interval is whole bins");
+    uint64_t all = 0;
+    for (int i = 0; i < ES_ATLAS_BINS; i++)
+        all += c->histogram[i];
+    for (int i = 0, at = 0; i < ES_ATLAS_INTERVALS; i++) {
+        int interval = ES_ATLAS_INTERVALS - 1 - i;
+        uint64_t in = 0;
+        for (int b = interval * WIDTH; b < (interval + 1) * WIDTH; b++)
+            in += c->histogram[b];
+        out[i] = (es_interval){.lo = c->max * (float)interval / ES_ATLAS_INTERVALS, .hi = c->max * (float)(interval + 1) / ES_ATLAS_INTERVALS,
+                               .share = all ? (double)in / (double)all : 0, .first = at};
+        while (at < c->n_spread && c->spread[at].interval == interval)
+            at++;
+        out[i].n = at - out[i].first;
+    }
 }
 
 /* Adds a token's text for a list: quotes nothing, shows what a terminal would act on, marks spaces at the front as "_". */

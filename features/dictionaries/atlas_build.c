@@ -6,6 +6,8 @@
 #include <zlib.h>
 
 #include "atlas_file.h"
+#include "atlas_spread.h"
+#include "coactive.h"
 #include "harvest.h"
 #include "vector.h"
 
@@ -13,7 +15,7 @@ enum { FINE = 256, ROWS = 2048, HEAD_ROWS = 64 };
 
 es_atlas_options es_atlas_default(void)
 {
-    return (es_atlas_options){.examples = 20, .window = 24};
+    return (es_atlas_options){.examples = 20, .window = 24, .spread = 4};
 }
 
 typedef struct window { /* an example in the making */
@@ -41,6 +43,10 @@ typedef struct build {
     feature_stats *f;
     window *w;            /* [F, examples] */
     uint8_t *value;       /* [F, examples, window] */
+    es_spread *spread;    /* NULL: no random places are wanted */
+    es_coactive *coactive;
+    int32_t *correlated;  /* [F, ES_ATLAS_CORRELATED] */
+    float *pearson, *together;
     uint64_t tokens;
     /* the rows being read */
     float *x;
@@ -55,7 +61,7 @@ typedef struct build {
     int V;
     float *rows, *logits; /* [HEAD_ROWS, d], [HEAD_ROWS, V] */
     int first_row, n_row;
-    struct tokens { int n_up, n_down; int32_t up[ES_ATLAS_TOKENS], down[ES_ATLAS_TOKENS]; float up_v[ES_ATLAS_TOKENS], down_v[ES_ATLAS_TOKENS]; } *tokens_of;
+    struct tokens { float lo, hi; uint32_t logits[ES_ATLAS_BINS]; int n_up, n_down; int32_t up[ES_ATLAS_TOKENS], down[ES_ATLAS_TOKENS]; float up_v[ES_ATLAS_TOKENS], down_v[ES_ATLAS_TOKENS]; } *tokens_of;
 } build;
 
 static void count_value(feature_stats *f, float v)
@@ -83,6 +89,28 @@ static uint32_t context_hash(const int32_t *id, int n, int peak)
     return h;
 }
 
+/* Where a window around a token begins: a third of it after the token, where the sequence has it. */
+static int window_from(int peak, int window_n, int n)
+{
+    int from = peak - window_n * 2 / 3;
+    if (from + window_n > n)
+        from = n - window_n;
+    return from < 0 ? 0 : from;
+}
+
+/* The activations of feature j in a window of the sequence being read, in 255ths of max. */
+static void window_values(const build *b, size_t j, int from, int length, float max, uint8_t *value)
+{
+    memset(value, 0, (size_t)b->o->window);
+    for (int32_t a = b->head[j]; a >= 0; a = b->act[a].next) {
+        int t = b->act[a].token - from;
+        if (t >= 0 && t < length) {
+            int v = (int)lrintf(b->act[a].v / max * 255);
+            value[t] = (uint8_t)(v < 1 ? 1 : v > 255 ? 255 : v);
+        }
+    }
+}
+
 /* Offers the strongest place of feature j in a sequence. */
 static void offer(build *b, const es_harvest_sequence *q, size_t j, int peak, float max)
 {
@@ -108,22 +136,37 @@ static void offer(build *b, const es_harvest_sequence *q, size_t j, int peak, fl
         }
     if (at < 0)
         at = f->n++;
-    /* a third of the window after the peak, where the sequence has it */
-    int from = peak - window_n * 2 / 3;
-    if (from + window_n > n)
-        from = n - window_n;
-    if (from < 0)
-        from = 0;
-    int length = n - from < window_n ? n - from : window_n;
+    int from = window_from(peak, window_n, n), length = n - from < window_n ? n - from : window_n;
     w[at] = (window){.max = max, .context = context, .id = q->id + (uint64_t)from, .n = (uint8_t)length, .peak = (uint8_t)(peak - from)};
-    uint8_t *value = b->value + (j * (size_t)examples + (size_t)at) * (size_t)window_n;
-    memset(value, 0, (size_t)window_n);
+    window_values(b, j, from, length, max, b->value + (j * (size_t)examples + (size_t)at) * (size_t)window_n);
+}
+
+static uint32_t priority(uint64_t place, uint64_t j) /* a hash: which places are drawn */
+{
+    uint64_t x = place * 0x9e3779b97f4a7c15u ^ (j + 1) * 0xd1b54a32d192ed03u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return (uint32_t)(x >> 32);
+}
+
+/* Offers all places of feature j in a sequence for the draw from intervals. */
+static void offer_places(build *b, const es_harvest_sequence *q, size_t j)
+{
+    int window_n = b->o->window, n = (int)q->n;
     for (int32_t a = b->head[j]; a >= 0; a = b->act[a].next) {
-        int t = b->act[a].token - from;
-        if (t >= 0 && t < length) {
-            int v = (int)lrintf(b->act[a].v / max * 255);
-            value[t] = (uint8_t)(v < 1 ? 1 : v > 255 ? 255 : v);
-        }
+        int peak = b->act[a].token;
+        uint8_t *value;
+        es_place_at *p = es_spread_offer(b->spread, j, b->act[a].v, b->f[j].range, priority(q->id + (uint64_t)peak, j), &value);
+        if (!p)
+            continue;
+        int from = window_from(peak, window_n, n), length = n - from < window_n ? n - from : window_n;
+        float max = 0;
+        for (int32_t k = b->head[j]; k >= 0; k = b->act[k].next)
+            if (b->act[k].token >= from && b->act[k].token < from + length)
+                max = fmaxf(max, b->act[k].v);
+        *p = (es_place_at){.priority = priority(q->id + (uint64_t)peak, j), .v = b->act[a].v, .max = max, .id = q->id + (uint64_t)from,
+                           .n = (uint8_t)length, .peak = (uint8_t)(peak - from)};
+        window_values(b, j, from, length, max, value);
     }
 }
 
@@ -146,6 +189,10 @@ static int add_sequence(build *b, const es_harvest_sequence *q, size_t row0, es_
         if (b->sink[row])
             continue;
         b->tokens++;
+        int rc = es_coactive_add(b->coactive, q->row + (uint64_t)t, b->acts.index + b->acts.start[row], b->acts.value + b->acts.start[row],
+                                 b->acts.start[row + 1] - b->acts.start[row], err);
+        if (rc)
+            return rc;
         for (size_t a = b->acts.start[row]; a < b->acts.start[row + 1]; a++) {
             int32_t j = b->acts.index[a];
             float v = b->acts.value[a];
@@ -167,6 +214,8 @@ static int add_sequence(build *b, const es_harvest_sequence *q, size_t row0, es_
             if (b->act[a].v > b->act[best].v)
                 best = a;
         offer(b, q, (size_t)j, b->act[best].token, b->act[best].v);
+        if (b->spread)
+            offer_places(b, q, (size_t)j);
         b->head[j] = -1;
     }
     return ES_OK;
@@ -221,12 +270,29 @@ static void offer_token(int *n, int32_t *id, float *v, int32_t new, float value)
     id[i] = new;
 }
 
+void es_atlas_logits(const float *logit, int n, float *lo, float *hi, uint32_t out[ES_ATLAS_BINS])
+{
+    *lo = INFINITY;
+    *hi = -INFINITY;
+    for (int v = 0; v < n; v++) {
+        *lo = fminf(*lo, logit[v]);
+        *hi = fmaxf(*hi, logit[v]);
+    }
+    memset(out, 0, ES_ATLAS_BINS * sizeof *out);
+    float width = *hi - *lo;
+    for (int v = 0; v < n; v++) {
+        int bin = width > 0 ? (int)((logit[v] - *lo) / width * ES_ATLAS_BINS) : 0;
+        out[bin < ES_ATLAS_BINS ? bin : ES_ATLAS_BINS - 1]++;
+    }
+}
+
 static void promote_part(void *user, int part, int parts)
 {
     build *b = user;
     for (int i = part; i < b->n_row; i += parts) {
         const float *logit = b->logits + (size_t)i * (size_t)b->V;
         struct tokens *t = &b->tokens_of[b->first_row + i];
+        es_atlas_logits(logit, b->V, &t->lo, &t->hi, t->logits);
         for (int v = 0; v < b->V; v++) {
             offer_token(&t->n_up, t->up, t->up_v, v, logit[v]);
             offer_token(&t->n_down, t->down, t->down_v, v, -logit[v]);
@@ -329,6 +395,50 @@ static int falling(const void *a, const void *b)
     return ((*x)->id > (*y)->id) - ((*x)->id < (*y)->id);
 }
 
+static void put_half(es_buf *out, float v)
+{
+    uint16_t half;
+    es_f32_to_f16(&v, &half, 1);
+    put(out, half, 2);
+}
+
+/* The random places, interval by interval from the top. */
+static void put_places(const build *b, es_buf *out, size_t j, int id_bytes)
+{
+    const es_place_at *place[ES_ATLAS_MAX_SPREAD];
+    const uint8_t *value[ES_ATLAS_MAX_SPREAD];
+    int n = 0, of[ES_ATLAS_MAX_SPREAD];
+    for (int i = ES_ATLAS_INTERVALS - 1; b->spread && i >= 0; i--) {
+        int some = es_spread_interval(b->spread, j, i, b->f[j].max, place + n, value + n);
+        for (int k = 0; k < some; k++)
+            of[n++] = i;
+    }
+    put(out, (uint32_t)n, 1);
+    for (int i = 0; i < n; i++) {
+        put(out, (uint32_t)of[i], 1);
+        put(out, place[i]->n, 1);
+        put(out, place[i]->peak, 1);
+        put_float(out, place[i]->max);
+        for (int k = 0; k < place[i]->n; k++)
+            put(out, (uint32_t)b->h.id[place[i]->id + (uint64_t)k], id_bytes);
+        es_buf_add(out, value[i], place[i]->n);
+    }
+}
+
+static void put_correlated(const build *b, es_buf *out, size_t j)
+{
+    const int32_t *other = b->correlated + j * ES_ATLAS_CORRELATED;
+    int n = 0;
+    while (n < ES_ATLAS_CORRELATED && other[n] >= 0)
+        n++;
+    put(out, (uint32_t)n, 1);
+    for (int i = 0; i < n; i++) {
+        put_varint(out, (uint32_t)other[i]);
+        put_half(out, b->pearson[j * ES_ATLAS_CORRELATED + (size_t)i]);
+        put_half(out, b->together[j * ES_ATLAS_CORRELATED + (size_t)i]);
+    }
+}
+
 static void put_record(const build *b, es_buf *out, size_t j, int id_bytes)
 {
     const feature_stats *f = &b->f[j];
@@ -354,6 +464,12 @@ static void put_record(const build *b, es_buf *out, size_t j, int id_bytes)
             put(out, (uint32_t)b->h.id[e->id + (uint64_t)k], id_bytes);
         es_buf_add(out, b->value + (j * (size_t)b->o->examples + (size_t)(e - w)) * (size_t)b->o->window, e->n);
     }
+    put_places(b, out, j, id_bytes);
+    put_float(out, t->lo);
+    put_float(out, t->hi);
+    for (int i = 0; i < ES_ATLAS_BINS; i++)
+        put_varint(out, t->logits[i]);
+    put_correlated(b, out, j);
 }
 
 static int pack_block(const build *b, size_t first, int id_bytes, es_buf *out, es_atlas_block *index, es_error *err)
@@ -381,7 +497,7 @@ static int pack_block(const build *b, size_t first, int id_bytes, es_buf *out, e
 
 static int write_file(const build *b, const char *path, es_error *err)
 {
-    es_atlas_header h = {.magic = ES_ATLAS_MAGIC, .version = 1, .n_features = (uint32_t)b->F, .block_features = ES_ATLAS_BLOCK,
+    es_atlas_header h = {.magic = ES_ATLAS_MAGIC, .version = ES_ATLAS_VERSION, .n_features = (uint32_t)b->F, .block_features = ES_ATLAS_BLOCK,
                          .n_vocab = (uint32_t)b->V, .id_bytes = b->V <= 65536 ? 2 : 4, .examples = (uint32_t)b->o->examples,
                          .window = (uint32_t)b->o->window, .layer = es_dictionary_get_info(b->s)->layer, .tokens = b->tokens};
     h.n_block = (h.n_features - 1) / h.block_features + 1;
@@ -437,7 +553,22 @@ static int take_memory(build *b, es_error *err)
     if (!b->f || !b->w || !b->value || !b->x || !b->sink || !b->head || !b->tail || !b->touched || !b->rows || !b->logits || !b->tokens_of)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory for an atlas of %zu features", b->F);
     memset(b->head, -1, b->F * sizeof *b->head);
-    return ES_OK;
+    int rc = b->o->spread ? es_spread_open(&b->spread, b->F, b->o->spread, b->o->window, err) : ES_OK;
+    return rc ? rc : es_coactive_open(&b->coactive, (int)b->F, 0, err);
+}
+
+static int correlate(build *b, es_error *err)
+{
+    size_t n = b->F * ES_ATLAS_CORRELATED;
+    b->correlated = es_calloc(n, sizeof *b->correlated);
+    b->pearson = es_calloc(n, sizeof *b->pearson);
+    b->together = es_calloc(n, sizeof *b->together);
+    if (!b->correlated || !b->pearson || !b->together)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory for an atlas of %zu features", b->F);
+    int rc = es_coactive_top(b->coactive, b->pool, ES_ATLAS_CORRELATED, b->correlated, b->pearson, b->together, err);
+    es_coactive_free(b->coactive); /* the largest piece of memory goes before the next step wants its own */
+    b->coactive = NULL;
+    return rc;
 }
 
 static int check_ids(const build *b, es_error *err)
@@ -453,8 +584,10 @@ int es_atlas_build(es_model *m, const es_dictionary *s, const char *harvest_dir,
 {
     const es_dictionary_info *info = es_dictionary_get_info(s);
     char hash[65];
-    if (o->examples < 1 || o->examples > ES_ATLAS_MAX_EXAMPLES || o->window < 2 || o->window > ES_ATLAS_MAX_WINDOW)
-        return es_fail(err, ES_ERR_USAGE, "an atlas takes 1 to %d examples of 2 to %d tokens", (int)ES_ATLAS_MAX_EXAMPLES, (int)ES_ATLAS_MAX_WINDOW);
+    if (o->examples < 1 || o->examples > ES_ATLAS_MAX_EXAMPLES || o->window < 2 || o->window > ES_ATLAS_MAX_WINDOW || o->spread < 0 ||
+        o->spread > ES_ATLAS_MAX_SPREAD / ES_ATLAS_INTERVALS)
+        return es_fail(err, ES_ERR_USAGE, "an atlas takes 1 to %d examples of 2 to %d tokens, and at most %d from an interval", (int)ES_ATLAS_MAX_EXAMPLES,
+                       (int)ES_ATLAS_MAX_WINDOW, ES_ATLAS_MAX_SPREAD / ES_ATLAS_INTERVALS);
     int rc = es_dictionary_check_model(s, m, err);
     if (!rc)
         rc = es_model_hash(m, hash, err);
@@ -476,13 +609,17 @@ int es_atlas_build(es_model *m, const es_dictionary *s, const char *harvest_dir,
     if (!rc)
         rc = read_harvest(b, progress, err);
     if (!rc)
+        rc = correlate(b, err);
+    if (!rc)
         rc = promote(b, progress, err);
     if (!rc)
         rc = write_file(b, path, err);
     es_harvest_reader_close(&b->h);
     es_pool_free(b->pool);
     es_sparse_free(&b->acts);
-    void *all[] = {b->f, b->w, b->value, b->x, b->sink, b->head, b->tail, b->touched, b->act, b->rows, b->logits, b->tokens_of};
+    es_spread_free(b->spread);
+    es_coactive_free(b->coactive);
+    void *all[] = {b->f, b->w, b->value, b->x, b->sink, b->head, b->tail, b->touched, b->act, b->rows, b->logits, b->tokens_of, b->correlated, b->pearson, b->together};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     free(b);

@@ -144,13 +144,14 @@ int es_dictionary_measure(es_model *m, const es_dictionary *s, const char *const
 /* ---- atlas: what each feature looks like ----------------------------------------------------------------------------------------------- */
 
 typedef struct es_atlas es_atlas;
-enum { ES_ATLAS_BINS = 50, ES_ATLAS_TOKENS = 20 };
+enum { ES_ATLAS_BINS = 50, ES_ATLAS_TOKENS = 20, ES_ATLAS_INTERVALS = 5, ES_ATLAS_CORRELATED = 10 };
 
 typedef struct es_example { /* a window of text; borrowed from the atlas */
     int n, peak;            /* tokens; index of the strongest */
     const int32_t *id;      /* [n] */
     const float *value;     /* [n] activation of the feature at each token */
     float max;
+    int interval;           /* of a random place: of its activation, 0 the lowest */
 } es_example;
 
 typedef struct es_feature_card { /* valid until the next es_atlas_card on the same atlas */
@@ -164,10 +165,23 @@ typedef struct es_feature_card { /* valid until the next es_atlas_card on the sa
     int n_promoted, n_suppressed;
     int32_t promoted[ES_ATLAS_TOKENS], suppressed[ES_ATLAS_TOKENS]; /* by decoder row . unembedding (final norm's weight applied) */
     float promoted_logit[ES_ATLAS_TOKENS], suppressed_logit[ES_ATLAS_TOKENS];
+    /* Since version 2; none in an atlas of version 1. */
+    int n_spread;
+    const es_example *spread;   /* places drawn at random from each interval of (0, max], the highest interval first: peak is the place, max the window's largest */
+    bool has_logits;
+    float logit_lo, logit_hi;   /* of its logits on the whole vocabulary */
+    uint32_t logits[ES_ATLAS_BINS]; /* in equal bins of [lo, hi], the last one closed, as numpy.histogram */
+    int n_correlated;
+    int32_t correlated[ES_ATLAS_CORRELATED]; /* by Pearson's correlation over tokens (coactive.h), best first */
+    float pearson[ES_ATLAS_CORRELATED], together[ES_ATLAS_CORRELATED]; /* together: the cosine of the two over tokens */
 } es_feature_card;
 
-typedef struct es_atlas_options { int examples, window, threads; uint64_t max_tokens; } es_atlas_options;
-es_atlas_options es_atlas_default(void); /* 20 examples of 24 tokens */
+typedef struct es_atlas_options {
+    int examples, window, threads;
+    int spread; /* places drawn from each interval, at most 12; 0: none */
+    uint64_t max_tokens;
+} es_atlas_options;
+es_atlas_options es_atlas_default(void); /* 20 examples of 24 tokens, and 4 from each interval */
 /* Reads a harvest of the dictionary's layer (all its tokens, up to max_tokens) and writes one compressed file. */
 int es_atlas_build(es_model *m, const es_dictionary *s, const char *harvest_dir, const char *path, const es_atlas_options *o,
                    const es_progress *progress, es_error *err);
@@ -175,10 +189,15 @@ int es_atlas_open(es_atlas **out, const char *path, es_error *err); /* reads the
 void es_atlas_free(es_atlas *a);
 int es_atlas_features(const es_atlas *a);
 const char *es_atlas_dictionary_hash(const es_atlas *a);
+uint64_t es_atlas_tokens(const es_atlas *a); /* that it was made from */
 int es_atlas_card(es_atlas *a, int feature, es_feature_card *out, es_error *err);
+/* The intervals of (0, max], the highest first: bounds, the share of active tokens in each, and which of the card's random places are from it. */
+typedef struct es_interval { float lo, hi; double share; int first, n; } es_interval;
+void es_atlas_intervals(const es_feature_card *c, es_interval out[ES_ATLAS_INTERVALS]);
 /* The figures of every feature at once, [F] each, borrowed: for lists, sorting and guards. */
 const float *es_atlas_density(const es_atlas *a);
 const float *es_atlas_max(const es_atlas *a);
+const float *es_atlas_mean(const es_atlas *a); /* of active values */
 const float *es_atlas_p99(const es_atlas *a);
 /* First n promoted tokens / tokens on which it fires most, as a short printable string (for lists and search). */
 int es_atlas_tokens_text(es_atlas *a, const es_model *m, int feature, es_buf *out, es_error *err);

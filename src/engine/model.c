@@ -458,6 +458,16 @@ es_sampling es_model_sampling(const es_model *m, es_sampling asked)
     return asked;
 }
 
+es_weight es_model_site(const es_model *m, int layer, es_site s)
+{
+    return m->layer[layer].site[s];
+}
+
+const float *es_model_post_norm(const es_model *m, int layer)
+{
+    return m->layer[layer].norm[ES_NORM_FFN_POST];
+}
+
 es_weight es_model_head(const es_model *m)
 {
     return m->head;

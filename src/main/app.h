@@ -112,13 +112,6 @@ const char *app_author(void);
 
 /* Encodes each token's residual with the dictionary; rows as tokens. A text's first token is unlike all others. */
 int app_encode(const app_features *f, const es_model *m, const es_ids *ids, es_sparse *out, es_error *err);
-typedef struct app_texts {
-    char **text;
-    int n, cap, limit; /* limit 0: all */
-} app_texts;
-/* Appends the texts of a file: the "text" of each line of a .jsonl; of another file each line, or (lines false) the whole. */
-int app_texts_read(app_texts *t, const char *path, bool lines, es_error *err);
-void app_texts_free(app_texts *t);
 
 /* A basis: a .json file, NAME or NAME@VERSION in the workspace, or "starter", the one that comes with the program. w: the
  * open workspace, or NULL: it is opened for the moment (there is one writer at a time). */

@@ -118,7 +118,7 @@ static int one_answer(const chat_options *o)
 static int workbench(const chat_options *o)
 {
     es_error err = {0};
-    char model[1200], dictionary[1200] = "", workspace[1200], labels[1300] = "", inputs[1200], hashes[1200], starter[] = ESPALIER_SHARE "/bases/starter.json", hash[65] = "";
+    char model[1200], dictionary[1200] = "", workspace[1200], labels[1300] = "", inputs[1200], hashes[1200], maps[1200], starter[] = ESPALIER_SHARE "/bases/starter.json", hash[65] = "";
     bool is_default;
     if (!the_app.tty_out || !isatty(STDIN_FILENO))
         return opts_usage_error("chat", "the workbench needs a terminal; for one answer: espalier chat --prompt TEXT");
@@ -151,9 +151,11 @@ static int workbench(const chat_options *o)
     so.starter_basis = access(starter, R_OK) == 0 ? starter : NULL;
     app_path(inputs, sizeof inputs, "inputs");
     app_path(hashes, sizeof hashes, "hashes");
+    app_path(maps, sizeof maps, "maps");
     so.neutral = access(APP_NEUTRAL, R_OK) == 0 ? APP_NEUTRAL : NULL;
     so.inputs = inputs;
     so.hashes = hashes;
+    so.maps = maps;
     so.system = o->system;
     so.author = app_author();
     so.sampling = o->sampling;

@@ -248,12 +248,14 @@ int cmd_atlas(int argc, char **argv)
         {"out", "FILE", OPT_TEXT, &out, 0, 0, "default: " APP_ATLAS_NAME " in the dictionary's folder", NULL},
         {"examples", "N", OPT_INT, &o.examples, 1, 1000, "examples a feature (default 20)", NULL},
         {"window", "N", OPT_INT, &o.window, 4, 256, "tokens an example (default 24)", NULL},
+        {"intervals", "N", OPT_INT, &o.spread, 0, 12, "places drawn at random from each fifth of a feature's activation (default 4)", NULL},
         {"tokens", "N", OPT_COUNT, &o.max_tokens, 0, 1e12, "read so many of the harvest's tokens; 0: all", NULL},
         {0},
     };
     static const command_help help = {
         "atlas", "FOLDER --harvest DIR",
-        "Examples, histogram, density, promoted and suppressed tokens of every feature of a dictionary, in one compressed file.",
+        "Examples, places drawn from each interval of activation, histogram, density, correlated features, promoted and suppressed tokens and the\n"
+        "histogram of logits of every feature of a dictionary, in one compressed file.",
         "  espalier atlas dictionary-l15 --harvest harvest", 1, 1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);

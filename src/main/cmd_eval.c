@@ -1,5 +1,6 @@
 /* eval: what an adapter gains on pairs, and what it does to other text. */
 #include "app.h"
+#include "fires.h"
 #include "cmd_eval.h"
 
 #include <math.h>
@@ -123,7 +124,7 @@ static int eval_margin(int argc, char **argv)
 static int eval_neutral(int argc, char **argv)
 {
     const char *adapter_path = NULL, *file = NULL;
-    app_texts texts = {0};
+    es_texts texts = {0};
     const opt table[] = {
         {"text", "FILE", OPT_TEXT, &file, 0, 0, "a text, or .jsonl with \"text\"; the first 256 tokens of each count", NULL},
         {"adapter", "FILE", OPT_TEXT, &adapter_path, 0, 0, "with this adapter", NULL},
@@ -147,7 +148,7 @@ static int eval_neutral(int argc, char **argv)
     es_adapter *adapter = NULL;
     es_patch patch;
     es_neutral r = {0};
-    rc = app_texts_read(&texts, file, false, &err);
+    rc = es_texts_read(&texts, file, false, &err);
     if (rc == ES_OK)
         rc = app_model(&m, &err);
     if (rc == ES_OK && adapter_path)
@@ -168,7 +169,7 @@ static int eval_neutral(int argc, char **argv)
                r.nll - r.nll_base, r.kl);
         code = app_flush();
     }
-    app_texts_free(&texts);
+    es_texts_free(&texts);
     es_adapter_free(adapter);
     app_features_close(&f);
     es_model_free(m);

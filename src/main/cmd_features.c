@@ -1,5 +1,6 @@
 /* features, label: browsing a dictionary and naming what is in it, without the workbench. */
 #include "cmd_label.h"
+#include "fires.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -415,7 +416,7 @@ static int features_for_text(int argc, char **argv)
 static int features_contrast(int argc, char **argv)
 {
     int top = 15;
-    app_texts texts[2] = {{.limit = 500}, {.limit = 500}};
+    es_texts texts[2] = {{.limit = 500}, {.limit = 500}};
     const opt table[] = {
         {"top", "N", OPT_INT, &top, 1, 100000, "so many each way (default 15)", NULL},
         {"limit", "N", OPT_INT, &texts[0].limit, 1, 1000000, "so many texts of each (default 500)", NULL},
@@ -438,7 +439,7 @@ static int features_contrast(int argc, char **argv)
     texts[1].limit = texts[0].limit;
     rc = ES_OK;
     for (int i = 0; i < 2 && rc == ES_OK; i++)
-        rc = app_texts_read(&texts[i], argv[1 + i], true, &o.err);
+        rc = es_texts_read(&texts[i], argv[1 + i], true, &o.err);
     if (rc == ES_OK)
         rc = open_all(&o);
     size_t F = (size_t)o.f.n;
@@ -490,8 +491,8 @@ static int features_contrast(int argc, char **argv)
     free(score);
     free(mean);
     es_sparse_free(&acts);
-    app_texts_free(&texts[0]);
-    app_texts_free(&texts[1]);
+    es_texts_free(&texts[0]);
+    es_texts_free(&texts[1]);
     close_all(&o);
     return code;
 }

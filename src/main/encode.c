@@ -1,10 +1,10 @@
-/* A text as features: the residual after the dictionary's layer, encoded. And reading texts from files. */
+/* A text as features: the residual after the dictionary's layer, encoded. */
 #include "app.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOW = 1024, TEXT_LIMIT = 64 << 20 };
+enum { WINDOW = 1024 };
 
 typedef struct capture {
     float *h; /* [rows, d] */
@@ -60,67 +60,4 @@ int app_encode(const app_features *f, const es_model *m, const es_ids *ids, es_s
     es_pool_free(pool);
     free(h);
     return rc;
-}
-
-/* ---- texts ----------------------------------------------------------------------------------------------------------------- */
-
-static int add_text(app_texts *t, const char *s, size_t n, es_error *err)
-{
-    if (t->n == t->cap) {
-        int cap = t->cap ? 2 * t->cap : 64;
-        char **more = realloc(t->text, (size_t)cap * sizeof *more);
-        if (!more)
-            return es_fail(err, ES_ERR_MEMORY, "not enough memory for the texts");
-        t->text = more;
-        t->cap = cap;
-    }
-    t->text[t->n] = strndup(s, n);
-    return t->text[t->n++] ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory for the texts");
-}
-
-static int take_text(void *user, size_t line, json_t *v, es_error *err)
-{
-    (void)line;
-    app_texts *t = user;
-    const char *s = json_string_value(json_object_get(v, "text"));
-    if (!s)
-        return es_fail(err, ES_ERR_FORMAT, "has no \"text\"");
-    if (t->limit && t->n >= t->limit)
-        return 1;
-    return *s ? add_text(t, s, strlen(s), err) : ES_OK;
-}
-
-int app_texts_read(app_texts *t, const char *path, bool lines, es_error *err)
-{
-    size_t len = strlen(path);
-    int before = t->n;
-    if (len > 6 && !strcmp(path + len - 6, ".jsonl")) {
-        int rc = es_jsonl_each(path, take_text, t, err);
-        if (rc < 0)
-            return rc;
-    } else {
-        es_buf b = {0};
-        int rc = es_file_read(&b, path, TEXT_LIMIT, err);
-        if (rc == ES_OK && !lines)
-            rc = b.len ? add_text(t, b.data, b.len, err) : ES_OK;
-        for (const char *s = b.data, *end = b.data + b.len; rc == ES_OK && lines && s < end;) {
-            const char *stop = memchr(s, '\n', (size_t)(end - s));
-            size_t n = (size_t)((stop ? stop : end) - s);
-            if (n && (!t->limit || t->n < t->limit))
-                rc = add_text(t, s, n, err);
-            s += n + 1;
-        }
-        es_buf_free(&b);
-        if (rc != ES_OK)
-            return rc;
-    }
-    return t->n > before ? ES_OK : es_fail(err, ES_ERR_FORMAT, "%s: holds no text", path);
-}
-
-void app_texts_free(app_texts *t)
-{
-    for (int i = 0; i < t->n; i++)
-        free(t->text[i]);
-    free(t->text);
-    *t = (app_texts){0};
 }

@@ -56,7 +56,11 @@ struct es_studio {
     char side_text[2][600];
     label label[LABELS], undo_label[UNDO];
     int undo_feature[UNDO], n_undo;
-    float *density;
+    float *density, *max, *map;
+    es_found found;
+    bool have;
+    char find_error[240];
+    double map_done; /* below 1: being made */
 };
 
 static void note(es_studio *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -194,8 +198,16 @@ es_studio *fake_studio(fake_kind kind, int n_features)
         v->d_model = 576;
         v->n_features = n_features;
         s->density = malloc((size_t)n_features * sizeof(float));
-        for (int i = 0; i < n_features; i++)
+        s->max = malloc((size_t)n_features * sizeof(float));
+        s->map = malloc(2 * (size_t)n_features * sizeof(float));
+        s->map_done = 1;
+        for (int i = 0; i < n_features; i++) {
             s->density[i] = .05f / (float)(1 + (i * 37) % 100);
+            s->max[i] = 12.5f - (float)(i % 9);
+            int group = i % 7; /* seven rings around seven places */
+            s->map[2 * i] = 6 * cosf((float)group) * (1 + .2f * (float)group) + .8f * cosf((float)i * 2.4f) * sqrtf((float)(i % 53) / 53);
+            s->map[2 * i + 1] = 4 * sinf((float)group) + .8f * sinf((float)i * 2.4f) * sqrtf((float)(i % 53) / 53);
+        }
         for (int i = 0; i < LABELS && i < n_features; i++)
             if (starter[i]) {
                 snprintf(s->label[i].text, sizeof s->label[i].text, "%s", starter[i]);
@@ -238,7 +250,15 @@ void fake_studio_free(es_studio *s)
     es_buf_free(&s->log);
     free(s->taken);
     free(s->density);
+    free(s->max);
+    free(s->map);
+    es_found_free(&s->found);
     free(s);
+}
+
+void fake_map_done(es_studio *s, double done)
+{
+    s->map_done = done;
 }
 
 void fake_clock(es_studio *s)
@@ -472,7 +492,7 @@ int es_studio_card(es_studio *s, int feature, es_card_copy *out, es_error *err)
     if (feature < 0 || feature >= s->n_features)
         return es_fail(err, ES_ERR_USAGE, "no feature %d", feature);
     enum { EXAMPLES = 20, WINDOW = 24 };
-    struct memory { es_example e[EXAMPLES]; int32_t id[EXAMPLES][WINDOW]; float value[EXAMPLES][WINDOW]; } *m = calloc(1, sizeof *m);
+    struct memory { es_example e[EXAMPLES], spread[10]; int32_t id[EXAMPLES][WINDOW]; float value[EXAMPLES][WINDOW]; } *m = calloc(1, sizeof *m);
     es_feature_card *c = &out->card;
     memset(c, 0, sizeof *c);
     out->memory = m;
@@ -492,6 +512,21 @@ int es_studio_card(es_studio *s, int feature, es_card_copy *out, es_error *err)
             m->id[i][j] = (i * 7 + j * (3 + feature % 5) + feature) % WORDS;
             int away = abs(j - m->e[i].peak);
             m->value[i][j] = away < 3 ? m->e[i].max * (away == 0 ? 1 : away == 1 ? .5f : .2f) : 0;
+        }
+    }
+    if (feature % 4 != 3) { /* the others are of an atlas of version 1 */
+        c->n_spread = 10;
+        c->spread = m->spread;
+        for (int i = 0; i < 10; i++) {
+            m->spread[i] = m->e[(i * 3 + 1) % EXAMPLES];
+            m->spread[i].interval = ES_ATLAS_INTERVALS - 1 - i / 2;
+        }
+        c->has_logits = true;
+        c->n_correlated = 4;
+        for (int i = 0; i < 4; i++) {
+            c->correlated[i] = (feature + 11 * (i + 1)) % s->n_features;
+            c->pearson[i] = .44f - .1f * (float)i;
+            c->together[i] = .5f - .1f * (float)i;
         }
     }
     c->n_promoted = c->n_suppressed = 10;
@@ -519,6 +554,133 @@ int es_studio_neighbours(es_studio *s, int feature, int n, int *out, float *cosi
     return n;
 }
 const float *es_studio_density(es_studio *s) { return s->density; }
+const float *es_studio_max(es_studio *s) { return s->max; }
+
+/* ---- looking ---- */
+
+int es_studio_dashboard(es_studio *s, int feature, es_dashboard *out)
+{
+    *out = (es_dashboard){.feature = feature, .n_neighbour = 5, .n_neuron = 6, .has_logits = true, .logit_lo = -1.62f, .logit_hi = 2.05f};
+    int near[5];
+    es_studio_neighbours(s, feature, 5, near, out->cosine);
+    for (int i = 0; i < 5; i++)
+        out->neighbour[i] = near[i];
+    for (int i = 0; i < 6; i++)
+        out->neuron[i] = (es_neuron){14 - i % 3, (feature * 31 + i * 97) % 1536, (i % 2 ? -1.f : 1.f) * (.31f - .03f * (float)i)};
+    for (int i = 0; i < ES_ATLAS_BINS; i++)
+        out->logits[i] = (uint32_t)(5000 * exp(-(i - 22) * (i - 22) / 40.0));
+    return 1;
+}
+
+int es_studio_peaks(es_studio *s, int feature, int32_t *id, int n)
+{
+    es_card_copy c;
+    int found = 0;
+    if (es_studio_card(s, feature, &c, NULL) < 0)
+        return 0;
+    for (int i = 0; i < c.card.n_example; i++) {
+        int32_t peak = c.card.example[i].id[c.card.example[i].peak];
+        bool had = false;
+        for (int k = 0; k < found; k++)
+            had |= id[k] == peak;
+        if (!had && found < n)
+            id[found++] = peak;
+    }
+    es_card_copy_free(&c);
+    return found;
+}
+
+int es_studio_window_text(es_studio *s, const int32_t *id, int n, es_buf *text, int *token_end)
+{
+    for (int i = 0; i < n; i++) {
+        char token[64];
+        es_studio_token_text(s, id[i], token, sizeof token);
+        if (s->kind == FAKE_HOSTILE && id[i] % 11 == 5)
+            es_buf_str(text, "\xcc\x81"); /* sits on what the token before it ends with */
+        es_buf_str(text, strcmp(token, "\\n") ? token : "\n");
+        token_end[i] = (int)text->len;
+    }
+    return 0;
+}
+
+static void found(es_studio *s, es_found f)
+{
+    es_found_free(&s->found);
+    s->found = f;
+    s->have = true;
+    poke(s);
+}
+
+void es_studio_find(es_studio *s, const char *query, es_find_order order)
+{
+    es_found f = {0};
+    note(s, "find %s by %s", query, es_find_order_name(order));
+    s->find_error[0] = 0;
+    f.feature = calloc((size_t)s->n_features + 1, sizeof(int));
+    if (!strncmp(query, "text:", 5)) {
+        f.measure = "activation";
+        f.n = f.n_text = 6;
+        f.value = calloc(6, sizeof(float));
+        f.surprise = calloc(6, sizeof(float));
+        f.token = calloc(6, sizeof(int));
+        f.text_id = calloc(6, sizeof(int32_t));
+        for (int i = 0; i < 6; i++) {
+            int at = order == ES_FIND_TOKEN ? 5 - i : i;
+            f.feature[i] = at * 4;
+            f.value[i] = 7 - (float)at;
+            f.surprise[i] = 3 + (float)((at * 5) % 7);
+            f.token[i] = 5 - at;
+            f.text_id[i] = i + 2;
+        }
+    } else if (!strncmp(query, "density<", 8) && !query[8]) {
+        snprintf(s->find_error, sizeof s->find_error, "'density<': what follows is not a number");
+    } else if (!*query) {
+        for (f.n = 0; f.n < s->n_features; f.n++)
+            f.feature[f.n] = order == ES_FIND_DENSITY ? s->n_features - 1 - f.n : f.n;
+    } else {
+        es_workspace_search((es_workspace *)(void *)s, "", query, f.feature, s->n_features, &f.n, NULL);
+        if (!strncmp(query, "like:", 5)) {
+            f.measure = "cosine";
+            f.value = calloc((size_t)s->n_features, sizeof(float));
+            for (f.n = 0; f.n < 5; f.n++) {
+                f.feature[f.n] = (atoi(query + 5) + 1 + f.n) % s->n_features;
+                f.value[f.n] = .6f - .1f * (float)f.n;
+            }
+        }
+    }
+    found(s, f);
+}
+
+void es_studio_contrast(es_studio *s, const char *a, const char *b)
+{
+    es_found f = {.measure = "score", .n = 4};
+    note(s, "contrast %s %s", a, b);
+    f.feature = calloc(4, sizeof(int));
+    f.value = calloc(4, sizeof(float));
+    for (int i = 0; i < 4; i++) {
+        f.feature[i] = i;
+        f.value[i] = i < 2 ? 3 - (float)i : (float)i - 5;
+    }
+    found(s, f);
+}
+
+bool es_studio_finding(es_studio *s) { return s->have; }
+bool es_studio_found(es_studio *s, es_found *out, char error[240])
+{
+    bool have = s->have;
+    *out = s->found;
+    s->found = (es_found){0};
+    s->have = false;
+    memcpy(error, s->find_error, sizeof s->find_error);
+    return have;
+}
+
+es_map_state es_studio_map(es_studio *s, const float **xy, double *done)
+{
+    *done = s->map_done;
+    *xy = s->map_done < 1 ? NULL : s->map;
+    return !s->map ? ES_MAP_NONE : s->map_done < 1 ? ES_MAP_MAKING : ES_MAP_READY;
+}
 
 /* ---- the workspace ---- */
 

@@ -19,6 +19,7 @@ void fake_studio_free(es_studio *s);
 const char *fake_log(es_studio *s);   /* the commands given so far, a line each; taken: the next call starts anew */
 void fake_tick(es_studio *s);         /* one more token, one more step */
 void fake_clock(es_studio *s);        /* ticks by itself through its file descriptor */
+void fake_map_done(es_studio *s, double done); /* below 1: the map is being made */
 void fake_turn(es_studio *s, char role, const char *text); /* appends a turn as it is */
 
 #endif

@@ -1,0 +1,67 @@
+/* What the parts of the Features view share: the list (view_features.c), the dashboard of one (dashboard.c), the map of all (map.c). */
+#ifndef ES_UI_VIEW_FEATURES_H
+#define ES_UI_VIEW_FEATURES_H
+
+#include "ui_internal.h"
+
+enum { UI_LIST_MODE = 1, UI_CARD_MODE = 2, UI_MAP_MODE = 4 };
+enum { UI_META_CACHE = 512 };
+
+typedef struct ui_meta { int feature; uint64_t serial; char tags[56]; int rating; bool skipped; } ui_meta;
+
+typedef struct ui_dashboard { /* zeroed to start, card_of -1 */
+    es_card_copy card; int card_of;
+    es_dashboard more; bool more_there;
+    int top, rows, page;    /* of the part that scrolls */
+    bool wide;              /* examples in full, on as many rows as they take */
+} ui_dashboard;
+
+typedef struct ui_map {
+    double x, y, unit;      /* the middle of the screen, and how much one dot of a cell is; unit 0: not looked at yet */
+    int row, column;        /* the cursor, in cells of the box drawn last */
+    int h, w;               /* of that box */
+    int feature;            /* nearest to the cursor, -1: none */
+    /* words of labels, for the names of places: made again when labels change */
+    uint64_t serial; bool named;
+    int *labelled, n_labelled;
+    int32_t (*word)[4];     /* [n_labelled] of their labels, -1 after the last */
+    char **text; int *in; int n_word, cap_word; /* each word, and in how many labels it is */
+} ui_map;
+
+typedef struct ui_features {
+    es_found found; bool have;     /* the rows; without: all, by number */
+    ui_list list;
+    char *filter, *before;         /* in force; while typing: the one to go back to */
+    char *contrast;                /* the rows are what differs between two sets of texts: their names */
+    char error[240];               /* why the filter found nothing */
+    es_find_order order;
+    bool reset;                    /* when the rows come, begin at the first */
+    int keep;                      /* else stay at this feature */
+    bool card_open, map_open;
+    int shown;                     /* the dashboard is of this one though the rows may not have it; -1: of the chosen row */
+    ui_dashboard card;
+    ui_map map;
+    int pending;                   /* the feature a prompt speaks of */
+    ui_meta cache[UI_META_CACHE];
+    int n_features;
+} ui_features_state;
+
+static inline ui_features_state *ui_features_of(const es_ui *u)
+{
+    return u->state[UI_FEATURES];
+}
+const ui_meta *ui_meta_of(es_ui *u, int feature);
+bool ui_filtered(const es_ui *u); /* the rows are some of the features only */
+
+/* dashboard.c */
+void ui_dashboard_draw(es_ui *u, ui_box b, int feature);
+void ui_dashboard_key(es_ui *u, int key);    /* J K PgUp PgDn ] [ e, wheel */
+void ui_dashboard_free(ui_dashboard *d);
+
+/* map.c */
+void ui_map_draw(es_ui *u, ui_box b);
+void ui_map_key(es_ui *u, int key);
+void ui_map_open(es_ui *u, int feature);     /* with the cursor there; -1: in the middle of all */
+void ui_map_free(ui_map *m);
+
+#endif
