@@ -6,7 +6,7 @@
 
 #include "labels.h"
 
-enum { NEAR = 6, NEAR_EACH = 2, OTHERS = 14, OTHER_EACH = 1, MOST = ES_BLIND_TOKENS + NEAR * NEAR_EACH + OTHERS * OTHER_EACH, ACTIVE = 5, NEAR_MISSES = 3 };
+enum { NEAR = 6, NEAR_EACH = 2, OTHERS = 14, OTHER_EACH = 1, OWN = 128, MOST = OWN + NEAR * NEAR_EACH + OTHERS * OTHER_EACH, ACTIVE = 5, NEAR_MISSES = 3 };
 
 struct es_blind_pool {
     int feature, n, n_own; /* the first n_own are the feature's own examples */
@@ -58,7 +58,7 @@ int es_blind_gather(es_blind_pool **out, es_atlas *a, const es_dictionary *s, in
 {
     es_feature_card card;
     *out = NULL;
-    int F = es_atlas_features(a), rc = es_atlas_card(a, feature, &card, err), near[NEAR], n_near = F - 1 < NEAR ? F - 1 : NEAR;
+    int F = es_atlas_features(a), rc = es_atlas_card(a, feature, &card, err), near[NEAR], n_near = 0;
     if (rc)
         return rc;
     if (card.n_example == 0)
@@ -71,13 +71,25 @@ int es_blind_gather(es_blind_pool **out, es_atlas *a, const es_dictionary *s, in
     p->max = card.max;
     memcpy(p->histogram, card.histogram, sizeof p->histogram);
     es_rng_seed(&p->rng, seed * 0x9E3779B97F4A7C15u + (uint64_t)feature);
-    for (int i = 0; i < card.n_example; i++)
-        if (p->n < ES_BLIND_TOKENS)
-            add(p, &card.example[i], feature, true, false);
+    for (int i = 0; i < card.n_example && p->n < OWN; i++)
+        add(p, &card.example[i], feature, true, false);
+    for (int i = 0; i < card.n_spread && p->n < OWN; i++)
+        add(p, &card.spread[i], feature, true, false);
     p->n_own = p->n;
+    /* near: what fires together with it, then what points the same way */
+    for (int i = 0; i < card.n_correlated && i < NEAR / 2; i++)
+        near[n_near++] = card.correlated[i];
     float cosine[NEAR];
-    if (n_near > 0)
-        es_dictionary_neighbours(s, feature, n_near, near, cosine);
+    int by_cosine[NEAR], n_cosine = F - 1 < NEAR ? F - 1 : NEAR;
+    if (n_cosine > 0)
+        es_dictionary_neighbours(s, feature, n_cosine, by_cosine, cosine);
+    for (int i = 0; i < n_cosine && n_near < NEAR; i++) {
+        bool had = false;
+        for (int k = 0; k < n_near; k++)
+            had = had || near[k] == by_cosine[i];
+        if (!had)
+            near[n_near++] = by_cosine[i];
+    }
     for (int i = 0; i < n_near && !rc; i++)
         rc = add_others(p, a, near[i], NEAR_EACH, true, err);
     for (int i = 0; i < OTHERS && F > 1 && !rc; i++) {
@@ -164,12 +176,6 @@ static int measure(es_blind_pool *p, const es_model *m, const es_dictionary *s, 
 
 /* ---- choosing ten ------------------------------------------------------------------------------------------------------------------------ */
 
-static int by_strength(const void *a, const void *b)
-{
-    const es_blind_window *x = a, *y = b;
-    return x->activation < y->activation ? 1 : x->activation > y->activation ? -1 : 0;
-}
-
 static void shuffle(es_blind_window *w, int n, es_rng *rng)
 {
     for (int i = n - 1; i > 0; i--) {
@@ -190,6 +196,29 @@ static float quantile(const es_blind_pool *p, float x)
         below += p->histogram[i] * (part < 0 ? 0 : part > 1 ? 1 : part);
     }
     return all > 0 ? (float)(below / all) : 1;
+}
+
+/* Active windows into the test: one of each fifth of (0, largest], as far as there are any, then more of any strength. */
+static void choose_active(es_blind *out, es_blind_pool *p, es_blind_window *list, int n)
+{
+    enum { FIFTHS = 5 };
+    shuffle(list, n, &p->rng);
+    for (int k = FIFTHS; k-- > 0;)
+        for (int i = 0; i < n && out->n < ACTIVE; i++) {
+            double share = p->max > 0 ? (double)(list[i].activation / p->max) : 0;
+            int fifth = share >= 1 ? FIFTHS - 1 : (int)(share * FIFTHS);
+            if (fifth == k) {
+                out->window[out->n++] = list[i];
+                list[i].activation = -1; /* taken */
+                break;
+            }
+        }
+    for (int i = 0; i < n && out->n < ACTIVE; i++)
+        if (list[i].activation >= 0)
+            out->window[out->n++] = list[i];
+    for (int i = 0; i < out->n; i++)
+        out->window[i].quantile = quantile(p, out->window[i].activation);
+    out->n_active = out->n;
 }
 
 int es_blind_make(es_blind *out, es_blind_pool *p, const es_model *m, const es_dictionary *s, int threads, const volatile bool *cancel, es_error *err)
@@ -213,17 +242,9 @@ int es_blind_make(es_blind *out, es_blind_pool *p, const es_model *m, const es_d
         else
             far[n_far++] = *w;
     }
-    qsort(list, (size_t)n_active, sizeof *list, by_strength);
     shuffle(near, n_near, &p->rng);
     shuffle(far, n_far, &p->rng);
-    int active = n_active < ACTIVE ? n_active : ACTIVE;
-    for (int i = 0; i < active; i++) { /* one of each fifth */
-        int from = i * n_active / active, to = (i + 1) * n_active / active;
-        out->window[out->n] = list[from + (int)es_rng_below(&p->rng, (uint64_t)(to - from))];
-        out->window[out->n].quantile = quantile(p, out->window[out->n].activation);
-        out->n++;
-    }
-    out->n_active = out->n;
+    choose_active(out, p, list, n_active);
     int want = ES_BLIND - ACTIVE, miss = n_near < NEAR_MISSES ? n_near : NEAR_MISSES, rest = want - miss;
     if (rest > n_far) {
         rest = n_far;
@@ -236,6 +257,43 @@ int es_blind_make(es_blind *out, es_blind_pool *p, const es_model *m, const es_d
     shuffle(out->window, out->n, &p->rng);
     free(list);
     return out->n_active < out->n ? ES_OK : es_fail(err, ES_ERR_MISSING, "feature %d fires on every window at hand, so there is nothing to tell apart", p->feature);
+}
+
+/* ---- the score ------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Wilson's interval of k of n, at 95 % (Wilson 1927). */
+static void wilson(int k, int n, double *p, double *lo, double *hi)
+{
+    const double z = 1.959963984540054;
+    *p = (double)k / n;
+    double middle = *p + z * z / (2 * n), half = z * sqrt(*p * (1 - *p) / n + z * z / (4.0 * n * n)), scale = 1 + z * z / n;
+    *lo = (middle - half) / scale;
+    *hi = (middle + half) / scale;
+    *lo = *lo > 0 ? *lo : 0;
+    *hi = *hi < 1 ? *hi : 1;
+}
+
+void es_label_score_of(es_label_score *s)
+{
+    int active = s->hit + s->miss, rest = s->rejection + s->alarm;
+    double p[2], lo[2], hi[2];
+    s->n = active + rest;
+    s->value = s->lo = 0;
+    s->hi = 1;
+    if (active)
+        wilson(s->hit, active, &p[0], &lo[0], &hi[0]);
+    if (rest)
+        wilson(s->rejection, rest, &p[1], &lo[1], &hi[1]);
+    if (active && rest) {
+        s->value = (p[0] + p[1]) / 2;
+        s->lo = s->value - hypot(p[0] - lo[0], p[1] - lo[1]) / 2;
+        s->hi = s->value + hypot(hi[0] - p[0], hi[1] - p[1]) / 2;
+    } else if (s->n) {
+        int which = active ? 0 : 1;
+        s->value = p[which];
+        s->lo = lo[which];
+        s->hi = hi[which];
+    }
 }
 
 void es_blind_score(const es_blind *b, unsigned answer, es_label_score *out)

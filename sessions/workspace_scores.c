@@ -4,41 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-/* Wilson's interval of k of n, at 95 % (Wilson 1927). */
-static void wilson(int k, int n, double *p, double *lo, double *hi)
-{
-    const double z = 1.959963984540054;
-    *p = (double)k / n;
-    double middle = *p + z * z / (2 * n), half = z * sqrt(*p * (1 - *p) / n + z * z / (4.0 * n * n)), scale = 1 + z * z / n;
-    *lo = (middle - half) / scale;
-    *hi = (middle + half) / scale;
-    *lo = *lo > 0 ? *lo : 0;
-    *hi = *hi < 1 ? *hi : 1;
-}
-
-void es_label_score_of(es_label_score *s)
-{
-    int active = s->hit + s->miss, rest = s->rejection + s->alarm;
-    double p[2], lo[2], hi[2];
-    s->n = active + rest;
-    s->value = s->lo = 0;
-    s->hi = 1;
-    if (active)
-        wilson(s->hit, active, &p[0], &lo[0], &hi[0]);
-    if (rest)
-        wilson(s->rejection, rest, &p[1], &lo[1], &hi[1]);
-    if (active && rest) {
-        s->value = (p[0] + p[1]) / 2;
-        s->lo = s->value - hypot(p[0] - lo[0], p[1] - lo[1]) / 2;
-        s->hi = s->value + hypot(hi[0] - p[0], hi[1] - p[1]) / 2;
-    } else if (s->n) {
-        int which = active ? 0 : 1;
-        s->value = p[which];
-        s->lo = lo[which];
-        s->hi = hi[which];
-    }
-}
-
 int es_workspace_score_add(es_workspace *w, const char *dictionary, int feature, const char *text, const es_label_score *s, es_error *err)
 {
     if (!isfinite(s->value) || s->value < 0 || s->value > 1 || !isfinite(s->lo) || !isfinite(s->hi) || s->n < 0)

@@ -68,7 +68,7 @@ static void parse(wanted *q, const char *text)
             q->conflict = 1;
         } else if (n > 3 && !strncmp(p, "by:", 3) && !q->author) {
             q->author = strndup(p + 3, n - 3);
-        } else if (!strncmp(word, "score", 5) && (word[5] == '<' || word[5] == '>') && (number = strtod(word + 6, &end), end > word + 6 && !*end)) {
+        } else if (!strncmp(word, "score", 5) && (word[5] == '<' || word[5] == '>') && (number = strtod(word + 6 + (word[6] == '='), &end), end > word + 6 && !*end)) {
             q->score_sign = word[5] == '<' ? -1 : 1;
             q->score = number;
         } else if (!strncmp(word, "density", 7) && (word[7] == '<' || word[7] == '>') && (number = strtod(word + 8, &end), end > word + 8 && !*end)) {
