@@ -46,12 +46,16 @@ static bool figure_term(term *t, const char *s, es_error *err, int *rc)
         char *end;
         const char *p = s + n;
         if (*p == ':') {
-            t->lo = strtod(p + 1, &end);
-            if (end == p + 1 || strncmp(end, "..", 2)) {
+            const char *dots = strstr(p, "..");
+            char low[32] = "";
+            if (dots && dots - p < 32)
+                snprintf(low, sizeof low, "%.*s", (int)(dots - p - 1), p + 1); /* by itself: "3." is a number too */
+            t->lo = strtod(low, &end);
+            if (end == low || *end) {
                 *rc = es_fail(err, ES_ERR_USAGE, "'%.60s': a range is %s:LO..HI", s, figure_name[f]);
                 return true;
             }
-            p = end + 2;
+            p = dots + 2;
             t->hi = strtod(p, &end);
             t->lo_in = t->hi_in = true;
         } else {

@@ -46,6 +46,7 @@ int es_workspace_search(es_workspace *w, const char *dictionary, const char *que
 
 int es_workspace_basis_save(es_workspace *w, const es_basis *b, int *version, es_error *err); /* a new version of that name */
 int es_workspace_basis_load(es_workspace *w, const char *name, int version /* 0: newest */, es_basis *out, es_error *err);
+int es_workspace_basis_current(es_workspace *w, char *out, size_t n); /* NAME@VERSION of the one that a studio has in use; ES_ERR_MISSING: none */
 typedef struct es_basis_line { char name[64]; int version, n; char time[32]; } es_basis_line;
 int es_workspace_basis_list(es_workspace *w, const char *dictionary /* NULL: all */, es_basis_line **out, int *n, es_error *err); /* free(*out) */
 

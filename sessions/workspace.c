@@ -460,3 +460,8 @@ int ws_state_get(es_workspace *w, const char *key, char *out, size_t n)
     ws_leave(w);
     return rc;
 }
+
+int es_workspace_basis_current(es_workspace *w, char *out, size_t n)
+{
+    return ws_state_get(w, "basis", out, n);
+}

@@ -3,6 +3,7 @@
 #include "view_features.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,8 +22,10 @@ static void load(es_ui *u, ui_dashboard *d, int feature)
     es_error err;
     if (d->card_of != feature) {
         bool wide = d->wide;
+        int top = d->top; /* who goes to another feature sets it: it may have been scrolled before it is drawn */
         ui_dashboard_free(d);
         d->wide = wide;
+        d->top = top;
         if (es_studio_card(u->studio, feature, &d->card, &err) < 0)
             return;
         d->card_of = feature;
@@ -148,25 +151,59 @@ static void add_example(sheet *s, const es_example *e)
     }
 }
 
-/* Items that flow over some rows, after a name of 11 columns. */
+/* Items, each with its NUL, that flow over at most so many rows, after a name of 11 columns; what does not fit is left out whole. */
 static void add_flow(sheet *s, const char *name, const es_buf *items, int most)
 {
-    ui_layout l = {0};
-    if (!items->len || items->failed || !ui_layout_make(&l, s->u->o.unicode, items->data, items->len, s->w - 12, false))
-        return;
-    for (int i = 0; i < l.n && i < most; i++) {
-        row *r = add(s, R_TEXT);
-        r->name = i ? "" : name;
-        r->text = s->failed ? NULL : strndup(items->data + l.row[i].start, (size_t)(l.row[i].end - l.row[i].start));
+    const int room = s->w - 12, gap = 3;
+    es_buf line = {0};
+    int width = 0, rows = 0;
+    for (size_t at = 0; at < items->len && !items->failed;) {
+        const char *item = items->data + at;
+        size_t n = strlen(item);
+        int w = ui_width(s->u->o.unicode, item, n);
+        bool breaks = width && width + gap + w > room;
+        if (breaks) {
+            row *r = add(s, R_TEXT);
+            r->name = rows++ ? "" : name;
+            r->text = s->failed ? NULL : line.data;
+            if (s->failed)
+                es_buf_free(&line);
+            line = (es_buf){0};
+            width = 0;
+            if (rows == most)
+                return;
+        }
+        es_buf_printf(&line, "%*s%s", width ? gap : 0, "", item);
+        width += (width ? gap : 0) + w;
+        at += n + 1;
     }
-    ui_layout_free(&l);
+    row *r = line.data ? add(s, R_TEXT) : NULL;
+    if (r) {
+        r->name = rows ? "" : name;
+        r->text = s->failed ? NULL : line.data;
+        if (s->failed)
+            es_buf_free(&line);
+    }
+}
+
+static void add_item(es_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void add_item(es_buf *b, const char *fmt, ...)
+{
+    char text[160];
+    va_list a;
+    va_start(a, fmt);
+    vsnprintf(text, sizeof text, fmt, a);
+    va_end(a);
+    es_buf_add(b, text, strlen(text) + 1);
 }
 
 static void add_feature(es_ui *u, es_buf *b, int feature, double value)
 {
     const char *name = ui_name(u, feature);
     int n = (int)ui_fit(u->o.unicode, name, strlen(name), 18);
-    es_buf_printf(b, "%s%d %.*s%s%.2f", b->len ? "   " : "", feature, n, name, *name ? " " : "", value);
+    while (n > 0 && name[n - 1] == ' ')
+        n--;
+    add_item(b, "%d %.*s%s%.2f", feature, n, name, n ? " " : "", value);
 }
 
 static void add_relations(sheet *s, const es_feature_card *c)
@@ -180,10 +217,10 @@ static void add_relations(sheet *s, const es_feature_card *c)
     for (int i = 0; i < c->n_correlated; i++)
         add_feature(s->u, &with, c->correlated[i], (double)c->pearson[i]);
     for (int i = 0; s->d->more_there && i < m->n_neuron; i++)
-        es_buf_printf(&neurons, "%sL%d.%d %+.2f", i ? "   " : "", m->neuron[i].layer, m->neuron[i].neuron, (double)m->neuron[i].cosine);
+        add_item(&neurons, "L%d.%d %+.2f", m->neuron[i].layer, m->neuron[i].neuron, (double)m->neuron[i].cosine);
     add_flow(s, "near", &near, most);
     if (!c->n_correlated)
-        es_buf_str(&with, c->has_logits ? "nothing is active together with it" : "not known: this atlas is of version 1, espalier atlas makes a newer one");
+        add_item(&with, "%s", c->has_logits ? "nothing is active together with it" : "not known: this atlas is of version 1, espalier atlas makes a newer one");
     add_flow(s, "correlated", &with, most);
     add_flow(s, "neurons", &neurons, most);
     es_buf_free(&near);

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NEAR = 4, SAMPLE = 4096, CELL_W = 22, CELL_H = 5, WORDS = 4, EDGE = 2 };
+enum { NEAR = 4, SAMPLE = 4096, CELL_W = 22, CELL_H = 5, WORDS = 4, EDGE = 4 /* dots */ };
 
 void ui_map_free(ui_map *m)
 {
@@ -43,7 +43,7 @@ static const float *points(es_ui *u, es_map_state *state, double *done)
 /* Dots from the left and the top of the box last drawn. */
 static void dot_of(const ui_map *m, const float *p, double *x, double *y)
 {
-    *x = ((double)p[0] - m->x) / m->unit + m->w;
+    *x = ((double)p[0] - m->x) / m->unit * m->wide + m->w;
     *y = ((double)p[1] - m->y) / m->unit + m->h * 2;
 }
 
@@ -58,19 +58,22 @@ static void fit_all(es_ui *u, ui_map *m, const float *xy)
     int w = m->w > 0 ? m->w : 78, h = m->h > 0 ? m->h : 16;
     m->x = (lo[0] + hi[0]) / 2;
     m->y = (lo[1] + hi[1]) / 2;
-    m->unit = fmax(fmax((hi[0] - lo[0]) / (2 * w - 2), (hi[1] - lo[1]) / (4 * h - 2)), 1e-6);
-    m->row = h / 2;
-    m->column = w / 2;
+    double across = (hi[0] - lo[0]) / (2 * w - 4), down = (hi[1] - lo[1]) / (4 * h - 4);
+    m->unit = fmax(fmax(across / 2, down), 1e-6);
+    m->wide = across > 0 ? fmin(fmax(m->unit / across, 1), 2) : 1;
+    m->unit = fmax(m->unit, across); /* no wider than the screen */
+    m->dot_x = w;
+    m->dot_y = 2 * h;
 }
 
 static void choose(es_ui *u, ui_map *m, const float *xy)
 {
-    double best = INFINITY, cx = 2 * m->column + 1, cy = 4 * m->row + 2;
+    double best = INFINITY;
     m->feature = -1;
     for (int i = 0; i < u->names.n; i++) {
         double x, y;
         dot_of(m, xy + 2 * (size_t)i, &x, &y);
-        double r = (x - cx) * (x - cx) + (y - cy) * (y - cy);
+        double r = (x - m->dot_x) * (x - m->dot_x) + (y - m->dot_y) * (y - m->dot_y);
         if (r < best) {
             best = r;
             m->feature = i;
@@ -88,8 +91,8 @@ static void go_to(ui_map *m, const float *p)
         m->y = (double)p[1];
         dot_of(m, p, &x, &y);
     }
-    m->column = (int)(x / 2);
-    m->row = (int)(y / 4);
+    m->dot_x = x;
+    m->dot_y = y;
 }
 
 void ui_map_open(es_ui *u, int feature)
@@ -107,7 +110,7 @@ void ui_map_open(es_ui *u, int feature)
 
 static void zoom(ui_map *m, double by)
 {
-    double cx = m->x + (2 * m->column + 1 - m->w) * m->unit, cy = m->y + (4 * m->row + 2 - 2 * m->h) * m->unit; /* what is under the cursor stays there */
+    double cx = m->x + (m->dot_x - m->w) * m->unit / m->wide, cy = m->y + (m->dot_y - 2 * m->h) * m->unit; /* what is under the cursor stays there */
     double unit = fmin(fmax(m->unit * by, 1e-5), 1e3);
     m->x = cx + (m->x - cx) * unit / m->unit;
     m->y = cy + (m->y - cy) * unit / m->unit;
@@ -124,21 +127,21 @@ void ui_map_key(es_ui *u, int key)
     case '+': case UI_WHEEL_UP: zoom(m, 1 / 1.5); break;
     case '-': case UI_WHEEL_DOWN: zoom(m, 1.5); break;
     case UI_HOME: fit_all(u, m, xy); break;
-    case UI_LEFT: m->column -= 2; break;
-    case UI_RIGHT: m->column += 2; break;
-    case UI_UP: m->row--; break;
-    case UI_DOWN: m->row++; break;
-    case 'H': m->x -= m->w * m->unit; break;
-    case 'L': m->x += m->w * m->unit; break;
+    case UI_LEFT: m->dot_x -= 4; break;
+    case UI_RIGHT: m->dot_x += 4; break;
+    case UI_UP: m->dot_y -= 4; break;
+    case UI_DOWN: m->dot_y += 4; break;
+    case 'H': m->x -= m->w * m->unit / m->wide; break;
+    case 'L': m->x += m->w * m->unit / m->wide; break;
     case 'K': case UI_PAGE_UP: m->y -= 2 * m->h * m->unit; break;
     case 'J': case UI_PAGE_DOWN: m->y += 2 * m->h * m->unit; break;
     }
-    int over = m->column < EDGE ? m->column - EDGE : m->column > m->w - 1 - EDGE ? m->column - (m->w - 1 - EDGE) : 0; /* beyond the edge the map moves */
-    m->column -= over;
-    m->x += 2 * over * m->unit;
-    over = m->row < 1 ? m->row - 1 : m->row > m->h - 2 ? m->row - (m->h - 2) : 0;
-    m->row -= over;
-    m->y += 4 * over * m->unit;
+    double left = fmin(m->dot_x - EDGE, 0), right = fmax(m->dot_x - (2 * m->w - EDGE), 0); /* beyond the edge the map moves */
+    double up = fmin(m->dot_y - EDGE, 0), below = fmax(m->dot_y - (4 * m->h - EDGE), 0);
+    m->dot_x -= left + right;
+    m->dot_y -= up + below;
+    m->x += (left + right) * m->unit / m->wide;
+    m->y += (up + below) * m->unit;
     choose(u, m, xy);
 }
 
@@ -424,11 +427,10 @@ static void draw_near(es_ui *u, ui_box b, const float *xy)
     const ui_map *m = &ui_features_of(u)->map;
     near list[NEAR];
     int n = 0, most = b.h < NEAR ? b.h : NEAR;
-    double cx = 2 * m->column + 1, cy = 4 * m->row + 2;
     for (int i = 0; i < u->names.n; i++) {
         double x, y;
         dot_of(m, xy + 2 * (size_t)i, &x, &y);
-        double r = (x - cx) * (x - cx) + (y - cy) * (y - cy);
+        double r = (x - m->dot_x) * (x - m->dot_x) + (y - m->dot_y) * (y - m->dot_y);
         if (n == most && !(r < list[n - 1].r))
             continue;
         int at = n < most ? n++ : n - 1;
@@ -487,9 +489,10 @@ void ui_map_draw(es_ui *u, ui_box b)
         if (m->feature >= 0 && m->feature < u->names.n)
             go_to(m, xy + 2 * (size_t)m->feature);
         else
-            m->row = in.h / 2, m->column = in.w / 2;
+            m->dot_x = in.w, m->dot_y = 2 * in.h;
     }
-    choose(u, m, xy);
+    if (m->feature < 0 || m->feature >= u->names.n)
+        choose(u, m, xy);
     char head[300];
     if (ui_filtered(u))
         snprintf(head, sizeof head, "map: %d of %d match %.200s", f->found.n, u->names.n, f->filter ? f->filter : f->contrast ? f->contrast : "");
@@ -498,8 +501,9 @@ void ui_map_draw(es_ui *u, ui_box b)
     ui_put_cut(u, b, 0, 1, b.w - 2, UI_BOLD, head);
     draw_points(u, in, xy);
     draw_names(u, in, xy);
-    ui_put(u, in, m->row, m->column, UI_SELECTED, "+");
-    ui_cursor(u, in, m->row, m->column);
+    int row = (int)(m->dot_y / 4), column = (int)(m->dot_x / 2);
+    ui_put(u, in, row, column, UI_SELECTED, "+");
+    ui_cursor(u, in, row, column);
     ui_rule(u, b, b.h - foot - 1, "nearest");
     draw_near(u, ui_inside(b, b.h - foot, 0, 0, 0), xy);
 }

@@ -98,7 +98,7 @@ static void build(es_ui *u, bool reset)
     free(f->contrast);
     f->contrast = NULL;
     f->queue = false;
-    if ((!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER)) {
+    if (u->names.n == 0 || ((!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER))) {
         all_rows(u, keep);
         return;
     }
@@ -296,6 +296,7 @@ static ui_result key_open(es_ui *u, int key)
     int feature = selected(u);
     if (feature >= 0) {
         f->shown = mode(u) == MAP ? feature : -1;
+        f->card.top = 0;
         f->card_open = true;
     }
     return UI_REDRAW;
@@ -320,6 +321,7 @@ static ui_result key_back(es_ui *u, int key)
 static ui_result key_move(es_ui *u, int key)
 {
     ui_list_key(&state(u)->list, key);
+    state(u)->card.top = 0; /* a wide terminal shows the dashboard beside the list */
     return UI_REDRAW;
 }
 
@@ -387,6 +389,7 @@ void ui_open_feature(es_ui *u, int feature)
     f->list.n = rows(u);
     f->list.at = at;
     f->shown = -1;
+    f->card.top = 0;
     f->card_open = true;
     ui_show(u, UI_FEATURES);
 }
@@ -561,7 +564,7 @@ static void hint(const es_ui *u, es_buf *out)
     else if (f->queue)
         es_buf_str(out, "Enter opens  l label  T tag  . same  x skip  n next  Esc shows all  ? help");
     else if (f->map_open)
-        es_buf_str(out, "Enter opens  arrows move  + - zoom  Home all  / highlight  l label  m list  ? help");
+        es_buf_str(out, "Enter opens  arrows move  + - zoom  / highlight  l label  m list  ? help");
     else if (f->contrast || (f->filter && *f->filter))
         es_buf_str(out, "Enter opens  / filter  o order  m map  Esc shows all  l label  b basis  ? help");
     else

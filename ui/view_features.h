@@ -21,7 +21,8 @@ typedef struct ui_dashboard { /* zeroed to start, card_of -1 */
 
 typedef struct ui_map {
     double x, y, unit;      /* the middle of the screen, and how much one dot of a cell is; unit 0: not looked at yet */
-    int row, column;        /* the cursor, in cells of the box drawn last */
+    double wide;            /* across, a dot is unit / wide: 1 to 2, so that a wide screen is used */
+    double dot_x, dot_y;    /* the cursor, in dots of the box drawn last */
     int h, w;               /* of that box */
     int feature;            /* nearest to the cursor, -1: none */
     /* words of labels, for the names of places: made again when labels change */

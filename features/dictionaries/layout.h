@@ -31,7 +31,7 @@ int es_layout_write(const char *path, const es_dictionary *s, const es_layout_op
 int es_layout_read(const char *path, const es_dictionary *s, const es_layout_options *o, float *xy, es_error *err);
 /* The map kept in a folder under the dictionary's hash; made, and kept there, where there is none or it was made with other options. */
 int es_layout_kept(const char *folder, const es_dictionary *s, const es_layout_options *o, float *xy, const es_progress *progress, es_error *err);
-bool es_layout_is_kept(const char *folder, const es_dictionary *s, const es_layout_options *o); /* it need only be read */
+int es_layout_again(const char *folder, const es_dictionary *s, const es_layout_options *o, float *xy, const es_progress *progress, es_error *err); /* made in any case */
 
 /* The k nearest rows of each by cosine, best first: id[n, k] (-1 where there are fewer), cosine[n, k]. rows as above, unit already. For tests. */
 int es_layout_neighbours(const float *rows, int n, int d, int k, const es_layout_options *o, int *id, float *cosine, const es_progress *progress, es_error *err);

@@ -1,7 +1,6 @@
 /* Maps on disk. */
 #include "layout.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,14 +74,14 @@ static void kept_path(char *out, size_t size, const char *folder, const es_dicti
     snprintf(out, size, "%s/%.16s.esm", folder, es_dictionary_get_info(s)->hash);
 }
 
-bool es_layout_is_kept(const char *folder, const es_dictionary *s, const es_layout_options *o)
+int es_layout_again(const char *folder, const es_dictionary *s, const es_layout_options *o, float *xy, const es_progress *progress, es_error *err)
 {
     char path[1400];
-    float *xy = es_calloc(2 * (size_t)es_dictionary_get_info(s)->n_features, sizeof *xy);
     kept_path(path, sizeof path, folder, s);
-    bool there = xy && access(path, R_OK) == 0 && es_layout_read(path, s, o, xy, NULL) == ES_OK;
-    free(xy);
-    return there;
+    int rc = es_layout_make(s, o, xy, progress, err);
+    if (!rc)
+        rc = es_dir_make(folder, err);
+    return rc ? rc : es_layout_write(path, s, o, xy, err);
 }
 
 int es_layout_kept(const char *folder, const es_dictionary *s, const es_layout_options *o, float *xy, const es_progress *progress, es_error *err)
@@ -91,8 +90,5 @@ int es_layout_kept(const char *folder, const es_dictionary *s, const es_layout_o
     kept_path(path, sizeof path, folder, s);
     if (access(path, R_OK) == 0 && es_layout_read(path, s, o, xy, NULL) == ES_OK)
         return ES_OK;
-    int rc = es_layout_make(s, o, xy, progress, err);
-    if (!rc)
-        rc = es_dir_make(folder, err);
-    return rc ? rc : es_layout_write(path, s, o, xy, err);
+    return es_layout_again(folder, s, o, xy, progress, err);
 }

@@ -228,12 +228,68 @@ static int dictionary_convert(int argc, char **argv)
     return EXIT_DONE;
 }
 
+static int dictionary_map(int argc, char **argv)
+{
+    es_layout_options o = es_layout_default();
+    bool again = false;
+    const opt table[] = {
+        {"neighbours", "K", OPT_INT, &o.neighbours, 2, 64, "nearest decoder rows that hold a feature in place (default 15)", NULL},
+        {"epochs", "N", OPT_INT, &o.epochs, 0, 100000, "rounds of placing; 0: 500 up to 10,000 features, 200 above", NULL},
+        {"seed", "S", OPT_COUNT, &o.seed, 0, 1.8e19, "of the start and the draws (default 1)", NULL},
+        {"again", NULL, OPT_FLAG, &again, 0, 0, "make it though it is kept", NULL},
+        {0},
+    };
+    static const command_help help = {
+        "dictionary map", "PATH",
+        "A map of a dictionary: a point a feature, near those whose decoder rows point the same way (neighbours by cosine, laid out as UMAP and\n"
+        "LargeVis do). Made once and kept in home; the workbench shows it (m in Features). --json gives the coordinates.",
+        "  espalier dictionary map dictionary-l15\n  espalier dictionary map dictionary-l15 --json > map.json", 1, 1};
+    int n;
+    int rc = opts_parse(&help, table, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    es_error err = {0};
+    es_dictionary *s = NULL;
+    float *xy = NULL;
+    char hashes[1200], maps[1200];
+    app_path(hashes, sizeof hashes, "hashes");
+    app_path(maps, sizeof maps, "maps");
+    o.threads = the_app.threads;
+    es_progress progress = app_progress();
+    double began = es_seconds();
+    rc = es_dictionary_open_with(&s, argv[1], &(es_dictionary_options){.hashes = hashes}, &err);
+    if (rc == ES_OK && !(xy = es_calloc(2 * (size_t)es_dictionary_get_info(s)->n_features, sizeof *xy)))
+        rc = es_fail(&err, ES_ERR_MEMORY, "not enough memory for a map");
+    if (rc == ES_OK && again)
+        rc = es_layout_again(maps, s, &o, xy, &progress, &err);
+    else if (rc == ES_OK)
+        rc = es_layout_kept(maps, s, &o, xy, &progress, &err);
+    app_progress_end();
+    int code;
+    if (rc != ES_OK) {
+        code = app_fail(&err);
+    } else if (the_app.json) {
+        json_t *points = json_array();
+        for (int i = 0; i < es_dictionary_get_info(s)->n_features; i++)
+            json_array_append_new(points, json_pack("[f,f]", (double)xy[2 * i], (double)xy[2 * i + 1]));
+        code = app_print_json(json_pack("{s:s,s:i,s:i,s:I,s:o}", "dictionary", es_dictionary_get_info(s)->hash, "features", es_dictionary_get_info(s)->n_features,
+                                        "neighbours", o.neighbours, "seed", (json_int_t)o.seed, "points", points));
+    } else {
+        printf("%d features, %.1f s; kept in %s\n", es_dictionary_get_info(s)->n_features, es_seconds() - began, maps);
+        code = app_flush();
+    }
+    free(xy);
+    es_dictionary_free(s);
+    return code;
+}
+
 int cmd_dictionary(int argc, char **argv)
 {
     static const command table[] = {
         {"info", "what a dictionary says of itself", dictionary_info},
         {"stats", "its figures on texts", dictionary_stats},
         {"convert", "write it in another format", dictionary_convert},
+        {"map", "its features in the plane", dictionary_map},
         {0},
     };
     return app_subcommand("dictionary", "Sparse autoencoders: folders or files of SAELens, Gemma Scope 1 and 2, dictionary_learning and Llama Scope.", table, argc, argv);

@@ -47,6 +47,17 @@ static int feature_number(const char *s, int n, int *out, es_error *err)
     return ES_OK;
 }
 
+static json_t *token_json(const es_model *m, int32_t id)
+{
+    size_t n;
+    const char *s = es_token_bytes(m, id, &n);
+    es_buf b = {0};
+    es_text_show(&b, s, n, false);
+    json_t *v = json_stringn(b.data ? b.data : "", b.len);
+    es_buf_free(&b);
+    return v;
+}
+
 /* One feature as a line or an object: number, density, strongest activation, label, tokens it fires on. */
 typedef struct lister {
     opened *o;
@@ -81,125 +92,145 @@ static void list_one(lister *l, int feature, const char *key, double value)
 
 /* ---- list, search ---------------------------------------------------------------------------------------------------------- */
 
-static const float *sort_key;
+#define FILTERS                                                                                                                              \
+    "Words in labels, tags or tokens (the last may be a beginning; labels that have them inside a word come after), and filters, all of\n"    \
+    "which must hold: tag:T is:labelled is:unlabelled is:rated is:skipped is:basis basis:NAME; promotes:T suppresses:T fires:T (tokens; T* a\n" \
+    "beginning); density, max, mean, p99, rating with < <= > >= = or :LO..HI; like:N (the nearest decoder rows); text:\"T\" (what fires on a\n" \
+    "text); a number alone. -FILTER turns one round."
 
-static int by_key(const void *a, const void *b)
+static void list_found(opened *o, lister *l, const es_found *f, int from, int limit)
 {
-    int i = *(const int *)a, j = *(const int *)b;
-    return sort_key[i] < sort_key[j] ? 1 : sort_key[i] > sort_key[j] ? -1 : i - j;
+    for (int i = from; i < f->n && !app_cancel && (limit == 0 || i < from + limit); i++) {
+        size_t before = l->list ? json_array_size(l->list) : 0;
+        list_one(l, f->feature[i], f->value ? f->measure : NULL, f->value ? (double)f->value[i] : 0);
+        json_t *v = l->list ? json_array_get(l->list, before) : NULL;
+        if (v && f->surprise)
+            json_object_set_new(v, "surprise", isfinite(f->surprise[i]) ? json_real((double)f->surprise[i]) : json_null());
+        if (v && f->token && f->token[i] < f->n_text) {
+            json_object_set_new(v, "position", json_integer(f->token[i]));
+            json_object_set_new(v, "token", token_json(o->m, f->text_id[f->token[i]]));
+        }
+    }
+}
+
+static int find_order(const char *name)
+{
+    for (int i = 0; i < ES_FIND_ORDERS; i++)
+        if (!strcmp(name, es_find_order_name((es_find_order)i)))
+            return i;
+    return -1;
+}
+
+/* The features that a query finds, from..from+limit of them. workspace: it is needed (for labels, ratings, bases); else it is read where that is possible. */
+static int find_and_list(const char *query, int order, int from, int limit, bool workspace)
+{
+    opened o = {0};
+    es_found found = {0};
+    es_finder finder = {0};
+    es_basis basis = {0};
+    char current[96], *at;
+    int rc = workspace ? open_workspace(&o) : open_all(&o);
+    if (rc == ES_OK) {
+        /* is:basis: the one that the workbench has in use */
+        if (o.w && es_workspace_basis_current(o.w, current, sizeof current) == 0 && (at = strrchr(current, '@'))) {
+            *at = 0;
+            if (es_workspace_basis_load(o.w, current, atoi(at + 1), &basis, NULL) == 0 && strcmp(basis.dictionary_hash, o.f.hash)) {
+                es_basis_free(&basis);
+                basis = (es_basis){0};
+            }
+        }
+        finder = (es_finder){.workspace = o.w, .hash = o.f.hash, .model = o.m, .dictionary = o.f.dictionary, .atlas = o.f.atlas, .basis = &basis,
+                             .n_features = o.f.n, .threads = the_app.threads};
+        rc = es_find(&finder, query, (es_find_order)order, &found, &app_cancel, &o.err);
+    }
+    int code;
+    if (rc != ES_OK) {
+        code = app_fail(&o.err);
+    } else {
+        o.labels = o.w ? app_labels_from(&o.f, o.w) : app_labels(&o.f, o.m);
+        lister l = {&o, the_app.json ? json_array() : NULL};
+        list_found(&o, &l, &found, from, limit);
+        code = the_app.json ? app_print_json(l.list) : app_flush();
+    }
+    es_finder_free(&finder);
+    es_found_free(&found);
+    es_basis_free(&basis);
+    close_all(&o);
+    return code;
+}
+
+/* argv[1..n] as one query. A shell takes the quotes off text:"A B": they are put back. */
+static void query_of(es_buf *query, int n, char **argv)
+{
+    for (int i = 1; i <= n; i++) {
+        const char *a = argv[i];
+        if (!strncmp(a, "text:", 5) && strpbrk(a, " \t") && !strchr(a, '"'))
+            es_buf_printf(query, "text:\"%s\" ", a + 5);
+        else
+            es_buf_printf(query, "%s%s", a, i < n ? " " : "");
+    }
+    es_buf_str(query, "");
 }
 
 static int features_list(int argc, char **argv)
 {
-    const char *sort = "number";
+    const char *sort = NULL;
     int limit = 50, from = 0;
     bool labelled = false;
     const opt table[] = {
-        {"sort", "KEY", OPT_TEXT, &sort, 0, 0, "number (default), density or max", NULL},
+        {"sort", "KEY", OPT_TEXT, &sort, 0, 0, "number (default), density, max, label or best; of a text: also token or surprise", NULL},
         {"limit", "N", OPT_INT, &limit, 0, 1 << 24, "so many (default 50); 0: all", NULL},
         {"from", "N", OPT_INT, &from, 0, 1 << 24, "leave out the first N", NULL},
         {"labelled", NULL, OPT_FLAG, &labelled, 0, 0, "only those with a label", NULL},
         {0},
     };
-    static const command_help help = {"features list", "", "The features of the dictionary: number, density, label, tokens they fire on and promote.",
-                                      "  espalier features list --labelled --limit 0\n  espalier features list --sort density --json", 0, 0};
+    static const command_help help = {"features list", "[FILTER...]",
+                                      "The features of the dictionary, or those that pass filters: number, density, label, tokens they fire on and promote.\n" FILTERS,
+                                      "  espalier features list --labelled --limit 0\n  espalier features list \"density<0.001\" promotes:sorry --sort density --json\n"
+                                      "  espalier features list 'text:\"I am so sorry\"' --sort surprise", 0, -1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    bool density = !strcmp(sort, "density"), most = !strcmp(sort, "max");
-    if (!density && !most && strcmp(sort, "number"))
-        return opts_usage_error("features list", "--sort is number, density or max, not '%s'", sort);
-    opened o = {0};
-    int *order = NULL;
-    rc = open_all(&o);
-    if (rc == ES_OK && (density || most) && !o.f.atlas)
-        rc = es_fail(&o.err, ES_ERR_MISSING, "there is no atlas beside the dictionary, so nothing is known to sort by: see espalier atlas");
-    if (rc == ES_OK && !(order = es_calloc((size_t)o.f.n + 1, sizeof *order)))
-        rc = es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
-    int code;
-    if (rc != ES_OK) {
-        code = app_fail(&o.err);
-    } else {
-        for (int i = 0; i < o.f.n; i++)
-            order[i] = i;
-        sort_key = density ? es_atlas_density(o.f.atlas) : most ? es_atlas_max(o.f.atlas) : NULL;
-        if (sort_key)
-            qsort(order, (size_t)o.f.n, sizeof *order, by_key);
-        o.labels = app_labels(&o.f, o.m);
-        lister l = {&o, the_app.json ? json_array() : NULL};
-        int seen = 0, shown = 0;
-        for (int i = 0; i < o.f.n && !app_cancel && (limit == 0 || shown < limit); i++) {
-            if (labelled && !(o.labels && o.labels[order[i]] && *o.labels[order[i]]))
-                continue;
-            if (seen++ < from)
-                continue;
-            list_one(&l, order[i], NULL, 0);
-            shown++;
-        }
-        code = the_app.json ? app_print_json(l.list) : app_flush();
-    }
-    free(order);
-    close_all(&o);
+    int order = sort ? find_order(sort) : n ? ES_FIND_BEST : ES_FIND_NUMBER;
+    if (order < 0)
+        return opts_usage_error("features list", "--sort is number, density, max, label, best, token or surprise, not '%s'", sort);
+    es_buf query = {0};
+    query_of(&query, n, argv);
+    if (labelled)
+        es_buf_str(&query, " is:labelled ");
+    int code = query.failed ? app_failf("not enough memory") : find_and_list(query.data, order, from, limit, n > 0 || labelled || order == ES_FIND_LABEL);
+    es_buf_free(&query);
     return code;
 }
 
 static int features_search(int argc, char **argv)
 {
+    const char *sort = "best";
     int limit = 20;
     const opt table[] = {
+        {"sort", "KEY", OPT_TEXT, &sort, 0, 0, "best (default), number, density, max or label; of a text: also token or surprise", NULL},
         {"limit", "N", OPT_INT, &limit, 1, 100000, "so many (default 20)", NULL},
         {0},
     };
-    static const command_help help = {"features search", "WORDS",
-                                      "Features whose labels, tags or tokens hold the words, best first; the last word may be a beginning. \"tag:x\",\n"
-                                      "\"is:labelled\", \"is:unlabelled\", \"is:conflict\", \"by:NAME\", \"density<0.01\" and \"score>0.8\" (of tested labels) filter.",
-                                      "  espalier features search polite\n  espalier features search \"tag:tone density<0.01\" --json", 1, -1};
+    static const command_help help = {"features search", "WORDS|FILTER...", "Features, best first. " FILTERS,
+                                      "  espalier features search polite\n  espalier features search tag:tone \"density<0.01\" --json\n  espalier features search like:1234 is:unlabelled",
+                                      1, -1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    int order = find_order(sort);
+    if (order < 0)
+        return opts_usage_error("features search", "--sort is best, number, density, max, label, token or surprise, not '%s'", sort);
     es_buf query = {0};
-    for (int i = 1; i <= n; i++) {
-        es_buf_str(&query, i > 1 ? " " : "");
-        es_buf_str(&query, argv[i]);
-    }
-    opened o = {0};
-    int *found = NULL;
-    rc = open_workspace(&o);
-    if (rc == ES_OK && (query.failed || !(found = es_calloc((size_t)limit, sizeof *found))))
-        rc = es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
-    if (rc == ES_OK)
-        rc = es_workspace_search(o.w, o.f.hash, query.data, found, limit, &n, &o.err);
-    int code;
-    if (rc != ES_OK) {
-        code = app_fail(&o.err);
-    } else {
-        o.labels = app_labels_from(&o.f, o.w);
-        lister l = {&o, the_app.json ? json_array() : NULL};
-        for (int i = 0; i < n; i++)
-            if (found[i] >= 0 && found[i] < o.f.n)
-                list_one(&l, found[i], NULL, 0);
-        code = the_app.json ? app_print_json(l.list) : app_flush();
-    }
-    free(found);
+    query_of(&query, n, argv);
+    int code = query.failed ? app_failf("not enough memory") : find_and_list(query.data, order, 0, limit, true);
     es_buf_free(&query);
-    close_all(&o);
     return code;
 }
 
 /* ---- show ------------------------------------------------------------------------------------------------------------------- */
-
-static json_t *token_json(const es_model *m, int32_t id)
-{
-    size_t n;
-    const char *s = es_token_bytes(m, id, &n);
-    es_buf b = {0};
-    es_text_show(&b, s, n, false);
-    json_t *v = json_stringn(b.data ? b.data : "", b.len);
-    es_buf_free(&b);
-    return v;
-}
 
 static void print_token(const es_model *m, int32_t id)
 {
@@ -220,37 +251,78 @@ static json_t *logits_json(const es_model *m, int n, const int32_t *id, const fl
     return list;
 }
 
-static json_t *card_json(opened *o, int feature, const es_feature_card *c, const es_label *label, const int *near, const float *cosine, int n_near)
+static json_t *example_json(const es_model *m, const es_example *e)
 {
-    json_t *examples = json_array(), *histogram = json_array(), *neighbours = json_array();
-    for (int i = 0; c && i < c->n_example; i++) {
-        const es_example *e = &c->example[i];
-        json_t *tokens = json_array(), *values = json_array();
-        for (int t = 0; t < e->n; t++) {
-            json_array_append_new(tokens, token_json(o->m, e->id[t]));
-            json_array_append_new(values, json_real((double)e->value[t]));
-        }
-        json_array_append_new(examples, json_pack("{s:o,s:o,s:i,s:f}", "tokens", tokens, "values", values, "peak", e->peak, "max", (double)e->max));
+    json_t *tokens = json_array(), *values = json_array();
+    for (int t = 0; t < e->n; t++) {
+        json_array_append_new(tokens, token_json(m, e->id[t]));
+        json_array_append_new(values, json_real((double)e->value[t]));
     }
-    for (int i = 0; c && i < ES_ATLAS_BINS; i++)
-        json_array_append_new(histogram, json_integer((json_int_t)c->histogram[i]));
-    for (int i = 0; i < n_near; i++)
-        json_array_append_new(neighbours, json_pack("{s:i,s:f}", "feature", near[i], "cosine", (double)cosine[i]));
-    json_t *v = json_pack("{s:i,s:s?,s:s?,s:o}", "feature", feature, "label", label ? label->text : NULL, "tags", label ? label->tags : NULL, "neighbours",
-                          neighbours);
-    if (c) {
-        json_object_update_new(v, json_pack("{s:f,s:f,s:f,s:f,s:f,s:O,s:O,s:o,s:o}", "density", c->density, "max", (double)c->max, "mean", (double)c->mean,
-                                            "p99", (double)c->p99, "bin_width", (double)c->bin_width, "histogram", histogram, "examples", examples,
-                                            "promoted", logits_json(o->m, c->n_promoted, c->promoted, c->promoted_logit), "suppressed",
-                                            logits_json(o->m, c->n_suppressed, c->suppressed, c->suppressed_logit)));
+    return json_pack("{s:o,s:o,s:i,s:f}", "tokens", tokens, "values", values, "peak", e->peak, "max", (double)e->max);
+}
+
+static json_t *counts_json(const uint32_t *count, int n)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++)
+        json_array_append_new(list, json_integer((json_int_t)count[i]));
+    return list;
+}
+
+/* What the atlas knows of it. */
+static void card_json(const es_model *m, const es_feature_card *c, json_t *v)
+{
+    json_t *examples = json_array(), *intervals = json_array(), *correlated = json_array();
+    es_interval in[ES_ATLAS_INTERVALS];
+    for (int i = 0; i < c->n_example; i++)
+        json_array_append_new(examples, example_json(m, &c->example[i]));
+    es_atlas_intervals(c, in);
+    for (int i = 0; i < ES_ATLAS_INTERVALS; i++) {
+        json_t *places = json_array();
+        for (int k = 0; k < in[i].n; k++)
+            json_array_append_new(places, example_json(m, &c->spread[in[i].first + k]));
+        json_array_append_new(intervals, json_pack("{s:f,s:f,s:f,s:o}", "from", (double)in[i].lo, "to", (double)in[i].hi, "share", in[i].share, "examples", places));
     }
-    json_decref(histogram);
-    json_decref(examples);
+    for (int i = 0; i < c->n_correlated; i++)
+        json_array_append_new(correlated, json_pack("{s:i,s:f,s:f}", "feature", (int)c->correlated[i], "pearson", (double)c->pearson[i], "cosine", (double)c->together[i]));
+    json_object_update_new(v, json_pack("{s:f,s:f,s:f,s:f,s:f,s:o,s:o,s:o,s:o,s:o,s:o}", "density", c->density, "max", (double)c->max, "mean", (double)c->mean,
+                                        "p99", (double)c->p99, "bin_width", (double)c->bin_width, "histogram", counts_json(c->histogram, ES_ATLAS_BINS),
+                                        "examples", examples, "intervals", intervals, "correlated", correlated, "promoted",
+                                        logits_json(m, c->n_promoted, c->promoted, c->promoted_logit), "suppressed",
+                                        logits_json(m, c->n_suppressed, c->suppressed, c->suppressed_logit)));
+}
+
+static json_t *dashboard_json(opened *o, const es_dashboard *d, const es_feature_card *c, const es_label *label)
+{
+    json_t *neighbours = json_array(), *neurons = json_array();
+    for (int i = 0; i < d->n_neighbour; i++)
+        json_array_append_new(neighbours, json_pack("{s:i,s:f}", "feature", (int)d->neighbour[i], "cosine", (double)d->cosine[i]));
+    for (int i = 0; i < d->n_neuron; i++)
+        json_array_append_new(neurons, json_pack("{s:i,s:i,s:f}", "layer", d->neuron[i].layer, "neuron", d->neuron[i].neuron, "cosine", (double)d->neuron[i].cosine));
+    json_t *v = json_pack("{s:i,s:s?,s:s?,s:o,s:o}", "feature", d->feature, "label", label->text, "tags", label->tags, "neighbours", neighbours, "neurons", neurons);
+    if (d->has_logits)
+        json_object_set_new(v, "logits", json_pack("{s:f,s:f,s:o}", "from", (double)d->logit_lo, "to", (double)d->logit_hi, "histogram", counts_json(d->logits, ES_ATLAS_BINS)));
+    if (c)
+        card_json(o->m, c, v);
     return v;
 }
 
-static void print_card(opened *o, int feature, const es_feature_card *c, const es_label *label, const int *near, const float *cosine, int n_near, int examples)
+static void print_example(const es_model *m, const es_example *e)
 {
+    printf("%8.3f  ", (double)e->value[e->peak]);
+    for (int t = 0; t < e->n; t++) {
+        if (t == e->peak)
+            printf("[");
+        print_token(m, e->id[t]);
+        if (t == e->peak)
+            printf("]");
+    }
+    printf("\n");
+}
+
+static void print_card(opened *o, const es_dashboard *d, const es_feature_card *c, const es_label *label, int examples)
+{
+    int feature = d->feature;
     char shown[400];
     printf("feature %d", feature);
     if (label && label->text && *label->text)
@@ -273,22 +345,28 @@ static void print_card(opened *o, int feature, const es_feature_card *c, const e
         printf("\n");
     }
     printf("near       ");
-    for (int i = 0; i < n_near; i++)
-        printf(" %d (%.2f)", near[i], (double)cosine[i]);
+    for (int i = 0; i < d->n_neighbour; i++)
+        printf(" %d (%.2f)", (int)d->neighbour[i], (double)d->cosine[i]);
+    if (c && c->n_correlated)
+        printf("\nactive with");
+    for (int i = 0; c && i < c->n_correlated; i++)
+        printf(" %d (%.2f)", (int)c->correlated[i], (double)c->pearson[i]);
+    printf("\nneurons    ");
+    for (int i = 0; i < d->n_neuron; i++)
+        printf(" L%d.%d (%+.2f)", d->neuron[i].layer, d->neuron[i].neuron, (double)d->neuron[i].cosine);
     printf("\n");
-    if (!c)
+    if (!c) {
         printf("There is no atlas beside this dictionary, so nothing is known of where it fires.\n");
-    for (int i = 0; c && i < c->n_example && i < examples; i++) {
-        const es_example *e = &c->example[i];
-        printf("%8.3f  ", (double)e->max);
-        for (int t = 0; t < e->n; t++) {
-            if (t == e->peak)
-                printf("[");
-            print_token(o->m, e->id[t]);
-            if (t == e->peak)
-                printf("]");
-        }
-        printf("\n");
+        return;
+    }
+    for (int i = 0; i < c->n_example && i < examples; i++)
+        print_example(o->m, &c->example[i]);
+    es_interval in[ES_ATLAS_INTERVALS];
+    es_atlas_intervals(c, in);
+    for (int i = 0; examples && c->n_spread && i < ES_ATLAS_INTERVALS; i++) {
+        printf("%.3f to %.3f: %.3f %% of active tokens\n", (double)in[i].lo, (double)in[i].hi, 100 * in[i].share);
+        for (int k = 0; k < in[i].n; k++)
+            print_example(o->m, &c->spread[in[i].first + k]);
     }
 }
 
@@ -300,8 +378,9 @@ static int features_show(int argc, char **argv)
         {0},
     };
     static const command_help help = {"features show", "FEATURE",
-                                      "A feature's dashboard: label, density, promoted and suppressed tokens, nearest decoder directions, strongest examples with\n"
-                                      "the peak in brackets.",
+                                      "A feature's dashboard: label, density, promoted and suppressed tokens, nearest decoder directions, features active together with\n"
+                                      "it (Pearson's correlation), MLP neurons that write along it (cosine), strongest examples with the peak in brackets, and places\n"
+                                      "drawn at random from each fifth of its activation. --json has the histograms too.",
                                       "  espalier features show 1234\n  espalier features show 1234 --json", 1, 1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
@@ -310,27 +389,30 @@ static int features_show(int argc, char **argv)
     opened o = {0};
     es_feature_card card;
     es_label label = {0};
-    int feature = 0, near[8], n_near = 0;
-    float cosine[8];
+    es_dashboard dashboard;
+    es_pool *pool = NULL;
+    int feature = 0;
     rc = open_all(&o);
     if (rc == ES_OK)
         rc = feature_number(argv[1], o.f.n, &feature, &o.err);
     if (rc == ES_OK && o.f.atlas)
         rc = es_atlas_card(o.f.atlas, feature, &card, &o.err);
+    if (rc == ES_OK)
+        rc = es_pool_open(&pool, the_app.threads, &o.err);
+    if (rc == ES_OK)
+        rc = es_dashboard_make(&dashboard, o.m, o.f.dictionary, o.f.atlas ? &card : NULL, feature, pool, &o.err);
+    es_pool_free(pool);
     int code;
     if (rc != ES_OK) {
         code = app_fail(&o.err);
     } else {
-        n_near = o.f.n > 8 ? 8 : o.f.n - 1;
-        if (n_near > 0)
-            es_dictionary_neighbours(o.f.dictionary, feature, n_near, near, cosine);
         o.labels = app_labels(&o.f, o.m);
         label.text = o.labels ? o.labels[feature] : NULL;
         const es_feature_card *c = o.f.atlas ? &card : NULL;
         if (the_app.json) {
-            code = app_print_json(card_json(&o, feature, c, &label, near, cosine, n_near));
+            code = app_print_json(dashboard_json(&o, &dashboard, c, &label));
         } else {
-            print_card(&o, feature, c, &label, near, cosine, n_near, examples);
+            print_card(&o, &dashboard, c, &label, examples);
             code = app_flush();
         }
     }
@@ -340,77 +422,82 @@ static int features_show(int argc, char **argv)
 
 /* ---- for-text, contrast -------------------------------------------------------------------------------------------------------- */
 
-/* Adds to each feature's mean and maximum over the tokens of a text, its first left out unless it is all there is. */
-static int summarise(opened *o, const char *text, size_t n, float *mean, float *most, es_sparse *acts, es_error *err)
+static void list_fires(opened *o, const es_firing *firing, const es_fire *fire, int n)
 {
-    es_ids ids = {0};
-    int rc = es_tokenize_text(o->m, text, n, &ids, err);
-    if (rc == ES_OK && ids.n > 1024)
-        ids.n = 1024;
-    if (rc == ES_OK)
-        rc = app_encode(&o->f, o->m, &ids, acts, err);
-    if (rc == ES_OK) {
-        int first = acts->n_rows > 1;
-        for (int t = first; t < acts->n_rows; t++)
-            for (size_t i = acts->start[t]; i < acts->start[t + 1]; i++) {
-                mean[acts->index[i]] += acts->value[i] / (float)(acts->n_rows - first);
-                if (most && acts->value[i] > most[acts->index[i]])
-                    most[acts->index[i]] = acts->value[i];
-            }
+    lister l = {o, the_app.json ? json_array() : NULL};
+    for (int i = 0; i < n; i++) {
+        int32_t id = es_firing_ids(firing)->id[fire[i].token];
+        list_one(&l, fire[i].feature, "activation", (double)fire[i].max);
+        if (l.list) {
+            json_t *v = json_array_get(l.list, (size_t)i);
+            json_object_update_new(v, json_pack("{s:i,s:o,s:i,s:f,s:o}", "position", fire[i].token, "token", token_json(o->m, id), "times", fire[i].times, "mean",
+                                                (double)fire[i].mean, "surprise", isfinite(fire[i].surprise) ? json_real((double)fire[i].surprise) : json_null()));
+        }
     }
-    es_ids_free(&ids);
-    return rc;
+    if (l.list)
+        app_print_json(l.list);
 }
 
 static int features_for_text(int argc, char **argv)
 {
     int top = 15;
+    const char *sort = "max";
     const opt table[] = {
         {"top", "N", OPT_INT, &top, 1, 100000, "so many (default 15)", NULL},
+        {"sort", "KEY", OPT_TEXT, &sort, 0, 0, "max (default), token (where in the text) or surprise (against the usual)", NULL},
         {0},
     };
-    static const command_help help = {"features for-text", "TEXT|-", "The features that fire most strongly on a text (its first 1,024 tokens, less the very first).",
-                                      "  espalier features for-text \"I'm so sorry to hear that.\"", 1, 1};
+    static const command_help help = {"features for-text", "TEXT|-",
+                                      "The features that fire most strongly on a text (its first 1,024 tokens, less the very first). Surprise is in bits: how unlikely that\n"
+                                      "one of so many tokens of usual text reaches that activation, by the atlas' histogram.",
+                                      "  espalier features for-text \"I'm so sorry to hear that.\"\n  espalier features for-text - --sort surprise --json < text.txt", 1, 1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    int order = !strcmp(sort, "max") ? ES_FIRE_MAX : !strcmp(sort, "token") ? ES_FIRE_TOKEN : !strcmp(sort, "surprise") ? ES_FIRE_SURPRISE : -1;
+    if (order < 0)
+        return opts_usage_error("features for-text", "--sort is max, token or surprise, not '%s'", sort);
     opened o = {0};
     es_buf text = {0};
-    es_sparse acts = {0};
-    float *mean = NULL, *most = NULL;
-    int *order = NULL;
+    es_firing *firing = NULL;
+    es_fire *fire = NULL;
     rc = open_all(&o);
     if (rc == ES_OK && !strcmp(argv[1], "-"))
         rc = es_file_read(&text, "-", 16 << 20, &o.err);
     else
         es_buf_str(&text, argv[1]);
-    if (rc == ES_OK && (text.failed || !(mean = es_calloc((size_t)o.f.n, sizeof *mean)) || !(most = es_calloc((size_t)o.f.n, sizeof *most)) ||
-                        !(order = es_calloc((size_t)o.f.n, sizeof *order))))
+    if (rc == ES_OK && text.failed)
         rc = es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
+    if (rc == ES_OK && order == ES_FIRE_SURPRISE && !o.f.atlas)
+        rc = es_fail(&o.err, ES_ERR_MISSING, "there is no atlas beside the dictionary, so nothing is known of what is usual: see espalier atlas");
     if (rc == ES_OK)
-        rc = summarise(&o, text.data, text.len, mean, most, &acts, &o.err);
+        rc = es_firing_open(&firing, o.m, o.f.dictionary, the_app.threads, &o.err);
+    if (rc == ES_OK)
+        rc = es_firing_read(firing, text.data ? text.data : "", text.len, false, &app_cancel, &o.err);
+    if (rc == ES_OK)
+        rc = es_firing_list(firing, o.f.atlas, (es_fire_order)order, &fire, &n, &o.err);
     int code;
     if (rc != ES_OK) {
         code = app_fail(&o.err);
     } else {
-        for (int i = 0; i < o.f.n; i++)
-            order[i] = i;
-        sort_key = most;
-        qsort(order, (size_t)o.f.n, sizeof *order, by_key);
         o.labels = app_labels(&o.f, o.m);
-        lister l = {&o, the_app.json ? json_array() : NULL};
-        for (int i = 0; i < top && i < o.f.n && most[order[i]] > 0; i++)
-            list_one(&l, order[i], "activation", (double)most[order[i]]);
-        code = the_app.json ? app_print_json(l.list) : app_flush();
+        list_fires(&o, firing, fire, n < top ? n : top);
+        code = app_flush();
     }
-    free(order);
-    free(most);
-    free(mean);
-    es_sparse_free(&acts);
+    free(fire);
+    es_firing_free(firing);
     es_buf_free(&text);
     close_all(&o);
     return code;
+}
+
+static const float *sort_key;
+
+static int by_key(const void *a, const void *b)
+{
+    int i = *(const int *)a, j = *(const int *)b;
+    return sort_key[i] < sort_key[j] ? 1 : sort_key[i] > sort_key[j] ? -1 : i - j;
 }
 
 static int features_contrast(int argc, char **argv)
@@ -432,9 +519,8 @@ static int features_contrast(int argc, char **argv)
     if (rc != OPTS_GO)
         return rc;
     opened o = {0};
-    es_sparse acts = {0};
-    float *mean = NULL, *score = NULL;
-    double *sum = NULL; /* [2][2][F]: of means, of their squares */
+    es_firing *firing = NULL;
+    float *score = NULL;
     int *order = NULL;
     texts[1].limit = texts[0].limit;
     rc = ES_OK;
@@ -443,35 +529,18 @@ static int features_contrast(int argc, char **argv)
     if (rc == ES_OK)
         rc = open_all(&o);
     size_t F = (size_t)o.f.n;
-    if (rc == ES_OK && (!(mean = es_calloc(F, sizeof *mean)) || !(score = es_calloc(F, sizeof *score)) || !(sum = es_calloc(4 * F, sizeof *sum)) ||
-                        !(order = es_calloc(F, sizeof *order))))
+    if (rc == ES_OK && (!(score = es_calloc(F, sizeof *score)) || !(order = es_calloc(F, sizeof *order))))
         rc = es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
+    if (rc == ES_OK)
+        rc = es_firing_open(&firing, o.m, o.f.dictionary, the_app.threads, &o.err);
     es_progress progress = app_progress();
-    for (int set = 0, done = 0; set < 2 && rc == ES_OK; set++)
-        for (int i = 0; i < texts[set].n && rc == ES_OK; i++) {
-            memset(mean, 0, F * sizeof *mean);
-            rc = summarise(&o, texts[set].text[i], strlen(texts[set].text[i]), mean, NULL, &acts, &o.err);
-            for (size_t j = 0; rc == ES_OK && j < F; j++) {
-                sum[(size_t)(2 * set) * F + j] += (double)mean[j];
-                sum[(size_t)(2 * set + 1) * F + j] += (double)mean[j] * (double)mean[j];
-            }
-            es_progress_report(&progress, "encoding", ++done, texts[0].n + texts[1].n, "texts");
-        }
+    if (rc == ES_OK)
+        rc = es_contrast(firing, texts[0].text, texts[0].n, texts[1].text, texts[1].n, score, &progress, &o.err);
     app_progress_end();
     int code;
     if (rc != ES_OK) {
         code = app_fail(&o.err);
     } else {
-        double a = texts[0].n, b = texts[1].n, largest = 0;
-        for (int pass = 0; pass < 2; pass++) /* the floor under the deviation keeps rare features from looking certain */
-            for (size_t j = 0; j < F; j++) {
-                double ma = sum[j] / a, mb = sum[2 * F + j] / b, va = sum[F + j] / a - ma * ma, vb = sum[3 * F + j] / b - mb * mb;
-                double sd = sqrt(fmax(0, (va + vb) / 2));
-                if (pass == 0)
-                    largest = fmax(largest, sd);
-                else
-                    score[j] = largest > 0 || ma != mb ? (float)((ma - mb) / (sd + 0.02 * largest + 1e-9)) : 0;
-            }
         for (int i = 0; i < o.f.n; i++)
             order[i] = i;
         sort_key = score;
@@ -487,10 +556,8 @@ static int features_contrast(int argc, char **argv)
         code = the_app.json ? app_print_json(l.list) : app_flush();
     }
     free(order);
-    free(sum);
     free(score);
-    free(mean);
-    es_sparse_free(&acts);
+    es_firing_free(firing);
     es_texts_free(&texts[0]);
     es_texts_free(&texts[1]);
     close_all(&o);
@@ -500,9 +567,9 @@ static int features_contrast(int argc, char **argv)
 int cmd_features(int argc, char **argv)
 {
     static const command table[] = {
-        {"list", "all, or the labelled ones", features_list},
+        {"list", "all, or those that pass filters", features_list},
         {"show", "one feature's dashboard", features_show},
-        {"search", "by words in labels, tags and tokens", features_search},
+        {"search", "by words in labels, tags and tokens, and filters; best first", features_search},
         {"for-text", "which fire on a text", features_for_text},
         {"contrast", "which tell two sets of texts apart", features_contrast},
         {"next", "which to label next", features_next},

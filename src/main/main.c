@@ -38,7 +38,7 @@ static const command commands[] = {
     {"export", "an adapter for other tools", cmd_export},
     {"harvest", "activations of texts, for training dictionaries", cmd_harvest},
     {"train", "a dictionary from a harvest", cmd_train},
-    {"dictionary", "info, stats, convert", cmd_dictionary},
+    {"dictionary", "info, stats, convert, map", cmd_dictionary},
     {"atlas", "examples and statistics of each feature", cmd_atlas},
     {"bench", "rates of the program's own work", cmd_bench},
     {"fetch", "get models: by name, from a URL, from the hub", cmd_fetch},

@@ -495,7 +495,7 @@ int es_studio_card(es_studio *s, int feature, es_card_copy *out, es_error *err)
     if (feature < 0 || feature >= s->n_features)
         return es_fail(err, ES_ERR_USAGE, "no feature %d", feature);
     enum { EXAMPLES = 20, WINDOW = 24 };
-    struct memory { es_example e[EXAMPLES], spread[10]; int32_t id[EXAMPLES][WINDOW]; float value[EXAMPLES][WINDOW]; } *m = calloc(1, sizeof *m);
+    struct memory { es_example e[EXAMPLES], spread[10]; float drawn[10][WINDOW]; int32_t id[EXAMPLES][WINDOW]; float value[EXAMPLES][WINDOW]; } *m = calloc(1, sizeof *m);
     es_feature_card *c = &out->card;
     memset(c, 0, sizeof *c);
     out->memory = m;
@@ -523,6 +523,11 @@ int es_studio_card(es_studio *s, int feature, es_card_copy *out, es_error *err)
         for (int i = 0; i < 10; i++) {
             m->spread[i] = m->e[(i * 3 + 1) % EXAMPLES];
             m->spread[i].interval = ES_ATLAS_INTERVALS - 1 - i / 2;
+            float want = c->max * ((float)m->spread[i].interval + .7f - .3f * (float)(i % 2)) / ES_ATLAS_INTERVALS;
+            for (int j = 0; j < WINDOW; j++)
+                m->drawn[i][j] = m->spread[i].value[j] * want / m->spread[i].max;
+            m->spread[i].value = m->drawn[i];
+            m->spread[i].max = want;
         }
         c->has_logits = true;
         c->n_correlated = 4;

@@ -171,12 +171,109 @@ T(features) { UNUSED;
     screen_golden(&s, "features-card");
     screen_keys(&s, ESC ESC);
     assert_true(screen_shows(&s, "600 features"));
-    screen_keys(&s, "tI am very sorry" ENTER);
-    assert_string_equal(fake_log(s.studio), "probe I am very sorry\n");
+    fake_log(s.studio);
+    screen_keys(&s, "tI am \"very\" sorry" ENTER);
+    assert_string_equal(fake_log(s.studio), "find text:\"I am \\\"very\\\" sorry\" by best\n");
     screen_golden(&s, "features-text");
+    screen_keys(&s, "o");
+    assert_string_equal(fake_log(s.studio), "find text:\"I am \\\"very\\\" sorry\" by token\n");
+    assert_true(screen_shows(&s, "sorted by token"));
+    screen_keys(&s, "o");
+    assert_string_equal(fake_log(s.studio), "find text:\"I am \\\"very\\\" sorry\" by surprise\n");
+    screen_keys(&s, "ooo"); /* by density, best, token; another text begins with the best again */
+    fake_log(s.studio);
+    screen_keys(&s, "tNo" ENTER);
+    assert_string_equal(fake_log(s.studio), "find text:\"No\" by best\n");
     ui_screen_resize(s.u, 50, 200);
     screen_keys(&s, ESC "jj");
     screen_golden(&s, "features-200x50");
+    screen_close(&s);
+}
+
+T(features_found) { UNUSED;
+    screen s;
+    screen_open(&s, FAKE_USED, 24, 80);
+    screen_keys(&s, F2 "/density<");
+    assert_true(screen_shows(&s, "what follows is not a number")); /* said where the rows would be, not over what is being typed */
+    assert_true(screen_shows(&s, "Filter (words"));
+    screen_keys(&s, "\x15pol" ESC); /* given up: as before */
+    assert_true(screen_shows(&s, "600 features"));
+    fake_log(s.studio);
+    screen_keys(&s, "jj=");
+    assert_string_equal(fake_log(s.studio), "find like:2 by best\n");
+    screen_golden(&s, "features-like");
+    screen_keys(&s, ESC "oo");
+    assert_string_equal(fake_log(s.studio), "find  by density\nfind  by label\n");
+    screen_keys(&s, ":contrast \"a b.txt\" c.txt" ENTER);
+    assert_string_equal(fake_log(s.studio), "contrast a b.txt c.txt\n");
+    screen_golden(&s, "features-contrast");
+    screen_keys(&s, ":contrast one" ENTER);
+    assert_true(screen_shows(&s, "which two files"));
+    screen_keys(&s, ESC);
+    assert_true(screen_shows(&s, "600 features"));
+    screen_keys(&s, ":find tag:tone" ENTER);
+    assert_true(screen_shows(&s, "3 of 600 match: tag:tone"));
+    screen_keys(&s, "?");
+    assert_true(screen_shows(&s, "promotes:T"));
+    screen_close(&s);
+}
+
+T(dashboard) { UNUSED;
+    screen s;
+    screen_open(&s, FAKE_USED, 24, 80);
+    screen_keys(&s, F2 ENTER);
+    screen_text(&s);
+    screen_keys(&s, PGDN PGDN);
+    screen_golden(&s, "dashboard-intervals");
+    screen_keys(&s, PGDN PGDN PGDN PGDN);
+    screen_golden(&s, "dashboard-relations");
+    screen_keys(&s, PGUP "K");
+    assert_true(screen_shows(&s, "% of active tokens"));
+    screen_keys(&s, "e");
+    screen_golden(&s, "dashboard-full");
+    screen_keys(&s, "jjj"); /* without what an atlas of version 1 does not have */
+    for (int i = 0; i < 12; i++)
+        screen_keys(&s, PGDN);
+    assert_true(screen_shows(&s, "this atlas is of version 1"));
+    ui_screen_resize(s.u, 50, 200);
+    screen_keys(&s, "eee");
+    screen_golden(&s, "dashboard-200x50");
+    screen_close(&s);
+}
+
+T(map) { UNUSED;
+    screen s;
+    screen_open(&s, FAKE_USED, 24, 80);
+    fake_map_done(s.studio, .4);
+    screen_keys(&s, F2 "m");
+    screen_golden(&s, "map-waits");
+    fake_map_done(s.studio, 1);
+    screen_keys(&s, "");
+    screen_golden(&s, "map");
+    screen_keys(&s, "++" RIGHT DOWN);
+    screen_golden(&s, "map-near");
+    screen_keys(&s, ENTER);
+    assert_true(screen_shows(&s, "fires on"));
+    screen_keys(&s, ESC);
+    assert_true(screen_shows(&s, "map of 600"));
+    screen_keys(&s, "/tag:tone" ENTER);
+    assert_true(screen_shows(&s, "map: 3 of 600 match tag:tone"));
+    es_buf styles = {0};
+    screen_text(&s);
+    screen_keys(&s, "\x1b[H" "HJKL-"); /* everywhere, and back */
+    screen_text(&s);
+    ui_screen_styles(s.u, &styles);
+    es_buf_free(&styles);
+    for (int i = 0; i < 200; i++)
+        screen_keys(&s, i % 4 ? LEFT UP : "+");
+    screen_text(&s);
+    screen_keys(&s, "\x1b[H" "l");
+    assert_true(screen_shows(&s, "Label of "));
+    screen_keys(&s, ESC "m");
+    assert_true(screen_shows(&s, "3 of 600 match"));
+    screen_keys(&s, ESC ":map" ENTER);
+    ui_screen_resize(s.u, 50, 200);
+    screen_golden(&s, "map-200x50");
     screen_close(&s);
 }
 
@@ -185,6 +282,7 @@ T(labelling) { UNUSED;
     screen_open(&s, FAKE_USED, 24, 80);
     screen_keys(&s, F2 "g" "g" "/zzz" ENTER);
     assert_true(screen_shows(&s, "nothing matches"));
+    fake_log(s.studio);
     screen_keys(&s, ESC "n"); /* the next without a label: 10 */
     screen_keys(&s, "lheat words" ENTER);
     assert_string_equal(fake_log(s.studio), "label 10 heat words|=|-1\n");
@@ -355,7 +453,7 @@ T(leaving_while_learning_asks) { UNUSED;
 /* All views, dialogues and overlays at this size: nothing may crash, nothing may be drawn outside. */
 static void tour(screen *s)
 {
-    static const char *const keys[] = {F1, "?", ESC, ":s\t\t", ESC, ESC "s", ESC "kkk", "f", "f", "e", ESC, "chello" ENTER, ESC, F2, "jjj", ENTER, "JJJ", ESC, "/a", ENTER, ESC,
+    static const char *const keys[] = {F1, "?", ESC, ":s\t\t", ESC, ESC "s", ESC "kkk", "f", "f", "e", ESC, "chello" ENTER, ESC, F2, "jjj", ENTER, "JJJ", "e", PGDN, ESC, "m", "+", UP, "H", "--", "\x1b[H", ENTER, ESC, "m", "/a", ENTER, ESC,
                                        "tx" ENTER, ESC, "l", ESC, "s", ESC, F3, "s" ENTER, ESC, "v", ESC, "?", ESC, F4, "m", "s", "R", "n", ESC, F5, "jj", ENTER, PGDN, ESC, F6, "x", F1, "i"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         screen_keys(s, keys[i]);
@@ -498,7 +596,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chat_first_run), cmocka_unit_test(chat_used), cmocka_unit_test(chat_streams), cmocka_unit_test(chat_teaches),
         cmocka_unit_test(chat_edit_empty), cmocka_unit_test(chat_edit_outside), cmocka_unit_test(chat_compares), cmocka_unit_test(chat_shades), cmocka_unit_test(shade_without_colour),
-        cmocka_unit_test(features), cmocka_unit_test(labelling), cmocka_unit_test(basis), cmocka_unit_test(drift), cmocka_unit_test(experiences),
+        cmocka_unit_test(features), cmocka_unit_test(features_found), cmocka_unit_test(dashboard), cmocka_unit_test(map),
+        cmocka_unit_test(labelling), cmocka_unit_test(basis), cmocka_unit_test(drift), cmocka_unit_test(experiences),
         cmocka_unit_test(jobs), cmocka_unit_test(help_and_commands), cmocka_unit_test(views_by_key), cmocka_unit_test(leaving_while_learning_asks),
         cmocka_unit_test(every_size), cmocka_unit_test(resize_storm_while_streaming), cmocka_unit_test(hostile_text), cmocka_unit_test(ascii),
         cmocka_unit_test(random_keys), cmocka_unit_test(pasted_megabyte), cmocka_unit_test(a_million_features),
