@@ -104,9 +104,9 @@ static int term_read(term *t, const char *s, es_error *err)
         if (end == s + 5 || *end)
             return es_fail(err, ES_ERR_USAGE, "'%.60s': like: wants the number of a feature", s);
         value = s + 5;
-    } else if (!strncmp(s, "tag:", 4) || !strncmp(s, "is:", 3)) {
-        static const char *const is[] = {"labelled", "labeled", "unlabelled", "unlabeled", "rated", "skipped"};
-        bool known = *s == 't';
+    } else if (!strncmp(s, "tag:", 4) || !strncmp(s, "is:", 3) || !strncmp(s, "by:", 3) || !strncmp(s, "score<", 6) || !strncmp(s, "score>", 6)) {
+        static const char *const is[] = {"labelled", "labeled", "unlabelled", "unlabeled", "rated", "skipped", "conflict"};
+        bool known = *s != 'i';
         for (size_t i = 0; i < sizeof is / sizeof *is; i++)
             known |= !strcmp(s + 3, is[i]);
         t->kind = known ? T_INDEX : T_WORD;

@@ -14,6 +14,7 @@ const char *es_find_help(int i)
     static const char *const line[] = {
         "WORD            in labels, tags, tokens; the last may be a beginning",
         "tag:T  is:labelled  is:unlabelled  is:rated  is:skipped  is:basis",
+        "by:NAME  is:conflict  score>0.8         annotators; tested labels",
         "promotes:T  suppresses:T  fires:T     tokens; T* a beginning",
         "density<0.01  max>=5  rating:3..5     and mean, p99; < <= > >= = :LO..HI",
         "like:N          the decoder rows nearest to that of feature N",

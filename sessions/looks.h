@@ -40,7 +40,8 @@ void es_found_free(es_found *f);
 
 /* The query, words and filters that must all hold, separated by blanks; a minus before one turns it round; a value with blanks stands in quotes:
  *   WORD            labels, tags or tokens have it (the last may be a beginning); then labels and tags that have it inside a word
- *   tag:T  is:labelled  is:unlabelled  is:rated  is:skipped  is:basis
+ *   tag:T  is:labelled  is:unlabelled  is:rated  is:skipped  is:basis  is:conflict  by:NAME
+ *   score< <= > >=  of labels that were tested (labels.h)
  *   promotes:T  suppresses:T  fires:T   among its promoted or suppressed tokens, or those its examples peak on; T* is a beginning
  *   density  max  mean  p99  rating     with < <= > >= = and a number, or :LO..HI
  *   like:N          the 200 nearest decoder rows that pass the rest, by cosine

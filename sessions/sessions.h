@@ -4,10 +4,11 @@
 #define ES_SESSIONS_H
 
 #include "features.h"
+#include "labels.h"
 
 /* ==== workspace: one SQLite file (WAL, foreign keys, user_version migrations, one writer) ========================================== */
 
-typedef struct es_workspace es_workspace; /* safe to use from several threads (a mutex inside; calls are short) */
+/* es_workspace (labels.h) is safe to use from several threads (a mutex inside; calls are short). */
 
 /* Creates or migrates. A newer schema, a damaged file or a second writer is refused with one clear error. */
 int es_workspace_open(es_workspace **out, const char *path, es_error *err);
@@ -17,36 +18,28 @@ int es_workspace_check(es_workspace *w, es_error *err); /* integrity_check and f
 int es_workspace_file_hash(es_workspace *w, const char *path, char out[65]);
 int es_workspace_remember_hash(es_workspace *w, const char *path, const char *hash, es_error *err);
 
-/* ---- labels, tags, notes: of a feature of a dictionary (named by its hash) -------------------------------------------------------- */
-
-typedef struct es_label {
-    int feature;
-    char *text, *tags; /* tags separated by spaces; "" when none; owned: es_label_free */
-    char author[64], time[32]; /* ISO 8601, UTC */
-    int rating;        /* 0 none, 1..5 */
-    bool skipped;
-} es_label;
-void es_label_free(es_label *l); /* the strings */
+/* ---- labels of features of a dictionary (named by its hash); more in labels.h -------------------------------------------------------- */
 
 /* Opens a dictionary's label space: makes its search rows (token text of each feature from the atlas) once; import_path (may be NULL): starter
  * labels as JSONL {"feature","text","tags":[..],"author"} taken in when the dictionary is seen for the first time. */
 int es_workspace_use_dictionary(es_workspace *w, const es_dictionary *s, es_atlas *a, const es_model *m, const char *import_path,
                                 const es_progress *progress, es_error *err);
 int es_workspace_label_get(es_workspace *w, const char *dictionary, int feature, es_label *out, es_error *err); /* ES_ERR_MISSING when none */
-/* NULL text/tags or rating < 0: unchanged. Every change is kept (author, time, before, after) and can be undone. */
+/* es_workspace_label_edit of one feature. NULL text/tags or rating < 0: unchanged. */
 int es_workspace_label_set(es_workspace *w, const char *dictionary, int feature, const char *text, const char *tags, int rating,
                            const char *author, es_error *err);
 int es_workspace_label_skip(es_workspace *w, const char *dictionary, int feature, bool skip, const char *author, es_error *err);
-/* Undoes the newest not yet undone change of labels in this dictionary; *feature says whose. ES_ERR_MISSING when there is none. */
+/* es_workspace_label_step_back. */
 int es_workspace_label_undo(es_workspace *w, const char *dictionary, int *feature, es_error *err);
 int es_workspace_label_count(es_workspace *w, const char *dictionary);
 int es_workspace_label_import(es_workspace *w, const char *dictionary, int n_features, const char *jsonl_path, const char *author,
                               int *imported, es_error *err); /* all or nothing */
-int es_workspace_label_export(es_workspace *w, const char *dictionary, json_t **out, es_error *err); /* array of label objects */
+int es_workspace_label_export(es_workspace *w, const char *dictionary, json_t **out, es_error *err); /* array: every opinion, those shown first */
 /* Labels of all features at once, short form for lists: out[F] owned strings or NULL. */
 int es_workspace_labels_all(es_workspace *w, const char *dictionary, int n_features, char **out, es_error *err);
 /* Words as typed (any FTS5 syntax in them is just text; the last word is a prefix) over labels, tags and tokens, best first; labels count
- * more than tokens. "tag:x", "is:labelled", "is:unlabelled", "density<0.01", a number (that feature) filter. *n: found (at most max). */
+ * more than tokens. "tag:x", "is:labelled", "is:unlabelled", "is:conflict", "by:NAME", "density<0.01", "score>0.8" (of labels that were tested),
+ * a number (that feature) filter. *n: found (at most max). */
 int es_workspace_search(es_workspace *w, const char *dictionary, const char *query, int *feature, int max, int *n, es_error *err);
 
 /* ---- bases, experiences, snapshots --------------------------------------------------------------------------------------------------- */
@@ -158,6 +151,8 @@ typedef struct es_view { /* one consistent copy; every pointer lives until es_vi
     es_side side[2]; int n_side;
     /* text to features */
     const char *probe_text; const es_active *probe; int n_probe; bool probe_running; uint64_t probe_serial;
+    /* blind test of a label (labels.h): NULL while it is made, or where there was none to make: blind_text says why */
+    const es_blind *blind; bool blind_running; uint64_t blind_serial; char blind_text[200];
     /* basis in use */
     char basis_name[64]; int basis_version, n_basis; const int *basis_feature; const float *basis_lo, *basis_hi;
     es_basis_report report; bool report_ready;
@@ -194,6 +189,7 @@ void es_studio_steer(es_studio *s, int feature, float strength, const char *text
 void es_studio_sides_close(es_studio *s);
 void es_studio_shade(es_studio *s, int feature);           /* -1: off; earlier replies are encoded again */
 void es_studio_probe(es_studio *s, const char *text);      /* which features fire on this text */
+void es_studio_blind(es_studio *s, int feature, uint64_t seed); /* makes a blind test, into view->blind */
 void es_studio_temperature(es_studio *s, float t);
 void es_studio_basis_use(es_studio *s, const char *name, int version);
 void es_studio_basis_new(es_studio *s, const char *name);  /* empty, in use */

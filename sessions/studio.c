@@ -256,6 +256,7 @@ static void studio_free(es_studio *s)
     es_model_free(s->model);
     es_workspace_close(s->workspace);
     free(s->probe_text);
+    free(s->blind);
     free(s->suggested);
     free(s->suggested_score);
     free(s->history);
@@ -435,6 +436,13 @@ void es_studio_probe(es_studio *s, const char *text)
 {
     if (text && text[0])
         to_chat(s, ES_CMD_PROBE, 0, 0, text);
+}
+
+void es_studio_blind(es_studio *s, int feature, uint64_t seed)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%llu", (unsigned long long)seed);
+    to_chat(s, ES_CMD_BLIND, feature, 0, text);
 }
 
 void es_studio_sides_close(es_studio *s)

@@ -13,7 +13,7 @@
 enum { ES_HISTORY = 512, ES_ACTIVE = 32, ES_JOBS = 32 };
 
 typedef enum es_command_kind {
-    ES_CMD_SAY, ES_CMD_NEW_CHAT, ES_CMD_REGENERATE, ES_CMD_COMPARE, ES_CMD_STEER, ES_CMD_PROBE, /* for the chat thread */
+    ES_CMD_SAY, ES_CMD_NEW_CHAT, ES_CMD_REGENERATE, ES_CMD_COMPARE, ES_CMD_STEER, ES_CMD_PROBE, ES_CMD_BLIND, /* for the chat thread */
     ES_CMD_SUGGEST, ES_CMD_MEASURE, ES_CMD_PREFER, ES_CMD_DIRECTION,                            /* for the worker */
 } es_command_kind;
 
@@ -131,6 +131,10 @@ struct es_studio {
     int n_probe;
     bool probe_running;
     uint64_t probe_serial;
+    es_blind *blind;       /* NULL: none */
+    bool blind_running;
+    uint64_t blind_serial;
+    char blind_text[200];
     float temperature;
 
     /* what speaks: the worker leaves a whole adapter here, the chat thread takes it between tokens [lock] */

@@ -733,6 +733,39 @@ done:
     es_ids_free(&ids);
 }
 
+/* A context of its own: the conversation's cache stays as it is. */
+static void blind(es_studio *s, int feature, uint64_t seed)
+{
+    es_error err = {0};
+    es_blind_pool *p = NULL;
+    es_blind *b = calloc(1, sizeof *b);
+    pthread_mutex_lock(&s->lock);
+    s->blind_running = true;
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    int rc = b ? ES_OK : es_fail(&err, ES_ERR_MEMORY, "no memory for a test");
+    if (!rc && (!s->dictionary || !s->atlas))
+        rc = es_fail(&err, ES_ERR_MISSING, "a blind test needs the dictionary's atlas of examples");
+    if (!rc) {
+        pthread_mutex_lock(&s->atlas_lock);
+        rc = es_blind_gather(&p, s->atlas, s->dictionary, feature, seed, &err);
+        pthread_mutex_unlock(&s->atlas_lock);
+    }
+    if (!rc)
+        rc = es_blind_make(b, p, s->model, s->dictionary, s->o.threads, &s->stop, &err);
+    es_blind_pool_free(p);
+    pthread_mutex_lock(&s->lock);
+    free(s->blind);
+    s->blind = rc ? NULL : b;
+    s->blind_running = false;
+    s->blind_serial++;
+    snprintf(s->blind_text, sizeof s->blind_text, "%.199s", rc == ES_ERR_CANCELLED ? "stopped" : rc ? err.text : "");
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
+    if (rc)
+        free(b);
+}
+
 /* ---- the thread ------------------------------------------------------------------------------------------------------------------------- */
 
 static void new_chat(es_studio *s)
@@ -767,6 +800,7 @@ static void obey(es_studio *s, const es_command *c)
     case ES_CMD_COMPARE: compare(s, c->text); break;
     case ES_CMD_STEER: steer(s, c->a, c->x, c->text); break;
     case ES_CMD_PROBE: probe(s, c->text); break;
+    case ES_CMD_BLIND: blind(s, c->a, strtoull(c->text, NULL, 10)); break;
     default: break;
     }
 }

@@ -235,6 +235,10 @@ es_view *es_studio_view(es_studio *s)
     v->n_probe = v->probe ? s->n_probe : 0;
     v->probe_running = s->probe_running;
     v->probe_serial = s->probe_serial;
+    v->blind = s->blind && !s->blind_running ? keep(w, s->blind, 1, sizeof *s->blind) : NULL;
+    v->blind_running = s->blind_running;
+    v->blind_serial = s->blind_serial;
+    memcpy(v->blind_text, s->blind_text, sizeof v->blind_text);
     copy_basis(s, w);
     v->learning = v->loading || s->dictionary ? s->learning : ES_LEARN_OFF;
     memcpy(v->learning_text, s->learning_text, sizeof v->learning_text);

@@ -67,6 +67,8 @@ static const char *const migrations[] = {
 
     "CREATE TABLE direction(name TEXT NOT NULL, dictionary TEXT NOT NULL, used INTEGER NOT NULL, bytes BLOB NOT NULL,"
     " shared INTEGER REFERENCES shared(id), amplitude REAL NOT NULL DEFAULT 0, snapshot INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(name, dictionary));",
+
+    WS_OPINIONS_SCHEMA,
 };
 enum { VERSION = sizeof migrations / sizeof *migrations };
 

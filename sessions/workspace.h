@@ -40,9 +40,69 @@ bool ws_utf8(const char *s); /* valid UTF-8 throughout */
 /* A search row's number. */
 enum { WS_FEATURE_BITS = 24 };
 static inline int64_t ws_search_row(int64_t dictionary, int feature) { return dictionary << WS_FEATURE_BITS | feature; }
+int ws_dictionary_id(es_workspace *w, const char *hash, bool make, int64_t *id, int *n_features, es_error *err);
+
+/* ---- opinions ------------------------------------------------------------------------------------------------------------------------ */
+
+/* opinion: what each annotator says; NULL: unsaid. change: the label_change that last set its text. label: what is shown of a feature, put together again
+ * after each change. label_change, before_change NULL: that annotator had said nothing; before_author another than author: made when a feature had one label
+ * (undoing takes this annotator's away and brings the other's back); choice: not NULL where the step chose whose is shown. */
+#define WS_OPINIONS_SCHEMA \
+    "CREATE TABLE opinion(dictionary INTEGER NOT NULL REFERENCES dictionary(id) ON DELETE CASCADE, feature INTEGER NOT NULL, author TEXT NOT NULL," \
+    " text TEXT, tags TEXT, rating INTEGER, skipped INTEGER, note TEXT, confidence INTEGER, change INTEGER NOT NULL, time TEXT NOT NULL," \
+    " PRIMARY KEY(dictionary, feature, author)) WITHOUT ROWID;" \
+    "INSERT INTO opinion SELECT dictionary, feature, author, nullif(text, ''), nullif(tags, ''), nullif(rating, 0), nullif(skipped, 0), NULL, NULL, 0, time" \
+    " FROM label;" \
+    "CREATE TABLE label_choice(dictionary INTEGER NOT NULL REFERENCES dictionary(id) ON DELETE CASCADE, feature INTEGER NOT NULL, author TEXT NOT NULL," \
+    " PRIMARY KEY(dictionary, feature)) WITHOUT ROWID;" \
+    "CREATE TABLE label_score(id INTEGER PRIMARY KEY, dictionary INTEGER NOT NULL REFERENCES dictionary(id) ON DELETE CASCADE, feature INTEGER NOT NULL," \
+    " text TEXT NOT NULL, kind TEXT NOT NULL, judge TEXT NOT NULL, automatic INTEGER NOT NULL, value REAL NOT NULL, lo REAL NOT NULL, hi REAL NOT NULL," \
+    " n INTEGER NOT NULL, hit INTEGER NOT NULL, miss INTEGER NOT NULL, rejection INTEGER NOT NULL, alarm INTEGER NOT NULL, time TEXT NOT NULL);" \
+    "CREATE INDEX label_score_of ON label_score(dictionary, feature);" \
+    "ALTER TABLE label ADD COLUMN note TEXT NOT NULL DEFAULT '';" \
+    "ALTER TABLE label ADD COLUMN confidence INTEGER NOT NULL DEFAULT 0;" \
+    "ALTER TABLE label ADD COLUMN opinions INTEGER NOT NULL DEFAULT 1;" \
+    "ALTER TABLE label ADD COLUMN conflict INTEGER NOT NULL DEFAULT 0;" \
+    "ALTER TABLE label ADD COLUMN score REAL;" \
+    "ALTER TABLE label ADD COLUMN tested INTEGER NOT NULL DEFAULT 0;" \
+    "CREATE TABLE label_change_new(id INTEGER PRIMARY KEY, batch INTEGER NOT NULL, dictionary INTEGER NOT NULL REFERENCES dictionary(id) ON DELETE CASCADE," \
+    " feature INTEGER NOT NULL, author TEXT NOT NULL, undoable INTEGER NOT NULL, undone TEXT, time TEXT NOT NULL," \
+    " before_author TEXT, before_text TEXT, before_tags TEXT, before_rating INTEGER, before_skipped INTEGER, before_note TEXT, before_confidence INTEGER," \
+    " before_change INTEGER, before_time TEXT," \
+    " text TEXT, tags TEXT, rating INTEGER, skipped INTEGER, note TEXT, confidence INTEGER, before_choice TEXT, choice TEXT);" \
+    "INSERT INTO label_change_new SELECT id, batch, dictionary, feature, author, undoable, undone, time," \
+    " before_author, nullif(before_text, ''), nullif(before_tags, ''), nullif(before_rating, 0), nullif(before_skipped, 0), NULL, NULL," \
+    " CASE WHEN before_text IS NULL THEN NULL ELSE 0 END, before_time," \
+    " nullif(text, ''), nullif(tags, ''), nullif(rating, 0), nullif(skipped, 0), NULL, NULL, NULL, NULL FROM label_change;" \
+    "DROP TABLE label_change;" \
+    "ALTER TABLE label_change_new RENAME TO label_change;" \
+    "CREATE INDEX label_change_open ON label_change(dictionary, id) WHERE undone IS NULL AND undoable;" \
+    "CREATE INDEX label_change_batch ON label_change(batch, id);" \
+    "ALTER TABLE feature ADD COLUMN effect REAL;" /* logit effect (labels.h): NULL until the rows are made again, with examples at hand */
+
+typedef struct ws_opinion {
+    char *text, *tags, *note;         /* owned; NULL: unsaid */
+    int rating, skipped, confidence;  /* -1: unsaid */
+    int64_t change;
+    char author[64], time[32];
+} ws_opinion;
+void ws_opinion_free(ws_opinion *o);
+int ws_opinion_get(es_workspace *w, int64_t dictionary, int feature, const char *author, ws_opinion *out, es_error *err); /* 1: there is one; 0: zeroed */
+int ws_opinions_of(es_workspace *w, int64_t dictionary, int feature, ws_opinion **out, int *n, es_error *err); /* in the order they are shown; ws_opinions_free */
+void ws_opinions_free(ws_opinion *o, int n);
+typedef struct ws_edit { /* inside a transaction */
+    int64_t dictionary, batch;
+    int n_features;
+    const char *author, *time; /* time NULL: now */
+    bool undoable;
+} ws_edit;
+int ws_batch_next(es_workspace *w, int64_t *batch, es_error *err);
+int ws_label_change(es_workspace *w, const ws_edit *how, int feature, const es_label_edit *e, bool *changed, es_error *err);
+int ws_label_show(es_workspace *w, int64_t dictionary, int feature, es_error *err); /* puts the shown label together again */
+bool ws_same_text(const char *a, const char *b); /* case and spaces apart */
+double ws_logit_effect(const es_feature_card *c); /* labels.h */
 /* Labels of a JSONL file, inside a transaction. */
 int ws_label_file(es_workspace *w, int64_t dictionary, int n_features, const char *path, const char *author, bool undoable, int *imported, es_error *err);
-int ws_dictionary_id(es_workspace *w, const char *hash, bool make, int64_t *id, int *n_features, es_error *err);
 
 /* ---- small settings ------------------------------------------------------------------------------------------------------------------ */
 

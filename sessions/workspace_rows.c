@@ -8,13 +8,20 @@ static int fill_chunk(es_workspace *w, int64_t id, int from, int to, es_atlas *a
 {
     es_buf text[CHUNK] = {0};
     int rc = ES_OK;
-    for (int f = from; a && f < to && !rc; f++)
+    double effect[CHUNK];
+    for (int f = from; a && f < to && !rc; f++) {
+        es_feature_card card;
         rc = es_atlas_tokens_text(a, m, f, &text[f - from], err);
+        if (!rc)
+            rc = es_atlas_card(a, f, &card, err);
+        if (!rc)
+            effect[f - from] = ws_logit_effect(&card);
+    }
     if (!rc) {
         ws_enter(w);
         rc = ws_begin(w, err);
         if (!rc) {
-            sqlite3_stmt *row = ws_query(w, err, "INSERT OR REPLACE INTO feature(dictionary, feature, density) VALUES(?,?,?)", "");
+            sqlite3_stmt *row = ws_query(w, err, "INSERT OR REPLACE INTO feature(dictionary, feature, density, effect) VALUES(?,?,?,?)", "");
             sqlite3_stmt *up = ws_query(w, err, "UPDATE search SET tokens = ? WHERE rowid = ?", "");
             sqlite3_stmt *in = ws_query(w, err, "INSERT INTO search(rowid, label, tags, tokens) VALUES(?,'','',?)", "");
             rc = row && up && in ? ES_OK : w->failed;
@@ -23,6 +30,8 @@ static int fill_chunk(es_workspace *w, int64_t id, int from, int to, es_atlas *a
                 sqlite3_bind_int64(row, 1, id);
                 sqlite3_bind_int64(row, 2, f);
                 sqlite3_bind_double(row, 3, density ? density[f] : 0);
+                if (a)
+                    sqlite3_bind_double(row, 4, effect[f - from]);
                 sqlite3_bind_text(up, 1, t, -1, SQLITE_STATIC);
                 sqlite3_bind_int64(up, 2, ws_search_row(id, f));
                 rc = ws_step(w, row, err);
@@ -77,7 +86,7 @@ int es_workspace_use_dictionary(es_workspace *w, const es_dictionary *s, es_atla
         rc = ws_end(w, rc, err);
     }
     ws_leave(w);
-    int want = a ? 2 : 1; /* rows made: 1 without token texts, 2 with */
+    int want = a ? 3 : 1; /* rows made: 1 without token texts, 2 with, 3 with logit effects as well */
     if (rc || rows >= want)
         return rc;
     for (int f = 0; f < F && !rc; f += CHUNK) {

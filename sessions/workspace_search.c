@@ -10,7 +10,10 @@ enum { MAX_QUERY = 4096 };
 typedef struct wanted {
     es_buf match;        /* an FTS5 expression made of quoted words only */
     char *tag[8], *part[8]; /* tags to have; pieces the tokenizer would drop, looked for as they are */
-    int n_tag, n_part, labelled /* -1 no, 0 either, 1 yes */, rated, skipped;
+    char *author;        /* who said something of it */
+    int n_tag, n_part, labelled /* -1 no, 0 either, 1 yes */, rated, skipped, conflict;
+    int score_sign;      /* 0: any */
+    double score;
     int64_t feature;     /* -1: any */
     bool has_density;
     int density_sign;
@@ -61,6 +64,13 @@ static void parse(wanted *q, const char *text)
             q->rated = 1;
         } else if (!strcmp(word, "is:skipped")) {
             q->skipped = 1;
+        } else if (!strcmp(word, "is:conflict")) {
+            q->conflict = 1;
+        } else if (n > 3 && !strncmp(p, "by:", 3) && !q->author) {
+            q->author = strndup(p + 3, n - 3);
+        } else if (!strncmp(word, "score", 5) && (word[5] == '<' || word[5] == '>') && (number = strtod(word + 6 + (word[6] == '='), &end), end > word + 6 && !*end)) {
+            q->score_sign = word[5] == '<' ? -1 : 1;
+            q->score = number;
         } else if (!strncmp(word, "density", 7) && (word[7] == '<' || word[7] == '>') && (number = strtod(word + 8, &end), end > word + 8 && !*end)) {
             q->has_density = true;
             q->density_sign = word[7] == '<' ? -1 : 1;
@@ -112,6 +122,12 @@ int es_workspace_search(es_workspace *w, const char *dictionary, const char *que
             es_buf_str(&sql, " AND label.rating > 0");
         if (q.skipped)
             es_buf_str(&sql, " AND label.skipped <> 0");
+        if (q.conflict)
+            es_buf_str(&sql, " AND label.conflict <> 0");
+        if (q.score_sign) /* of labels that were tested */
+            es_buf_str(&sql, q.score_sign < 0 ? " AND label.score < ?8" : " AND label.score > ?8");
+        if (q.author)
+            es_buf_str(&sql, " AND EXISTS (SELECT 1 FROM opinion WHERE opinion.dictionary = ?2 AND opinion.feature = search.rowid - ?1 AND opinion.author = ?9)");
         if (q.feature >= 0)
             es_buf_str(&sql, " AND search.rowid = ?1 + ?5");
         if (q.has_density)
@@ -131,6 +147,8 @@ int es_workspace_search(es_workspace *w, const char *dictionary, const char *que
             sqlite3_bind_int64(s, 5, q.feature);
             sqlite3_bind_double(s, 6, q.density);
             sqlite3_bind_int64(s, 7, max);
+            sqlite3_bind_double(s, 8, q.score);
+            sqlite3_bind_text(s, 9, q.author, -1, SQLITE_STATIC);
             for (int i = 0; i < q.n_tag; i++)
                 sqlite3_bind_text(s, 10 + i, q.tag[i], -1, SQLITE_STATIC);
             for (int i = 0; i < q.n_part; i++)
@@ -144,6 +162,7 @@ int es_workspace_search(es_workspace *w, const char *dictionary, const char *que
     }
     ws_leave(w);
     es_buf_free(&q.match);
+    free(q.author);
     for (int i = 0; i < 8; i++) {
         free(q.tag[i]);
         free(q.part[i]);

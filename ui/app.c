@@ -273,7 +273,7 @@ static void editor_close(es_ui *u, bool save)
     }
     u->editor.draft = strdup(text);
     u->editor.draft_turn = u->editor.turn;
-    ui_say(u, UI_PLAIN, "not saved; editing the same reply again brings your text back");
+    ui_say(u, UI_PLAIN, "not saved; editing the same again brings your text back");
 }
 
 static void editor_key(es_ui *u, const ui_event *e)

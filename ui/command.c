@@ -255,19 +255,80 @@ static void run_import(es_ui *u, const char *a)
     }
 }
 
+static void run_merge(es_ui *u, const char *a)
+{
+    es_error err;
+    es_merge n;
+    char preferred[64];
+    es_workspace *w = es_studio_workspace(u->studio);
+    const char *author = u->o.author ? u->o.author : "";
+    if (!*a || u->names.n == 0) {
+        ui_say(u, UI_BAD, *a ? "there is no dictionary, so no features to label" : "which file? :merge FILE.jsonl");
+        return;
+    }
+    int rc = es_workspace_label_merge(w, u->names.hash, u->names.n, &a, 1, author, &n, &err);
+    if (rc >= 0) {
+        es_workspace_label_preferred(w, preferred);
+        if (!*preferred && *author) /* one's own stay in sight */
+            rc = es_workspace_label_prefer(w, author, &err);
+        ui_names_changed_many(u);
+    }
+    if (rc < 0)
+        ui_say(u, UI_BAD, "%s", err.text);
+    else
+        ui_say(u, UI_GOOD, "%d new, %d changed, %d as they were, %d older than what is here; :conflicts lists where people differ", n.added, n.changed, n.same, n.older);
+}
+
+static void run_conflicts(es_ui *u, const char *a)
+{
+    (void)a;
+    ui_features_find(u, "is:conflict");
+}
+
+static void run_next(es_ui *u, const char *a)
+{
+    (void)a;
+    ui_features_next(u);
+}
+
+static void run_whose(es_ui *u, const char *a)
+{
+    es_error err;
+    char preferred[64];
+    es_workspace *w = es_studio_workspace(u->studio);
+    es_workspace_label_preferred(w, preferred);
+    if (!*a) {
+        ui_say(u, UI_PLAIN, *preferred ? "%s's labels are shown first" : "the newest labels are shown first; :whose NAME, :whose off", preferred);
+    } else if (es_workspace_label_prefer(w, strcmp(a, "off") ? a : "", &err) < 0) {
+        ui_say(u, UI_BAD, "%s", err.text);
+    } else {
+        ui_names_changed_many(u);
+        ui_say(u, UI_GOOD, strcmp(a, "off") ? "%s's labels are shown first, where none is chosen" : "the newest labels are shown first", a);
+    }
+}
+
 static void run_export(es_ui *u, const char *a)
 {
     es_error err;
     json_t *all = NULL;
     if (!*a || u->names.n == 0) {
-        ui_say(u, UI_BAD, *a ? "there is no dictionary, so no labels" : "to which file? :export-labels FILE.json");
+        ui_say(u, UI_BAD, *a ? "there is no dictionary, so no labels" : "to which file? :export-labels FILE.jsonl");
         return;
     }
     if (es_workspace_label_export(es_studio_workspace(u->studio), u->names.hash, &all, &err) < 0) {
         ui_say(u, UI_BAD, "%s", err.text);
         return;
     }
-    char *text = json_dumps(all, JSON_INDENT(1));
+    size_t len = strlen(a);
+    es_buf lines = {0};
+    for (size_t i = 0; len > 6 && !strcmp(a + len - 6, ".jsonl") && i < json_array_size(all); i++) { /* as :merge and :import-labels read it */
+        char *one = json_dumps(json_array_get(all, i), JSON_COMPACT);
+        es_buf_printf(&lines, "%s\n", one ? one : "");
+        lines.failed = lines.failed || !one;
+        free(one);
+    }
+    char *text = lines.len ? strdup(lines.failed ? "" : lines.data) : json_dumps(all, JSON_INDENT(1));
+    es_buf_free(&lines);
     if (!text)
         ui_say(u, UI_BAD, "no memory for the labels");
     else if (es_file_write(a, text, strlen(text), &err) < 0)
@@ -355,11 +416,12 @@ static const command commands[] = {
     {"cancel", "", "give up the learning that runs", run_cancel, NULL},
     {"chat", "", "the Chat view", run_chat, NULL},
     {"compare", "[QUESTION]", "base and adapted replies side by side", run_compare, NULL},
+    {"conflicts", "", "features that people label differently", run_conflicts, NULL},
     {"contrast", "A B", "which features tell two files of texts apart", run_contrast, NULL},
     {"direction", "[FILE|NAME|off NAME]", "learn more readily along a direction made with adapt --direction", run_direction, complete_direction},
     {"drift", "", "the Drift view", run_drift, NULL},
     {"experiences", "", "the Experiences view", run_experiences, NULL},
-    {"export-labels", "FILE", "write all labels as JSON", run_export, NULL},
+    {"export-labels", "FILE", "write all labels: .jsonl for :merge and :import-labels, else JSON", run_export, NULL},
     {"feature", "N", "open a feature's dashboard", run_feature, complete_active},
     {"features", "", "the Features view", run_features, NULL},
     {"find", "FILTER", "features, by the filter language of the Features view", run_find, NULL},
@@ -368,9 +430,11 @@ static const command commands[] = {
     {"jobs", "", "the Jobs view", run_jobs, NULL},
     {"learn", "", "a round of learning on what there is, now", run_learn, NULL},
     {"map", "", "the map of the dictionary", run_map, NULL},
+    {"merge", "FILE", "take another person's labels in, kept apart under their name", run_merge, NULL},
     {"method", "[NAME [TEACHER]]", "which way of learning answers: features, context, lora, ...; distil: by a stated preference or MODEL.gguf", run_method, complete_method},
     {"new", "", "a new chat; what was learned stays", run_new, NULL},
     {"new-basis", "NAME", "an empty basis, then in use", run_new_basis, NULL},
+    {"next", "", "the queue of features most worth labelling", run_next, NULL},
     {"pause", "", "learning waits", run_pause, NULL},
     {"prefer", "TEXT", "learn a stated preference: /prefer be more direct", run_prefer, NULL},
     {"probe", "TEXT", "which features fire on a text", run_probe, NULL},
@@ -385,6 +449,7 @@ static const command commands[] = {
     {"suggest", "[SIZE]", "features the experiences' gradient asks for", run_suggest, NULL},
     {"temperature", "T", "0: always the likeliest token", run_temperature, NULL},
     {"undo", "", "take back the newest rating or correction", run_undo, NULL},
+    {"whose", "[NAME|off]", "whose labels are shown first, where several people labelled a feature", run_whose, NULL},
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
 

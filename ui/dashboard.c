@@ -334,7 +334,6 @@ static void draw_tokens(es_ui *u, ui_box b, int y, int h, const char *title, ui_
 /* Number, label, what is known of the label; returns the row after it. */
 static int draw_head(es_ui *u, ui_box b, int feature, const es_feature_card *c)
 {
-    const ui_meta *m = ui_meta_of(u, feature);
     const char *label = ui_label(u, feature);
     bool in_basis;
     double coef = ui_coefficient(u, feature, &in_basis);
@@ -352,16 +351,7 @@ static int draw_head(es_ui *u, ui_box b, int feature, const es_feature_card *c)
     }
     snprintf(text, sizeof text, "fires on %.3g%% of tokens, largest %.1f, mean %.1f, 99th percentile %.1f", 100 * c->density, (double)c->max, (double)c->mean, (double)c->p99);
     ui_put_cut(u, b, y++, 0, b.w, UI_PLAIN, text);
-    if (m->rating || *m->tags || m->skipped) {
-        x = 0;
-        if (m->rating)
-            x = ui_printf(u, b, y, x, UI_ACCENT, "rated %d  ", m->rating);
-        if (m->skipped)
-            x = ui_put(u, b, y, x, UI_WARN, "skipped  ");
-        ui_put_cut(u, b, y, x, b.w - x, UI_DIM, m->tags);
-        y++;
-    }
-    return y;
+    return ui_labelled_draw(u, b, y, feature);
 }
 
 void ui_dashboard_draw(es_ui *u, ui_box b, int feature)

@@ -1,5 +1,5 @@
 /* What features are called: labels read once for all, token texts from the atlas as rows come into sight. */
-#include "ui_internal.h"
+#include "view_features.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@ void ui_names_free(es_ui *u)
     }
     free(m->label);
     free(m->tokens);
-    *m = (ui_names){.serial = m->serial + 1};
+    *m = (ui_names){.serial = m->serial + 1, .made = m->made + 1};
 }
 
 void ui_names_refresh(es_ui *u)
@@ -30,7 +30,7 @@ void ui_names_refresh(es_ui *u)
     if (!m->label || !m->tokens) {
         free(m->label);
         free(m->tokens);
-        *m = (ui_names){.serial = m->serial + 1};
+        *m = (ui_names){.serial = m->serial + 1, .made = m->made + 1};
         return;
     }
     m->n = n;
@@ -56,6 +56,23 @@ void ui_names_changed(es_ui *u, int feature)
         es_label_free(&l);
     }
     m->serial++;
+    ui_meta *meta = ui_features_of(u) ? &ui_features_of(u)->cache[feature % UI_META_CACHE] : NULL;
+    if (meta && meta->feature == feature)
+        meta->feature = -1;
+}
+
+void ui_names_changed_many(es_ui *u)
+{
+    ui_names *m = &u->names;
+    es_error err;
+    for (int i = 0; i < m->n; i++) {
+        free(m->label[i]);
+        m->label[i] = NULL;
+    }
+    if (m->n && es_workspace_labels_all(es_studio_workspace(u->studio), m->hash, m->n, m->label, &err) < 0)
+        ui_say(u, UI_BAD, "%s", err.text);
+    m->serial++;
+    m->made++;
 }
 
 const char *ui_label(es_ui *u, int feature)

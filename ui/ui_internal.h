@@ -174,6 +174,7 @@ typedef void ui_complete(es_ui *u, const char *text, es_buf *candidates);   /* w
 typedef struct ui_names { /* labels and token texts of features, read once and on demand */
     int n; char **label, **tokens; char hash[65];
     uint64_t serial;         /* counts changes */
+    uint64_t made;           /* counts those after which nothing that was read holds */
 } ui_names;
 
 enum { UI_HISTORY_COMMAND, UI_HISTORY_SAY, UI_HISTORY_FILTER, UI_HISTORY_TEXT, UI_HISTORIES };
@@ -230,6 +231,7 @@ void ui_open_feature(es_ui *u, int feature); /* its dashboard */
 void ui_features_for_text(es_ui *u, const char *text);
 void ui_features_find(es_ui *u, const char *filter);
 void ui_features_map(es_ui *u);
+void ui_features_next(es_ui *u);             /* the queue of what is most worth labelling */
 void ui_features_contrast(es_ui *u, const char *file_a, const char *file_b); /* which features tell two files of texts apart */
 const ui_key *ui_keys_everywhere(void);
 void ui_help_draw(es_ui *u, ui_box b);
@@ -243,6 +245,7 @@ double ui_coefficient(const es_ui *u, int feature, bool *in_basis);
 /* names.c */
 void ui_names_refresh(es_ui *u);                  /* when the dictionary has come or changed */
 void ui_names_changed(es_ui *u, int feature);     /* its label was set */
+void ui_names_changed_many(es_ui *u);             /* those of many were: all labels are read again */
 const char *ui_label(es_ui *u, int feature);      /* NULL when it has none */
 const char *ui_tokens(es_ui *u, int feature);     /* those it fires on most, "" when there is no atlas */
 float ui_max(es_ui *u, int feature);

@@ -26,7 +26,7 @@ static int open_features(es_ui *u, void **out)
     features *f = calloc(1, sizeof *f);
     if (!f)
         return -1;
-    f->card.card_of = f->keep = f->shown = f->map.feature = -1;
+    f->card.card_of = f->keep = f->shown = f->map.feature = f->lab.last = -1;
     for (int i = 0; i < UI_META_CACHE; i++)
         f->cache[i].feature = -1;
     *out = f;
@@ -39,6 +39,7 @@ static void close_features(es_ui *u, void *s)
     features *f = s;
     ui_dashboard_free(&f->card);
     ui_map_free(&f->map);
+    ui_labelling_free(&f->lab);
     es_found_free(&f->found);
     free(f->filter);
     free(f->before);
@@ -48,7 +49,7 @@ static void close_features(es_ui *u, void *s)
 
 static unsigned mode(const es_ui *u)
 {
-    return state(u)->card_open ? CARD : state(u)->map_open ? MAP : LIST;
+    return ui_test_open(u) ? UI_TEST_MODE : state(u)->card_open ? CARD : state(u)->map_open ? MAP : LIST;
 }
 
 /* ---- which rows ---- */
@@ -56,7 +57,7 @@ static unsigned mode(const es_ui *u)
 bool ui_filtered(const es_ui *u)
 {
     const features *f = state(u);
-    return f->have && ((f->filter && *f->filter) || f->contrast);
+    return f->have && ((f->filter && *f->filter) || f->contrast || f->queue);
 }
 
 static int rows(const es_ui *u)
@@ -83,7 +84,7 @@ static void all_rows(es_ui *u, int keep)
 {
     features *f = state(u);
     es_found_free(&f->found);
-    f->have = false;
+    f->have = f->queue = false;
     f->error[0] = 0;
     f->list.n = rows(u);
     f->list.at = keep >= 0 ? keep : 0;
@@ -96,6 +97,7 @@ static void build(es_ui *u, bool reset)
     int keep = reset ? -1 : at_row(u, f->list.at);
     free(f->contrast);
     f->contrast = NULL;
+    f->queue = false;
     if (u->names.n == 0 || ((!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER))) {
         all_rows(u, keep);
         return;
@@ -112,7 +114,7 @@ static void take_rows(es_ui *u)
     char error[240];
     if (!es_studio_found(u->studio, &found, error))
         return;
-    if (!f->contrast && (!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER)) {
+    if (f->queue || (!f->contrast && (!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER))) {
         es_found_free(&found); /* comes too late */
         return;
     }
@@ -140,6 +142,7 @@ static void update(es_ui *u)
         ui_map_free(&f->map);
         f->map.unit = 0;
         f->shown = -1;
+        ui_marks_drop(u);
         all_rows(u, -1);
         build(u, true);
     }
@@ -149,16 +152,23 @@ static void update(es_ui *u)
 const ui_meta *ui_meta_of(es_ui *u, int feature)
 {
     ui_meta *m = &state(u)->cache[feature % UI_META_CACHE];
-    if (m->feature == feature && m->serial == u->names.serial)
+    if (m->feature == feature && m->made == u->names.made)
         return m;
     es_label l;
     es_error err;
-    *m = (ui_meta){.feature = feature, .serial = u->names.serial};
+    *m = (ui_meta){.feature = feature, .made = u->names.made, .score = NAN};
     if (es_workspace_label_get(es_studio_workspace(u->studio), u->names.hash, feature, &l, &err) == 0) {
         snprintf(m->tags, sizeof m->tags, "%s", l.tags ? l.tags : "");
         m->tags[es_utf8_whole(m->tags, strlen(m->tags))] = 0;
+        memcpy(m->author, l.author, sizeof m->author);
         m->rating = l.rating;
+        m->confidence = l.confidence;
+        m->opinions = l.opinions;
         m->skipped = l.skipped;
+        m->conflict = l.conflict;
+        m->noted = l.note && *l.note;
+        m->score = l.tested ? l.score : NAN;
+        m->tested = l.tested;
         es_label_free(&l);
     }
     return m;
@@ -295,12 +305,14 @@ static ui_result key_open(es_ui *u, int key)
 static ui_result key_back(es_ui *u, int key)
 {
     features *f = state(u);
-    if (f->card_open) {
+    if (key == UI_ESC && f->lab.n_mark) {
+        ui_marks_drop(u);
+    } else if (f->card_open) {
         f->card_open = false;
         f->shown = -1;
     } else if (f->map_open && key == UI_ESC) {
         f->map_open = false;
-    } else if (key == UI_ESC && ((f->filter && *f->filter) || f->contrast)) {
+    } else if (key == UI_ESC && ((f->filter && *f->filter) || f->contrast || f->queue)) {
         filter_change(u, "");
     }
     return UI_REDRAW;
@@ -382,134 +394,70 @@ void ui_open_feature(es_ui *u, int feature)
     ui_show(u, UI_FEATURES);
 }
 
-static void saved(es_ui *u, int feature, int r, const es_error *err, const char *what)
+/* ---- for labelling.c ---- */
+
+int ui_features_selected(const es_ui *u)
 {
-    if (r < 0)
-        ui_say(u, UI_BAD, "%s", err->text);
-    else {
-        ui_names_changed(u, feature);
-        ui_say(u, UI_GOOD, "%d: %s", feature, what);
-    }
+    return selected(u);
 }
 
-static int set(es_ui *u, int feature, const char *text, const char *tags, int rating, es_error *err)
+int ui_features_row(const es_ui *u, int i)
 {
-    return es_workspace_label_set(es_studio_workspace(u->studio), u->names.hash, feature, text, tags, rating, u->o.author ? u->o.author : "", err);
+    return at_row(u, i);
 }
 
-static void label_done(es_ui *u, const char *text)
+int ui_features_rows(const es_ui *u)
 {
-    es_error err;
-    if (text)
-        saved(u, state(u)->pending, set(u, state(u)->pending, text, NULL, -1, &err), &err, *text ? "label saved; u takes it back" : "label removed; u takes it back");
+    return rows(u);
 }
 
-static void label_complete(es_ui *u, const char *text, es_buf *out)
-{
-    size_t n = strlen(text);
-    int found = 0;
-    for (int i = 0; i < u->names.n && n > 0 && found < 50; i++) {
-        const char *l = ui_label(u, i);
-        if (l && !strncasecmp(l, text, n)) {
-            bool twice = false;
-            for (size_t at = 0; at < out->len && !twice; at += strlen(out->data + at) + 1)
-                twice = !strcmp(out->data + at, l);
-            if (!twice) {
-                es_buf_add(out, l, strlen(l) + 1);
-                found++;
-            }
-        }
-    }
-}
-
-static ui_result key_label(es_ui *u, int key)
+void ui_features_go(es_ui *u, int feature)
 {
     features *f = state(u);
-    (void)key;
-    if ((f->pending = selected(u)) < 0)
-        return UI_REDRAW;
-    char label[40];
-    snprintf(label, sizeof label, "Label of %d: ", f->pending);
-    ui_prompt(u, label, ui_label(u, f->pending), UI_HISTORY_TEXT, label_done, NULL, label_complete);
-    return UI_REDRAW;
-}
-
-static void tag_done(es_ui *u, const char *text)
-{
-    es_error err;
-    if (text)
-        saved(u, state(u)->pending, set(u, state(u)->pending, NULL, text, -1, &err), &err, "tags saved; u takes it back");
-}
-
-static ui_result key_tag(es_ui *u, int key)
-{
-    features *f = state(u);
-    (void)key;
-    if ((f->pending = selected(u)) < 0)
-        return UI_REDRAW;
-    char label[60];
-    snprintf(label, sizeof label, "Tags of %d (separated by blanks): ", f->pending);
-    ui_prompt(u, label, ui_meta_of(u, f->pending)->tags, -1, tag_done, NULL, NULL);
-    return UI_REDRAW;
-}
-
-static ui_result key_rate(es_ui *u, int key)
-{
-    es_error err;
-    int feature = selected(u);
-    char what[40];
-    if (feature < 0)
-        return UI_REDRAW;
-    snprintf(what, sizeof what, key == '0' ? "rating removed" : "rated %c of 5", key);
-    saved(u, feature, set(u, feature, NULL, NULL, key - '0', &err), &err, what);
-    return UI_REDRAW;
-}
-
-static ui_result key_skip(es_ui *u, int key)
-{
-    es_error err;
-    int feature = selected(u);
-    (void)key;
-    if (feature < 0)
-        return UI_REDRAW;
-    bool skip = !ui_meta_of(u, feature)->skipped;
-    saved(u, feature, es_workspace_label_skip(es_studio_workspace(u->studio), u->names.hash, feature, skip, u->o.author ? u->o.author : "", &err), &err,
-          skip ? "skipped; u takes it back" : "no longer skipped");
-    if (skip)
-        ui_list_key(&state(u)->list, 'j');
-    return UI_REDRAW;
-}
-
-static ui_result key_undo(es_ui *u, int key)
-{
-    es_error err;
-    int feature = -1;
-    (void)key;
-    int r = es_workspace_label_undo(es_studio_workspace(u->studio), u->names.hash, &feature, &err);
-    if (r == ES_ERR_MISSING) {
-        ui_say(u, UI_PLAIN, "no change of a label to take back");
-    } else {
-        saved(u, feature, r, &err, "last change taken back");
-        for (int i = 0; r == 0 && i < rows(u); i++)
-            if (at_row(u, i) == feature) {
-                state(u)->list.at = i;
-                break;
-            }
+    if (at_row(u, f->list.at) == feature)
+        return;
+    if (!f->have) {
+        f->list.at = feature;
+        return;
     }
-    return UI_REDRAW;
-}
-
-static ui_result key_unlabelled(es_ui *u, int key)
-{
-    features *f = state(u);
-    (void)key;
-    for (int i = f->list.at + 1; i < rows(u); i++)
-        if (!ui_label(u, at_row(u, i)) && !ui_meta_of(u, at_row(u, i))->skipped) {
+    for (int i = 0; i < f->found.n; i++)
+        if (f->found.feature[i] == feature) {
             f->list.at = i;
-            return UI_REDRAW;
+            return;
         }
-    ui_say(u, UI_PLAIN, "nothing unlabelled below");
-    return UI_REDRAW;
+}
+
+bool ui_features_unlabelled(es_ui *u)
+{
+    features *f = state(u);
+    for (int i = f->list.at + 1; i < rows(u); i++) {
+        const char *label = ui_label(u, at_row(u, i));
+        bool automatic = f->queue && label && es_author_automatic(ui_meta_of(u, at_row(u, i))->author); /* queued: in doubt */
+        if ((!label || automatic) && !ui_meta_of(u, at_row(u, i))->skipped) {
+            f->list.at = i;
+            f->shown = -1;
+            f->card.top = 0;
+            return true;
+        }
+    }
+    return false;
+}
+
+void ui_features_queue(es_ui *u, int *feature, float *value, int n)
+{
+    features *f = state(u);
+    free(f->filter);
+    free(f->contrast);
+    f->filter = f->contrast = NULL;
+    f->order = ES_FIND_BEST;
+    f->map_open = f->card_open = false;
+    f->shown = -1;
+    all_rows(u, -1);
+    f->found = (es_found){.n = n, .feature = feature, .value = value, .measure = "worth"};
+    f->have = f->queue = true;
+    f->list.n = n;
+    f->list.at = f->list.top = 0;
+    ui_show(u, UI_FEATURES);
 }
 
 static ui_result key_basis(es_ui *u, int key)
@@ -578,13 +526,26 @@ static const ui_key keys[] = {
     {UI_PAGE_DOWN, MAP, NULL, key_map_move}, {UI_PAGE_UP, MAP, NULL, key_map_move},
     {'+', MAP, "map: nearer, farther; Home shows all", key_map_move},
     {'-', MAP, NULL, key_map_move}, {UI_HOME, MAP, NULL, key_map_move}, {UI_WHEEL_UP, MAP, NULL, key_map_move}, {UI_WHEEL_DOWN, MAP, NULL, key_map_move},
-    {'l', 0, "label (Tab completes from other labels)", key_label},
-    {'T', 0, "tags", key_tag},
-    {'1', 0, "rate 1 to 5, 0 removes the rating", key_rate},
-    {'2', 0, NULL, key_rate}, {'3', 0, NULL, key_rate}, {'4', 0, NULL, key_rate}, {'5', 0, NULL, key_rate}, {'0', 0, NULL, key_rate},
-    {'x', 0, "skip, and on to the next", key_skip},
-    {'n', 0, "next one without a label", key_unlabelled},
-    {'u', 0, "take back the last change of a label, tag, rating or skip", key_undo},
+    {'l', 0, "label (Tab completes from other labels)", ui_key_label},
+    {'T', 0, "tags (Tab completes); of several: those to add, -TAG takes one away", ui_key_tag},
+    {'1', 0, "rate 1 to 5, 0 removes the rating", ui_key_rate},
+    {'2', 0, NULL, ui_key_rate}, {'3', 0, NULL, ui_key_rate}, {'4', 0, NULL, ui_key_rate}, {'5', 0, NULL, ui_key_rate}, {'0', 0, NULL, ui_key_rate},
+    {'c', 0, "how sure you are: 1 to 5, or per cent", ui_key_confidence},
+    {'a', 0, "a note; E: in your editor", ui_key_note},
+    {'E', 0, NULL, ui_key_note_outside},
+    {'x', 0, "skip, and on to the next", ui_key_skip},
+    {'.', 0, "say the same as of the last one: label, tags, rating, confidence", ui_key_repeat},
+    {'u', 0, "take back the last change of a label, tag, rating ...; Ctrl-R: again", ui_key_undo},
+    {UI_CONTROL('r'), 0, NULL, ui_key_redo},
+    {'n', 0, "next one without a label; Enter does it in the dashboard", ui_key_next},
+    {UI_ENTER, CARD, NULL, ui_key_next},
+    {'N', 0, "the queue: those most worth labelling, best first", ui_key_queue},
+    {' ', LIST, "mark it, for doing the same to several; Esc drops the marks", ui_key_mark},
+    {'V', LIST, "mark all from the last marked to here; *: all that are listed", ui_key_mark_range},
+    {'*', LIST, NULL, ui_key_mark_all},
+    {'w', 0, "whose label is shown, where several people have one", ui_key_whose},
+    {'B', 0, "blind test of the label: which of ten texts activate it?", ui_key_test},
+    {'A', 0, "how far annotators agree", ui_key_agreement},
     {'b', 0, "add to the basis", key_basis},
     {'s', 0, "steer and compare", key_steer},
     {'S', 0, "colour the chat by it", key_shade},
@@ -594,8 +555,14 @@ static const ui_key keys[] = {
 static void hint(const es_ui *u, es_buf *out)
 {
     const features *f = state(u);
-    if (f->card_open)
-        es_buf_str(out, "l label  T tag  1-5 rate  x skip  n next  b basis  = like  e full  Esc back");
+    if (ui_test_open(u))
+        ui_test_hint(u, out);
+    else if (f->lab.n_mark)
+        es_buf_printf(out, "%d marked: T tags  l label  1-5 rate  x skip  V up to here  * all  Esc drops", f->lab.n_mark);
+    else if (f->card_open)
+        es_buf_str(out, "l label  T tag  1-5 rate  . same  n next  B test  b basis  = like  e full  Esc");
+    else if (f->queue)
+        es_buf_str(out, "Enter opens  l label  T tag  . same  x skip  n next  Esc shows all  ? help");
     else if (f->map_open)
         es_buf_str(out, "Enter opens  arrows move  + - zoom  / highlight  l label  m list  ? help");
     else if (f->contrast || (f->filter && *f->filter))
@@ -621,14 +588,18 @@ static void draw_head(es_ui *u, ui_box b, int n)
     const features *f = state(u);
     char head[300];
     bool finding = es_studio_finding(u->studio);
-    if (f->contrast)
+    if (f->queue)
+        snprintf(head, sizeof head, "most worth labelling: %d of %d", n, u->names.n);
+    else if (f->contrast)
         snprintf(head, sizeof head, "%s %.200s", finding ? "reading" : "differ:", f->contrast);
     else if (f->filter && *f->filter && f->have)
         snprintf(head, sizeof head, "%d of %d match: %.200s", n, u->names.n, f->filter);
     else
         snprintf(head, sizeof head, "%d features of %.100s", n, u->v->dictionary);
     ui_put_cut(u, b, 0, 1, b.w - 24, UI_BOLD, head);
-    if (!f->contrast)
+    if (f->queue)
+        ui_put_right(u, ui_inside(b, 0, 1, 0, 0), 0, UI_DIM, "best first");
+    else if (!f->contrast)
         ui_put_right(u, ui_inside(b, 0, 1, 0, 0), 0, UI_DIM, order_text(u, f->order));
     else
         ui_put_right(u, ui_inside(b, 0, 1, 0, 0), 0, UI_DIM, "first +, then -");
@@ -641,7 +612,7 @@ static void draw_list(es_ui *u, ui_box b, bool focus)
     int n = rows(u), tags = b.w >= 100 ? 24 : 0, text = 25;
     bool valued = f->have && f->found.value, tokens = f->have && f->found.token;
     draw_head(u, b, n);
-    ui_put(u, b, 1, 1, UI_DIM, tokens ? " number   fires   bits *" : valued && !strcmp(f->found.measure, "cosine") ? " number  cosine    max *" : valued ? " number   score    max *" : " number density    max *");
+    ui_put(u, b, 1, 1, UI_DIM, tokens ? " number   fires   bits *" : valued && !strcmp(f->found.measure, "cosine") ? " number  cosine    max *" : f->queue ? " number   worth    max *" : valued ? " number   score    max *" : " number density    max *");
     ui_put(u, b, 1, text + 1, UI_DIM, tokens ? "at the token: label, or the tokens it fires on" : "label, or the tokens it fires on");
     if (tags)
         ui_put(u, b, 1, b.w - tags, UI_DIM, "tags");
@@ -670,6 +641,10 @@ static void draw_list(es_ui *u, ui_box b, bool focus)
             ui_printf(u, in, y, 9, dim, density[feature] >= 0.0001f ? "%6.2f%%" : density[feature] > 0 ? " <.01%%" : "  dead ", 100 * (double)density[feature]);
         if (most && !tokens)
             ui_printf(u, in, y, 17, dim, "%6.1f", (double)most[feature]);
+        if (ui_marked(u, feature))
+            ui_put(u, in, y, 8, at ? s : UI_ACCENT, ui_sign(u, "●", "*"));
+        if (m->conflict)
+            ui_put(u, in, y, 23, at ? s : UI_WARN, ui_sign(u, "≠", "!"));
         if (m->rating)
             ui_printf(u, in, y, 24, at ? s : UI_ACCENT, "%d", m->rating);
         else if (m->skipped)
@@ -681,7 +656,10 @@ static void draw_list(es_ui *u, ui_box b, bool focus)
             ui_put_cut(u, in, y, x, 11, at ? s : UI_ACCENT, token);
             x += 12;
         }
-        ui_put_cut(u, in, y, x, in.w - x - 1 - tags, label ? s : dim, label ? label : ui_tokens(u, feature));
+        int right = m->tested ? 6 : 0;
+        ui_put_cut(u, in, y, x, in.w - x - 1 - tags - right, label ? s : dim, label ? label : ui_tokens(u, feature));
+        if (right) /* the score of the blind test */
+            ui_printf(u, in, y, in.w - tags - right, dim, "%4.2f", m->score);
         if (tags)
             ui_put_cut(u, in, y, in.w - tags, tags - 1, dim, m->tags);
     }
@@ -698,7 +676,9 @@ static void draw(es_ui *u, ui_box b)
         return;
     }
     int feature = selected(u);
-    if (mode(u) == MAP) {
+    if (ui_test_open(u)) {
+        ui_test_draw(u, b);
+    } else if (mode(u) == MAP) {
         ui_map_draw(u, b);
     } else if (f->map_open && f->shown >= 0) {
         ui_dashboard_draw(u, b, feature);
@@ -718,5 +698,5 @@ static void draw(es_ui *u, ui_box b)
 const ui_view ui_features = {
     .name = "Features", .letter = 'f', .keys = keys,
     .help = {"A filter is any of these, all of which must hold; a value with blanks in quotes:"}, .more_help = es_find_help,
-    .open = open_features, .close = close_features, .update = update, .mode = mode, .hint = hint, .draw = draw,
+    .open = open_features, .close = close_features, .update = update, .typed = ui_test_typed, .mode = mode, .hint = hint, .draw = draw,
 };

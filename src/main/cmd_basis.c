@@ -1,5 +1,5 @@
 /* basis: chosen features with bounds, kept by name and version in the workspace. */
-#include "app.h"
+#include "cmd_label.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -529,6 +529,7 @@ int cmd_basis(int argc, char **argv)
         {"list", "all bases", basis_list},
         {"export", "as one file with its labels, as JSON, or for other tools", basis_export},
         {"import", "a file of basis export", basis_import},
+        {"report", "with its evidence, as Markdown, CSV or JSONL", basis_report},
         {0},
     };
     return app_subcommand("basis", "Chosen features with bounds: the directions along which the model may adapt.", table, argc, argv);

@@ -1,5 +1,5 @@
 /* features, label: browsing a dictionary and naming what is in it, without the workbench. */
-#include "app.h"
+#include "cmd_label.h"
 #include "fires.h"
 
 #include <math.h>
@@ -572,6 +572,7 @@ int cmd_features(int argc, char **argv)
         {"search", "by words in labels, tags and tokens, and filters; best first", features_search},
         {"for-text", "which fire on a text", features_for_text},
         {"contrast", "which tell two sets of texts apart", features_contrast},
+        {"next", "which to label next", features_next},
         {0},
     };
     return app_subcommand("features", "The features of the model's dictionary.", table, argc, argv);
@@ -581,30 +582,33 @@ int cmd_features(int argc, char **argv)
 
 static int label_add(int argc, char **argv)
 {
-    int feature = -1, rating = -1;
-    const char *text = NULL, *tags = NULL, *author = NULL;
+    int feature = -1;
+    es_label_edit e = ES_LABEL_EDIT;
+    const char *author = NULL;
     const opt table[] = {
         {"feature", "N", OPT_INT, &feature, 0, 1 << 24, "which", NULL},
-        {"text", "T", OPT_TEXT, &text, 0, 0, "the label", NULL},
-        {"tags", "T", OPT_TEXT, &tags, 0, 0, "tags, separated by spaces", NULL},
-        {"rating", "R", OPT_INT, &rating, 0, 5, "how well the label fits, 1 to 5; 0: none", NULL},
+        {"text", "T", OPT_TEXT, &e.text, 0, 0, "the label", NULL},
+        {"tags", "T", OPT_TEXT, &e.tags, 0, 0, "tags, separated by spaces", NULL},
+        {"rating", "R", OPT_INT, &e.rating, 0, 5, "how well the label fits, 1 to 5; 0: none", NULL},
+        {"confidence", "P", OPT_INT, &e.confidence, 0, 100, "how sure you are, in per cent; 0: unsaid", NULL},
+        {"note", "T", OPT_TEXT, &e.note, 0, 0, "a note of any length", NULL},
         {"author", "NAME", OPT_TEXT, &author, 0, 0, "default: the configured name, else the account's", NULL},
         {0},
     };
-    static const command_help help = {"label add", "--feature N --text T", "Labels a feature, or changes its label, tags or rating. Every change is kept and can be undone.",
+    static const command_help help = {"label add", "--feature N --text T", "Labels a feature, or changes its label, tags or rating. Every change is kept and can be undone; what several annotators say is kept apart.",
                                       "  espalier label add --feature 1234 --text \"apologies\" --tags \"tone politeness\"", 0, 0};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    if (feature < 0 || (!text && !tags && rating < 0))
+    if (feature < 0 || (!e.text && !e.tags && !e.note && e.rating < 0 && e.confidence < 0))
         return opts_usage_error("label add", "%s is missing", feature < 0 ? "--feature N" : "--text T");
     opened o = {0};
     rc = open_workspace(&o);
     if (rc == ES_OK && feature >= o.f.n)
         rc = es_fail(&o.err, ES_ERR_MISSING, "there is no feature %d: the dictionary has 0 to %d", feature, o.f.n - 1);
     if (rc == ES_OK)
-        rc = es_workspace_label_set(o.w, o.f.hash, feature, text, tags, rating, author ? author : app_author(), &o.err);
+        rc = es_workspace_label_edit(o.w, o.f.hash, &feature, 1, &e, author ? author : app_author(), NULL, &o.err);
     es_label l = {0};
     if (rc == ES_OK)
         rc = es_workspace_label_get(o.w, o.f.hash, feature, &l, &o.err);
@@ -700,6 +704,13 @@ int cmd_label(int argc, char **argv)
         {"import", "a JSONL file of labels", label_import},
         {"export", "all labels", label_export},
         {"undo", "the newest change", label_undo},
+        {"redo", "what was undone last", label_redo},
+        {"merge", "the labels of several people, each kept apart", label_merge},
+        {"conflicts", "features that people label differently", label_conflicts},
+        {"choose", "whose label of a feature is shown", label_choose},
+        {"show-first", "whose labels are shown where none is chosen", label_show_first},
+        {"agreement", "how far annotators agree: Cohen's kappa", label_agreement},
+        {"test", "of a label: ten windows, which of them activate the feature?", label_test},
         {0},
     };
     return app_subcommand("label", "Names for features, kept in the workspace with author, time and history.", table, argc, argv);

@@ -24,7 +24,7 @@ static const char *const hostile[6] = {
     "\x1b]52;c;ZXZpbA==\x07 clipboard", "\x1b[2J\x1b[31mred", "日本語のラベル幅", "e\xcc\x81 combining \xcc\x81\xcc\x82", "👨‍👩‍👧 family ❤️", "\xc2\x9b" "5m C1 \xff bad",
 };
 
-typedef struct label { char text[128], tags[64]; int rating; bool skipped; } label;
+typedef struct label { char text[128], tags[64], note[128], chosen[64]; int rating, confidence, tested; bool skipped; double score; } label;
 
 struct es_studio {
     fake_kind kind;
@@ -57,6 +57,7 @@ struct es_studio {
     label label[LABELS], undo_label[UNDO];
     int undo_feature[UNDO], n_undo;
     float *density, *max, *map;
+    es_blind blind;
     es_found found;
     bool have;
     char find_error[240];
@@ -343,6 +344,8 @@ es_view *es_studio_view(es_studio *s)
     COPY(turn, turn, s->n_turn);
     COPY(active, s->active, s->v.n_active);
     COPY(probe, s->probe, s->v.n_probe);
+    if (s->blind.n)
+        COPY(blind, &s->blind, 1);
     COPY(probe_text, s->probe_text, strlen(s->probe_text) + 1);
     for (int i = 0; i < s->v.n_side; i++)
         o->v.side[i].text = copied(&o->list, s->side_text[i], strlen(s->side_text[i]) + 1);
@@ -687,18 +690,39 @@ es_map_state es_studio_map(es_studio *s, const float **xy, double *done)
     return !s->map ? ES_MAP_NONE : s->map_done < 1 ? ES_MAP_MAKING : ES_MAP_READY;
 }
 
+/* Two windows: the first activates it. */
+void es_studio_blind(es_studio *s, int feature, uint64_t seed)
+{
+    (void)seed;
+    note(s, "blind %d", feature);
+    s->blind = (es_blind){.feature = feature, .n = 2, .n_active = 1, .seed = 1};
+    for (int i = 0; i < 2; i++) {
+        s->blind.window[i] = (es_blind_window){.n = 20, .active = i == 0, .near = i == 1, .activation = i ? 0 : 7.5f};
+        for (int t = 0; t < 20; t++)
+            s->blind.window[i].id[t] = feature + 3 * t + 7 * i;
+    }
+    s->v.blind_serial++;
+}
+
 /* ---- the workspace ---- */
 
 static es_studio *of(es_workspace *w) { return (es_studio *)(void *)w; }
 
-void es_label_free(es_label *l) { free(l->text); free(l->tags); l->text = l->tags = NULL; }
+void es_label_free(es_label *l) { free(l->text); free(l->tags); free(l->note); l->text = l->tags = l->note = NULL; }
+bool es_author_automatic(const char *author) { return !strncmp(author, "auto", 4) || !strcmp(author, "starter"); }
+/* Feature 1 is of two minds: ann and bob call it different things, until one is chosen. */
+enum { TORN = 1 };
+static const char *const torn_by[2] = {"ann", "bob"}, *const torn_text[2] = {"polite requests", "asking for things"};
 int es_workspace_label_get(es_workspace *w, const char *d, int f, es_label *out, es_error *err)
 {
     (void)d;
     const label *l = f < LABELS ? &of(w)->label[f] : NULL;
-    if (!l || (!*l->text && !*l->tags && !l->rating && !l->skipped))
+    if (!l || (!*l->text && !*l->tags && !l->rating && !l->skipped && !*l->note))
         return es_fail(err, ES_ERR_MISSING, "no label");
-    *out = (es_label){.feature = f, .text = strdup(l->text), .tags = strdup(l->tags), .author = "starter", .time = "2026-11-20T10:00:00Z", .rating = l->rating, .skipped = l->skipped};
+    *out = (es_label){.feature = f, .text = strdup(l->text), .tags = strdup(l->tags), .note = strdup(l->note), .author = "starter", .time = "2026-11-20T10:00:00Z",
+                      .rating = l->rating, .confidence = l->confidence, .skipped = l->skipped, .opinions = 1, .score = l->score, .tested = l->tested};
+    if (*l->chosen)
+        memcpy(out->author, l->chosen, sizeof out->author);
     return 0;
 }
 static void keep(es_studio *s, int f)
@@ -708,41 +732,152 @@ static void keep(es_studio *s, int f)
         s->undo_label[s->n_undo++] = s->label[f];
     }
 }
-int es_workspace_label_set(es_workspace *w, const char *d, int f, const char *text, const char *tags, int rating, const char *author, es_error *err)
+static void say(char *to, size_t n, const char *text)
+{
+    if (text)
+        snprintf(to, n, "%s", text);
+}
+int es_workspace_label_edit(es_workspace *w, const char *d, const int *feature, int n, const es_label_edit *e, const char *author, int *changed, es_error *err)
 {
     (void)d, (void)author;
     es_studio *s = of(w);
-    if (f >= LABELS)
-        return es_fail(err, ES_ERR_LIMIT, "the fake has labels for %d features only", LABELS);
-    keep(s, f);
-    if (text)
-        snprintf(s->label[f].text, sizeof s->label[f].text, "%s", text);
-    if (tags)
-        snprintf(s->label[f].tags, sizeof s->label[f].tags, "%s", tags);
-    if (rating >= 0)
-        s->label[f].rating = rating;
-    note(s, "label %d %s|%s|%d", f, text ? text : "=", tags ? tags : "=", rating);
-    return 0;
-}
-int es_workspace_label_skip(es_workspace *w, const char *d, int f, bool skip, const char *author, es_error *err)
-{
-    (void)d, (void)author, (void)err;
-    if (f < LABELS) {
-        keep(of(w), f);
-        of(w)->label[f].skipped = skip;
+    for (int i = 0; i < n; i++) {
+        int f = feature[i];
+        if (f >= LABELS)
+            return es_fail(err, ES_ERR_LIMIT, "the fake has labels for %d features only", LABELS);
+        keep(s, f);
+        label *l = &s->label[f];
+        say(l->text, sizeof l->text, e->text);
+        say(l->tags, sizeof l->tags, e->tags);
+        say(l->note, sizeof l->note, e->note);
+        if (e->add_tags)
+            say(l->tags, sizeof l->tags, e->add_tags);
+        l->rating = e->rating >= 0 ? e->rating : l->rating;
+        l->confidence = e->confidence >= 0 ? e->confidence : l->confidence;
+        if (e->skip >= 0)
+            l->skipped = e->skip;
+        if (e->skip >= 0)
+            note(s, "skip %d %d", f, e->skip);
+        else if (e->add_tags)
+            note(s, "tag %d +%s-%s", f, e->add_tags, e->remove_tags);
+        else if (e->note)
+            note(s, "note %d %s", f, e->note);
+        else if (e->confidence >= 0 && !e->text)
+            note(s, "sure %d %d", f, e->confidence);
+        else
+            note(s, "label %d %s|%s|%d", f, e->text ? e->text : "=", e->tags ? e->tags : "=", e->rating);
     }
-    note(of(w), "skip %d %d", f, skip);
+    if (changed)
+        *changed = n;
     return 0;
 }
-int es_workspace_label_undo(es_workspace *w, const char *d, int *f, es_error *err)
+int es_workspace_label_step_back(es_workspace *w, const char *d, int *f, int *n, es_error *err)
 {
     (void)d;
     es_studio *s = of(w);
+    *n = 1;
     if (!s->n_undo)
         return es_fail(err, ES_ERR_MISSING, "nothing to undo");
     *f = s->undo_feature[--s->n_undo];
     s->label[*f] = s->undo_label[s->n_undo];
     note(s, "label-undo %d", *f);
+    return 0;
+}
+int es_workspace_label_redo(es_workspace *w, const char *d, int *f, int *n, es_error *err)
+{
+    (void)w, (void)d, (void)f, (void)n;
+    return es_fail(err, ES_ERR_MISSING, "nothing to redo");
+}
+int es_workspace_label_opinions(es_workspace *w, const char *d, int f, es_label **out, int *n, es_error *err)
+{
+    es_label shown;
+    *n = 0;
+    *out = calloc(2, sizeof **out);
+    if (es_workspace_label_get(w, d, f, &shown, err) < 0)
+        return 0;
+    for (int i = 0; i < (f == TORN ? 2 : 1); i++) {
+        es_label *l = &(*out)[(*n)++];
+        *l = (es_label){.feature = f, .text = strdup(f == TORN ? torn_text[i] : shown.text), .tags = strdup(shown.tags), .note = strdup(""), .score = NAN};
+        snprintf(l->author, sizeof l->author, "%s", f == TORN ? torn_by[i] : shown.author);
+    }
+    es_label_free(&shown);
+    return 0;
+}
+void es_labels_free(es_label *l, int n)
+{
+    for (int i = 0; i < n; i++)
+        es_label_free(&l[i]);
+    free(l);
+}
+int es_workspace_label_choose(es_workspace *w, const char *d, int f, const char *author, es_error *err)
+{
+    (void)d, (void)err;
+    label *l = &of(w)->label[f];
+    keep(of(w), f);
+    snprintf(l->chosen, sizeof l->chosen, "%s", author);
+    for (int i = 0; i < 2; i++)
+        if (!strcmp(author, torn_by[i]))
+            snprintf(l->text, sizeof l->text, "%s", torn_text[i]);
+    note(of(w), "choose %d %s", f, author);
+    return 0;
+}
+void es_workspace_label_preferred(es_workspace *w, char out[64]) { (void)w; out[0] = 0; }
+int es_workspace_label_prefer(es_workspace *w, const char *author, es_error *err)
+{
+    (void)err;
+    note(of(w), "prefer %s", author);
+    return 0;
+}
+int es_workspace_label_tags(es_workspace *w, const char *d, es_buf *out, es_error *err)
+{
+    (void)w, (void)d, (void)err;
+    static const char tags[] = "tone\0polite\0code";
+    es_buf_add(out, tags, sizeof tags);
+    return 0;
+}
+int es_workspace_label_merge(es_workspace *w, const char *d, int n_features, const char *const *path, int n, const char *author, es_merge *out, es_error *err)
+{
+    (void)w, (void)d, (void)n_features, (void)n, (void)author;
+    *out = (es_merge){0};
+    return es_fail(err, ES_ERR_IO, "%s: no such file", path[0]);
+}
+int es_workspace_agreement(es_workspace *w, const char *d, es_agreement **out, int *n, es_error *err)
+{
+    (void)w, (void)d, (void)err;
+    *n = 1;
+    *out = calloc(1, sizeof **out);
+    (*out)[0] = (es_agreement){.a = "ann", .b = "bob", .tagged = 40, .labelled = 52, .same = 31, .tags = {120, .9, .6, .75, NAN, .61, .86},
+                               .text = {52, .6, .04, .58, .07, .44, .72}, .n_tag = 1};
+    (*out)[0].tag = calloc(1, sizeof *(*out)[0].tag);
+    strcpy((*out)[0].tag[0].tag, "tone");
+    (*out)[0].tag[0].kappa = (es_kappa){40, .85, .5, .7, .11, .48, .92};
+    return 0;
+}
+void es_agreements_free(es_agreement *a, int n)
+{
+    for (int i = 0; i < n; i++)
+        free(a[i].tag);
+    free(a);
+}
+int es_workspace_score_add(es_workspace *w, const char *d, int f, const char *text, const es_label_score *score, es_error *err)
+{
+    (void)d, (void)err;
+    if (f < LABELS) {
+        of(w)->label[f].score = score->value;
+        of(w)->label[f].tested = score->n;
+    }
+    note(of(w), "score %d %s %d %d %d %d by %s", f, text, score->hit, score->miss, score->rejection, score->alarm, score->judge);
+    return 0;
+}
+int es_workspace_next(es_workspace *w, const char *d, const es_next_options *o, es_next *out, int max, int *n, es_error *err)
+{
+    (void)d, (void)err, (void)o;
+    *n = 0;
+    for (int f = of(w)->n_features - 1; f >= 0 && *n < max && *n < 30; f--)
+        if (f >= LABELS || !*of(w)->label[f].text) {
+            out[*n] = (es_next){.feature = *n < 2 ? 10 + 2 * *n : f, .value = .9 - .01 * *n}; /* 10 and 12 first */
+            (*n)++;
+        }
     return 0;
 }
 int es_workspace_label_import(es_workspace *w, const char *d, int n, const char *path, const char *author, int *imported, es_error *err)
