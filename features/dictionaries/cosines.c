@@ -64,6 +64,8 @@ static int nearest(const es_dictionary *s, es_pool *pool, const int *which, cons
                 most = c[j] > most && first + j != which[i] ? c[j] : most;
             best[i] = most;
         }
+        if (first / AGAINST % 16 == 15)
+            es_dictionary_release(s);
         es_progress_report(progress, "comparing decoder rows", (done + (double)n * (first + some) / F), all, "features");
         if (es_progress_cancelled(progress))
             return es_fail(err, ES_ERR_CANCELLED, "cancelled while decoder rows were compared");
@@ -100,6 +102,7 @@ int es_cosines_measure(const es_dictionary *s, int sample, uint64_t seed, int th
             if (es_vector()->dot(a + (size_t)i * d, a + (size_t)i * d, d) > 0)
                 best[kept++] = tile[i];
     }
+    es_dictionary_release(s);
     if (!rc)
         summarise(out, best, kept);
     es_pool_free(pool);
