@@ -163,6 +163,8 @@ int es_basis_suggest(es_basis *b, es_model *m, const es_dictionary *s, const es_
             sum += mean[j] * row[j];
         used[f] = !(norm > 0) || !alive(a, f);
         p[f] = norm > 0 ? (float)(sum / norm) : 0;
+        if (f % 65536 == 65535)
+            es_dictionary_release(s);
     }
     for (; !rc && taken < size; taken++) {
         int best = -1;

@@ -202,7 +202,13 @@ const float *es_matrix_f32(const es_matrix *m)
 
 void es_matrix_release(const es_matrix *m)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)m->data, to = from + m->rows * m->cols * width_of(m->type);
+    es_matrix_release_lines(m, 0, m->by_row ? m->rows : m->cols);
+}
+
+void es_matrix_release_lines(const es_matrix *m, size_t first, size_t n)
+{
+    size_t line = (m->by_row ? m->cols : m->rows) * width_of(m->type);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)m->data + first * line, to = from + n * line;
     from = (from + page - 1) / page * page;
     to = to / page * page;
     if (m->mapped && to > from)

@@ -57,6 +57,7 @@ void es_matrix_columns(const es_matrix *m, size_t first, size_t n, size_t c0, si
 const float *es_matrix_f32(const es_matrix *m);
 /* Gives the pages that were read back to the file's cache: they count no longer as this process's memory. */
 void es_matrix_release(const es_matrix *m);
+void es_matrix_release_lines(const es_matrix *m, size_t first, size_t n); /* of some rows, or columns where those lie together */
 /* The type in which a matrix is written so that nothing is lost; F64 becomes F32, which is all that is ever used of it. */
 es_tensor_type es_matrix_type(const es_matrix *m);
 size_t es_matrix_bytes(const es_matrix *m, es_tensor_type type);

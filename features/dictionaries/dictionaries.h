@@ -62,6 +62,8 @@ int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err
 bool es_dictionary_is_mapped(const es_dictionary *s);
 /* Decoder rows [first, first + n) as f32, out[n, d_out]: directions. Rows that hold something that is no finite number come as zeros. */
 void es_dictionary_rows(const es_dictionary *s, int first, int n, float *out);
+/* Gives the pages of mapped decoder rows that were read back to the file's cache: for those who go through all of them, now and then. */
+void es_dictionary_release(const es_dictionary *s);
 /* All of them, [F, d_out], borrowed. NULL where they are mapped: use es_dictionary_rows. */
 const float *es_dictionary_decoder(const es_dictionary *s);
 const float *es_dictionary_decoder_bias(const es_dictionary *s); /* [d_out] */

@@ -9,9 +9,10 @@
 #include "dictionary.h"
 #include "vector.h"
 
-enum { TILE = 256, BLOCK = 16384, ROWS = 256, KEEP_HASH = 16 << 20 };
+enum { TILE = 256, BLOCK = 16384, ROWS = 256, COLUMNS = 32, KEEP_HASH = 16 << 20 };
 #define IN_MEMORY ((size_t)1 << 30)
 #define RELEASE ((size_t)192 << 20) /* read so much of a mapped matrix, then give its pages back */
+#define RELEASED ((size_t)48 << 20) /* the same in numbers, of a decoder read row after row */
 
 struct es_dictionary {
     es_dictionary_info info;
@@ -82,6 +83,12 @@ void es_dictionary_rows(const es_dictionary *s, int first, int n, float *out)
     for (int j = 0; j < n; j++)
         if (!all_finite(out + (size_t)j * d, d))
             memset(out + (size_t)j * d, 0, d * sizeof *out);
+}
+
+void es_dictionary_release(const es_dictionary *s)
+{
+    if (!s->dec)
+        es_matrix_release(&s->w.dec);
 }
 
 /* Decoder row j, where it lies or in buf [d_out]. */
@@ -181,8 +188,8 @@ static int measure_decoder(es_dictionary *s, es_error *err)
                 norm += (double)rows[k * d + i] * (double)rows[k * d + i];
             s->dec_norm[j + k] = (float)sqrt(norm);
         }
-        if (!s->dec && j * d / RELEASE != (j + n) * d / RELEASE)
-            es_matrix_release(&s->w.dec);
+        if (j * d / RELEASED != (j + n) * d / RELEASED)
+            es_dictionary_release(s);
     }
     free(rows);
     return ES_OK;
@@ -459,10 +466,15 @@ static void panel_part(void *user, int part, int parts)
     encode_job *b = user;
     const es_matrix *m = &b->s->w.enc;
     size_t all = m->by_row ? b->n : m->cols, from = all * (size_t)part / (size_t)parts, to = all * ((size_t)part + 1) / (size_t)parts;
-    if (m->by_row)
+    if (m->by_row) {
         es_matrix_rows(m, b->first + from, to - from, b->panel + from * m->cols);
-    else
-        es_matrix_columns(m, b->first, b->n, from, to, b->panel + from * b->n);
+        return;
+    }
+    for (size_t c = from, some; c < to; c += some) { /* a bit of every column; around each the kernel maps up to a megabyte more */
+        some = to - c < COLUMNS ? to - c : COLUMNS;
+        es_matrix_columns(m, b->first, b->n, c, c + some, b->panel + c * b->n);
+        es_matrix_release_lines(m, c, some);
+    }
 }
 
 static void run(es_pool *p, void (*fn)(void *, int, int), void *user)
@@ -506,7 +518,7 @@ static int encode_tile(encode_job *b, es_pool *p, size_t block, es_error *err)
         block_product(b, p);
         run(p, collect_part, b);
         read += b->n * (size_t)s->info.d * sizeof(float);
-        if (!s->enc && (read > RELEASE || !s->w.enc.by_row)) { /* where a block takes a bit of every column, the kernel maps more around each bit */
+        if (!s->enc && read > RELEASE) {
             es_matrix_release(&s->w.enc);
             read = 0;
         }
@@ -716,9 +728,10 @@ void es_dictionary_neighbours(const es_dictionary *s, int feature, int n, int *o
             if (j0 + k != feature)
                 offer_neighbour(j0 + k, norm > 0 ? (float)((double)ops->dot(own, w, d) / norm) : 0, n, out, cosine);
         }
+        if (rows && (size_t)j0 * d / RELEASED != (size_t)(j0 + some) * d / RELEASED)
+            es_dictionary_release(s);
     }
-    if (rows)
-        es_matrix_release(&s->w.dec);
+    es_dictionary_release(s);
     free(own);
     free(rows);
 }

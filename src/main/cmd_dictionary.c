@@ -1,5 +1,6 @@
 /* harvest, train, dictionary, atlas: from texts to a dictionary and what its features look like. */
 #include "app.h"
+#include "cmd_eval.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -288,6 +289,7 @@ int cmd_dictionary(int argc, char **argv)
     static const command table[] = {
         {"info", "what a dictionary says of itself", dictionary_info},
         {"stats", "its figures on texts", dictionary_stats},
+        {"evaluate", "the same, and probes, absorption, neighbours, steering", dictionary_evaluate},
         {"convert", "write it in another format", dictionary_convert},
         {"map", "its features in the plane", dictionary_map},
         {0},

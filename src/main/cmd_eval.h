@@ -8,6 +8,7 @@
 int eval_adapt(int argc, char **argv);
 int eval_readable(int argc, char **argv);
 int eval_sequence(int argc, char **argv);
+int dictionary_evaluate(int argc, char **argv); /* cmd_evaluate.c */
 
 /* A task's file: a path, the name of one that comes with the program, or one in the data folder's tasks/. */
 int eval_task_path(const char *name, char *out, size_t size, es_error *err);

@@ -84,6 +84,7 @@ typedef struct tiny_file {
 } tiny_file;
 
 tiny_file *tiny_build(const tiny_options *o);
+tiny_file *tiny_build_olmo2(const tiny_options *o); /* the same sizes as an OLMo 2, untied */
 void tiny_free(tiny_file *f);
 void tiny_pack(es_buf *out, const tiny_file *f);           /* the bytes of the file */
 size_t tiny_header(const tiny_file *f);                    /* where its data section begins */
