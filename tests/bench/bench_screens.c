@@ -1,4 +1,4 @@
-/* From a key to the screen, on a real studio with a generated dictionary (kept in FOLDER, made where there is none): bench_screens [FEATURES [FOLDER]] (131,072). It makes a tiny model, a dictionary of that many
+/* From a key to the screen, on a real studio with a generated dictionary (kept in FOLDER, its map in MAPS; made where there is none): bench_screens [FEATURES [FOLDER [MAPS]]] (131,072). It makes a tiny model, a dictionary of that many
  * random directions, its atlas, a workspace with labels, and then presses keys as a person would, taking news from the studio in between as the loop does.
  * Printed: for each kind of key how long the key and the drawing took together, in ms: median, 99th percentile, largest; and how long drawings of news took,
  * behind which a key may have to wait. Nothing is asserted: it is a measurement, not a test. */
