@@ -169,7 +169,7 @@ static void draw_test(es_ui *u, ui_box b)
 {
     ui_labelling *l = lab(u);
     const es_blind *t = test_of(u);
-    ui_put_cut(u, b, 0, 1, b.w - 2, UI_BOLD, l->test.done ? "Blind test: what was so" : "Blind test: which of these texts activate it? Five do, where it fired that often");
+    ui_put_cut(u, b, 0, 1, b.w - 2, UI_BOLD, l->test.done ? "Blind test: what was so" : "Blind test: which of these texts activate it? Five do, as a rule");
     int x = ui_printf(u, b, 1, 1, UI_ACCENT, "%d ", l->test.feature);
     ui_put_cut(u, b, 1, x, b.w - x - 1, UI_ACCENT, l->test.label);
     ui_box in = ui_inside(b, 2, 0, 0, 0);

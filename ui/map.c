@@ -40,11 +40,20 @@ static const float *points(es_ui *u, es_map_state *state, double *done)
     return s == ES_MAP_READY ? xy : NULL;
 }
 
-/* Dots from the left and the top of the box last drawn. */
+/* From points to dots from the left and the top of the box last drawn: x * sx + ox, y * sy + oy. A hundred thousand points go through it for a key. */
+typedef struct scale { float sx, ox, sy, oy; } scale;
+
+static scale scale_of(const ui_map *m)
+{
+    double sy = 1 / m->unit, sx = sy * m->wide;
+    return (scale){(float)sx, (float)(m->w - m->x * sx), (float)sy, (float)(2 * m->h - m->y * sy)};
+}
+
 static void dot_of(const ui_map *m, const float *p, double *x, double *y)
 {
-    *x = ((double)p[0] - m->x) / m->unit * m->wide + m->w;
-    *y = ((double)p[1] - m->y) / m->unit + m->h * 2;
+    scale s = scale_of(m);
+    *x = (double)(p[0] * s.sx + s.ox);
+    *y = (double)(p[1] * s.sy + s.oy);
 }
 
 static void fit_all(es_ui *u, ui_map *m, const float *xy)
@@ -68,12 +77,11 @@ static void fit_all(es_ui *u, ui_map *m, const float *xy)
 
 static void choose(es_ui *u, ui_map *m, const float *xy)
 {
-    double best = INFINITY;
+    scale s = scale_of(m);
+    float best = INFINITY, ox = s.ox - (float)m->dot_x, oy = s.oy - (float)m->dot_y;
     m->feature = -1;
     for (int i = 0; i < u->names.n; i++) {
-        double x, y;
-        dot_of(m, xy + 2 * (size_t)i, &x, &y);
-        double r = (x - m->dot_x) * (x - m->dot_x) + (y - m->dot_y) * (y - m->dot_y);
+        float x = xy[2 * (size_t)i] * s.sx + ox, y = xy[2 * (size_t)i + 1] * s.sy + oy, r = x * x + y * y;
         if (r < best) {
             best = r;
             m->feature = i;
@@ -399,10 +407,10 @@ static void draw_points(es_ui *u, ui_box b, const float *xy)
     const ui_map *m = &ui_features_of(u)->map;
     size_t cells = (size_t)b.w * (size_t)b.h;
     uint8_t *dots = calloc(cells, 1), *kind = calloc(cells, 1), *style = calloc(cells, 1), *each = kinds(u);
+    scale s = scale_of(m);
     for (int i = 0; dots && kind && style && each && i < u->names.n; i++) {
-        double x, y;
-        dot_of(m, xy + 2 * (size_t)i, &x, &y);
-        if (x < 0 || y < 0 || x >= 2 * b.w || y >= 4 * b.h)
+        float x = xy[2 * (size_t)i] * s.sx + s.ox, y = xy[2 * (size_t)i + 1] * s.sy + s.oy;
+        if (!(x >= 0 && y >= 0 && x < (float)(2 * b.w) && y < (float)(4 * b.h)))
             continue;
         size_t at = (size_t)(y / 4) * (size_t)b.w + (size_t)(x / 2);
         ui_dot(dots, b.w, b.h, (int)x, (int)y);
@@ -419,7 +427,7 @@ static void draw_points(es_ui *u, ui_box b, const float *xy)
     free(each);
 }
 
-typedef struct near { double r; int feature; } near;
+typedef struct near { float r; int feature; } near;
 
 /* The features nearest to the cursor, a line each. */
 static void draw_near(es_ui *u, ui_box b, const float *xy)
@@ -427,10 +435,10 @@ static void draw_near(es_ui *u, ui_box b, const float *xy)
     const ui_map *m = &ui_features_of(u)->map;
     near list[NEAR];
     int n = 0, most = b.h < NEAR ? b.h : NEAR;
+    scale s = scale_of(m);
+    float ox = s.ox - (float)m->dot_x, oy = s.oy - (float)m->dot_y;
     for (int i = 0; i < u->names.n; i++) {
-        double x, y;
-        dot_of(m, xy + 2 * (size_t)i, &x, &y);
-        double r = (x - m->dot_x) * (x - m->dot_x) + (y - m->dot_y) * (y - m->dot_y);
+        float x = xy[2 * (size_t)i] * s.sx + ox, y = xy[2 * (size_t)i + 1] * s.sy + oy, r = x * x + y * y;
         if (n == most && !(r < list[n - 1].r))
             continue;
         int at = n < most ? n++ : n - 1;
@@ -442,13 +450,13 @@ static void draw_near(es_ui *u, ui_box b, const float *xy)
     for (int i = 0; i < n; i++) {
         int feature = list[i].feature;
         const char *label = ui_label(u, feature);
-        ui_style s = i == 0 ? UI_SELECTED : UI_PLAIN;
+        ui_style st = i == 0 ? UI_SELECTED : UI_PLAIN;
         if (i == 0)
-            ui_row_fill(u, b, i, s);
-        ui_printf(u, b, i, 1, s, "%7d", feature);
+            ui_row_fill(u, b, i, st);
+        ui_printf(u, b, i, 1, st, "%7d", feature);
         if (density)
-            ui_printf(u, b, i, 9, i == 0 ? s : UI_DIM, "%6.2f%%", 100 * (double)density[feature]);
-        ui_put_cut(u, b, i, 18, b.w - 19, i == 0 ? s : label ? UI_PLAIN : UI_DIM, label ? label : ui_tokens(u, feature));
+            ui_printf(u, b, i, 9, i == 0 ? st : UI_DIM, "%6.2f%%", 100 * (double)density[feature]);
+        ui_put_cut(u, b, i, 18, b.w - 19, i == 0 ? st : label ? UI_PLAIN : UI_DIM, label ? label : ui_tokens(u, feature));
     }
 }
 

@@ -94,7 +94,8 @@ static void list_one(lister *l, int feature, const char *key, double value)
 
 #define FILTERS                                                                                                                              \
     "Words in labels, tags or tokens (the last may be a beginning; labels that have them inside a word come after), and filters, all of\n"    \
-    "which must hold: tag:T is:labelled is:unlabelled is:rated is:skipped is:basis basis:NAME; promotes:T suppresses:T fires:T (tokens; T* a\n" \
+    "which must hold: tag:T is:labelled is:unlabelled is:rated is:skipped is:conflict by:NAME "                         \
+    "is:basis basis:NAME; score>0.8 (of tested labels); promotes:T suppresses:T fires:T (tokens; T* a\n" \
     "beginning); density, max, mean, p99, rating with < <= > >= = or :LO..HI; like:N (the nearest decoder rows); text:\"T\" (what fires on a\n" \
     "text); a number alone. -FILTER turns one round."
 

@@ -1,7 +1,7 @@
-/* From a key to the screen, on a real studio with a generated dictionary (kept in FOLDER, made where there is none): bench_screens [FEATURES [FOLDER]] (131,072). It makes a tiny model, a dictionary of that many
+/* From a key to the screen, on a real studio with a generated dictionary (kept in FOLDER, its map in MAPS; made where there is none): bench_screens [FEATURES [FOLDER [MAPS]]] (131,072). It makes a tiny model, a dictionary of that many
  * random directions, its atlas, a workspace with labels, and then presses keys as a person would, taking news from the studio in between as the loop does.
  * Printed: for each kind of key how long the key and the drawing took together, in ms: median, 99th percentile, largest; and how long drawings of news took,
- * behind which a key may have to wait. Nothing is asserted: it is a measurement, not a test. */
+ * behind which a key may have to wait. A fourth argument: only a session of labelling. Nothing is asserted: it is a measurement, not a test. */
 #include <locale.h>
 #include <math.h>
 #include <poll.h>
@@ -218,6 +218,46 @@ static void measure(es_ui *u)
     print_times("drawings of news", &news);
 }
 
+/* A session: 200 features off the queue, each labelled, tagged and rated, every letter a key of its own; then all of it taken back. */
+static void label_session(es_ui *u)
+{
+    enum { FEATURES = 200 };
+    static times open, typed, saved, next, undone;
+    char label[40];
+    open.n = typed.n = saved.n = next.n = undone.n = 0;
+    press(u, &open, "N");
+    double began = es_seconds(), waited = 0;
+    for (int i = 0; i < FEATURES; i++) {
+        snprintf(label, sizeof label, "%s of kind %d", words[i % WORDS], i);
+        press(u, &typed, "l");
+        press(u, &typed, "\x15");
+        for (const char *c = label; *c; c++)
+            press(u, &typed, (char[]){*c, 0});
+        press(u, &saved, "\r");
+        press(u, &typed, "T");
+        for (const char *c = "tone"; *c; c++)
+            press(u, &typed, (char[]){*c, 0});
+        press(u, &saved, "\r");
+        press(u, &saved, "4");
+        press(u, &next, "n");
+    }
+    double sum = 0;
+    const times *all[] = {&open, &typed, &saved, &next};
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+        for (int i = 0; i < all[k]->n; i++)
+            sum += all[k]->v[i];
+    waited = es_seconds() - began - sum;
+    printf("%dx%d: %d features labelled, tagged and rated: %.2f s of the program's time in all (%.1f s of waiting for the next key left out)\n", u->w, u->h, FEATURES, sum, waited);
+    print_times("queue: N", &open);
+    print_times("letters", &typed);
+    print_times("saved: label, tags, rating", &saved);
+    print_times("next", &next);
+    for (int i = 0; i < 3 * FEATURES; i++)
+        press(u, &undone, "u");
+    print_times("undo", &undone);
+    escape(u);
+}
+
 static bool searchable(es_ui *u) /* the worker makes the search rows once, and says so in its state */
 {
     int f, n = 0;
@@ -295,6 +335,9 @@ int main(int argc, char **argv)
     news.n = 0;
     ui_show(u, UI_FEATURES);
     ui_draw(u);
+    label_session(u);
+    if (argc > 4) /* that was all that was wanted */
+        goto done;
     measure(u);
     ui_screen_resize(u, 50, 200);
     wait(u, 0.5);
@@ -302,6 +345,7 @@ int main(int argc, char **argv)
     const char *const filter[] = {"polite", "t", "is:unlabelled", "density<0.001", "promotes:a", "like:12345", "text:\"polite request\"", "oli", "max>3 is:labelled like:5"};
     for (size_t i = 0; i < sizeof filter / sizeof *filter; i++)
         found(u, filter[i]);
+done:
     ui_screen_close(u);
     ui_close(u);
     es_studio_close(studio);
