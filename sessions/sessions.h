@@ -136,6 +136,7 @@ typedef struct es_turn {
 } es_turn;
 enum { ES_BY_METHOD = -100 };
 
+typedef struct es_vector_name { int number; char name[64]; } es_vector_name; /* es_basis_vector */
 typedef struct es_active { int feature; float activation, mean; } es_active; /* strongest and mean over the last reply */
 
 typedef enum es_learning_state { ES_LEARN_OFF, ES_LEARN_IDLE, ES_LEARN_PAUSED, ES_LEARN_PREPARING, ES_LEARN_STEPPING, ES_LEARN_CHECKING, ES_LEARN_FAILED } es_learning_state;
@@ -158,6 +159,7 @@ typedef struct es_view { /* one consistent copy; every pointer lives until es_vi
     const char *probe_text; const es_active *probe; int n_probe; bool probe_running; uint64_t probe_serial;
     /* basis in use */
     char basis_name[64]; int basis_version, n_basis; const int *basis_feature; const float *basis_lo, *basis_hi;
+    const es_vector_name *vector; int n_vector; /* entries of it that are no features but vectors */
     es_basis_report report; bool report_ready;
     const int *suggested; const float *suggested_score; int n_suggested;
     /* adapter and learning */

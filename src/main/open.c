@@ -254,8 +254,10 @@ void app_part_labels_free(char ***labels, const app_features *f, const es_adapte
 const char *app_part_label(char **const *labels, const app_features *f, const es_adapter *a, int k, int *feature)
 {
     int part = es_adapter_part_of(a, k, feature);
-    const app_features *x = app_features_of(f, es_adapter_part_basis(a, part, NULL)->dictionary_hash);
-    return labels && labels[part] && x && *feature < x->n ? labels[part][*feature] : NULL;
+    const es_basis *b = es_adapter_part_basis(a, part, NULL);
+    const es_basis_vector *v = es_basis_vector_of(b, *feature);
+    const app_features *x = app_features_of(f, b->dictionary_hash);
+    return v ? v->name : labels && labels[part] && x && *feature >= 0 && *feature < x->n ? labels[part][*feature] : NULL;
 }
 
 int app_adapter_beside(es_adapter **out, app_features *f, es_model *m, const char *path, es_error *err)
