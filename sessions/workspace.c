@@ -71,6 +71,10 @@ static const char *const migrations[] = {
     /* Directions that others made, among a basis' features: number is what basis_feature has for it. */
     "CREATE TABLE basis_vector(basis INTEGER NOT NULL REFERENCES basis(id) ON DELETE CASCADE, number INTEGER NOT NULL, name TEXT NOT NULL,"
     " layer INTEGER NOT NULL, hash TEXT NOT NULL, length REAL NOT NULL, unit BLOB NOT NULL, PRIMARY KEY(basis, number)) WITHOUT ROWID;",
+
+    /* How well labels of language models did in tests; text: the label that was tested. */
+    "CREATE TABLE label_score(dictionary INTEGER NOT NULL REFERENCES dictionary(id) ON DELETE CASCADE, feature INTEGER NOT NULL, author TEXT NOT NULL,"
+    " kind TEXT NOT NULL, text TEXT NOT NULL, value REAL NOT NULL, n INTEGER NOT NULL, time TEXT NOT NULL, PRIMARY KEY(dictionary, feature, author, kind)) WITHOUT ROWID;",
 };
 enum { VERSION = sizeof migrations / sizeof *migrations };
 

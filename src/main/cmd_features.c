@@ -1,5 +1,6 @@
 /* features, label: browsing a dictionary and naming what is in it, without the workbench. */
 #include "app.h"
+#include "autolabel.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -219,6 +220,16 @@ static json_t *logits_json(const es_model *m, int n, const int32_t *id, const fl
     return list;
 }
 
+/* The scores of an automatic label; those of which the workspace cannot be opened now are not told. */
+static int label_scores(opened *o, int feature, es_label_score out[ES_LABEL_SCORES])
+{
+    int n = 0;
+    es_error why;
+    if (app_workspace(&o->w, &why) == ES_OK)
+        es_workspace_scores(o->w, o->f.hash, feature, out, ES_LABEL_SCORES, &n, &why);
+    return n;
+}
+
 static json_t *card_json(opened *o, int feature, const es_feature_card *c, const es_label *label, const int *near, const float *cosine, int n_near)
 {
     json_t *examples = json_array(), *histogram = json_array(), *neighbours = json_array();
@@ -326,10 +337,18 @@ static int features_show(int argc, char **argv)
         o.labels = app_labels(&o.f, o.m);
         label.text = o.labels ? o.labels[feature] : NULL;
         const es_feature_card *c = o.f.atlas ? &card : NULL;
+        es_label_score score[ES_LABEL_SCORES];
+        int n_score = label_scores(&o, feature, score);
         if (the_app.json) {
-            code = app_print_json(card_json(&o, feature, c, &label, near, cosine, n_near));
+            json_t *v = card_json(&o, feature, c, &label, near, cosine, n_near), *all = json_object();
+            for (int i = 0; i < n_score; i++)
+                json_object_set_new(all, score[i].kind, json_real(score[i].value));
+            json_object_set_new(v, "scores", all);
+            code = app_print_json(v);
         } else {
             print_card(&o, feature, c, &label, near, cosine, n_near, examples);
+            for (int i = 0; i < n_score; i++)
+                printf("%s%s %.2f%s", i ? ", " : "scores      ", score[i].kind, score[i].value, i + 1 == n_score ? "\n" : "");
             code = app_flush();
         }
     }
@@ -629,6 +648,7 @@ int cmd_label(int argc, char **argv)
 {
     static const command table[] = {
         {"add", "or change a label", label_add},
+        {"auto", "labels and scores from a language model", cmd_label_auto},
         {"import", "a JSONL file of labels", label_import},
         {"export", "all labels", label_export},
         {"undo", "the newest change", label_undo},
