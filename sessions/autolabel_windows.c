@@ -145,16 +145,15 @@ void es_window_marks(const es_window *w, bool *mark)
         mark[t] = w->value[t] > 0 && w->value[t] >= MARK_SHARE * w->max;
 }
 
-/* A token's bytes, on one line; what looks like our own marks becomes something else. */
+/* A token's bytes, on one line; what would look like our own marks does not: the second bracket of two becomes another one. */
 static void plain(es_buf *out, const char *s, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         if (s[i] == '\n' || s[i] == '\r')
             es_buf_str(out, "\xe2\x86\xb5"); /* ↵ */
-        else if ((s[i] == '<' || s[i] == '>') && i + 1 < n && s[i + 1] == s[i]) {
-            es_buf_str(out, s[i] == '<' ? "\xe2\x80\xb9\xe2\x80\xb9" : "\xe2\x80\xba\xe2\x80\xba"); /* ‹‹ ›› */
-            i++;
-        } else if ((unsigned char)s[i] < 0x20 && s[i] != '\t')
+        else if ((s[i] == '<' || s[i] == '>') && out->len && out->data[out->len - 1] == s[i])
+            es_buf_str(out, s[i] == '<' ? "\xe2\x80\xb9" : "\xe2\x80\xba"); /* ‹ › */
+        else if ((unsigned char)s[i] < 0x20 && s[i] != '\t')
             es_buf_str(out, " ");
         else
             es_buf_add(out, s + i, 1);

@@ -42,6 +42,8 @@ int es_workspace_label_undo(es_workspace *w, const char *dictionary, int *featur
 int es_workspace_label_count(es_workspace *w, const char *dictionary);
 int es_workspace_label_import(es_workspace *w, const char *dictionary, int n_features, const char *jsonl_path, const char *author,
                               int *imported, es_error *err); /* all or nothing */
+/* The same of an array of such objects in memory. */
+int es_workspace_label_import_json(es_workspace *w, const char *dictionary, int n_features, json_t *labels, const char *author, int *imported, es_error *err);
 int es_workspace_label_export(es_workspace *w, const char *dictionary, json_t **out, es_error *err); /* array of label objects */
 /* Labels of all features at once, short form for lists: out[F] owned strings or NULL. */
 int es_workspace_labels_all(es_workspace *w, const char *dictionary, int n_features, char **out, es_error *err);

@@ -348,6 +348,26 @@ int es_workspace_label_import(es_workspace *w, const char *hash, int n_features,
     return rc;
 }
 
+int es_workspace_label_import_json(es_workspace *w, const char *hash, int n_features, json_t *labels, const char *author, int *imported, es_error *err)
+{
+    size_t k;
+    json_t *v;
+    *imported = 0;
+    ws_enter(w);
+    int rc = ws_begin(w, err);
+    if (!rc) {
+        import i = {.w = w, .n_features = n_features, .author = author, .undoable = true};
+        rc = ws_dictionary_id(w, hash, true, &i.dictionary, NULL, err);
+        rc = rc ? rc : next_batch(w, &i.batch, err);
+        json_array_foreach(labels, k, v)
+            rc = rc ? rc : import_line(&i, k + 1, v, err);
+        rc = ws_end(w, rc, err);
+        *imported = rc ? 0 : i.n;
+    }
+    ws_leave(w);
+    return rc;
+}
+
 static json_t *tags_json(const char *tags)
 {
     json_t *list = json_array();

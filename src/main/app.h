@@ -81,6 +81,8 @@ int app_model(es_model **out, es_error *err);
 typedef struct app_features { /* a dictionary with what belongs to it */
     es_dictionary *dictionary;
     es_atlas *atlas;      /* NULL when its folder holds none */
+    const float *density; /* [n] of the atlas, else of its sparsity.safetensors; NULL: nobody says */
+    float *own_density;   /* that memory, when it is not the atlas' */
     char labels[1200];    /* starter labels, "" when there are none */
     char hash[65];
     int n;
@@ -149,6 +151,10 @@ int cmd_encode(int argc, char **argv);
 int cmd_features(int argc, char **argv);
 int cmd_label(int argc, char **argv);
 int cmd_label_auto(int argc, char **argv);
+/* label import and export in the layout of Neuronpedia */
+typedef struct app_neuronpedia { const char *folder, *model, *source, *basis; bool labels_only; } app_neuronpedia;
+int app_neuronpedia_import(const char *path, const char *source);
+int app_neuronpedia_export(const app_neuronpedia *to);
 int cmd_basis(int argc, char **argv);
 int cmd_adapt(int argc, char **argv);
 int cmd_drift(int argc, char **argv);

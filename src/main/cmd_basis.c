@@ -469,6 +469,19 @@ static int export_json(const es_basis *b, const char *path, es_error *err)
     return rc;
 }
 
+/* The features alone as a dictionary, with how often they are active where that is known. */
+static int export_saelens(opened *o, const es_basis *b, const char *folder)
+{
+    int rc = es_dictionary_select(es_dictionary_get_info(o->f.dictionary)->folder, b->feature, b->n, folder, &o->err);
+    float *density = rc == ES_OK && o->f.density ? es_calloc((size_t)b->n + 1, sizeof *density) : NULL;
+    for (int k = 0; density && k < b->n; k++)
+        density[k] = o->f.density[b->feature[k]];
+    if (density)
+        rc = es_sparsity_write(folder, density, b->n, &o->err);
+    free(density);
+    return rc;
+}
+
 static int basis_export(int argc, char **argv)
 {
     const char *to = NULL, *vector = NULL;
@@ -523,7 +536,7 @@ static int basis_export(int argc, char **argv)
     if (rc == ES_OK)
         rc = kind == 0   ? es_basis_file_write(&b, o.m, o.f.dictionary, o.w, app_author(), argv[2], &o.err)
              : kind == 1 ? export_json(&b, argv[2], &o.err)
-             : kind == 2 ? es_dictionary_select(es_dictionary_get_info(o.f.dictionary)->folder, b.feature, b.n, argv[2], &o.err)
+             : kind == 2 ? export_saelens(&o, &b, argv[2])
              : kind == 3 ? es_basis_npz(&b, o.f.dictionary, argv[2], &o.err)
                          : es_basis_control_vector(&b, o.m, o.f.dictionary, which, strength, argv[2], &o.err);
     int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);

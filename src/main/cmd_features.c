@@ -57,7 +57,7 @@ static void list_one(lister *l, int feature, const char *key, double value)
 {
     opened *o = l->o;
     const char *label = o->labels ? o->labels[feature] : NULL;
-    double density = o->f.atlas ? (double)es_atlas_density(o->f.atlas)[feature] : NAN, most = o->f.atlas ? (double)es_atlas_max(o->f.atlas)[feature] : NAN;
+    double density = o->f.density ? (double)o->f.density[feature] : NAN, most = o->f.atlas ? (double)es_atlas_max(o->f.atlas)[feature] : NAN;
     es_buf tokens = {0};
     if (o->f.atlas)
         es_atlas_tokens_text(o->f.atlas, o->m, feature, &tokens, NULL);
@@ -72,7 +72,7 @@ static void list_one(lister *l, int feature, const char *key, double value)
         printf("%7d  ", feature);
         if (key)
             printf("%9.3f  ", value);
-        if (o->f.atlas)
+        if (o->f.density)
             printf("%7.3f %%  ", 100 * density);
         printf("%-36s  %s\n", app_shown(label ? label : "", a, 37), app_shown(tokens.data ? tokens.data : "", b, 60));
     }
@@ -113,7 +113,7 @@ static int features_list(int argc, char **argv)
     opened o = {0};
     int *order = NULL;
     rc = open_all(&o);
-    if (rc == ES_OK && (density || most) && !o.f.atlas)
+    if (rc == ES_OK && ((density && !o.f.density) || (most && !o.f.atlas)))
         rc = es_fail(&o.err, ES_ERR_MISSING, "there is no atlas beside the dictionary, so nothing is known to sort by: see espalier atlas");
     if (rc == ES_OK && !(order = es_calloc((size_t)o.f.n + 1, sizeof *order)))
         rc = es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
@@ -123,7 +123,7 @@ static int features_list(int argc, char **argv)
     } else {
         for (int i = 0; i < o.f.n; i++)
             order[i] = i;
-        sort_key = density ? es_atlas_density(o.f.atlas) : most ? es_atlas_max(o.f.atlas) : NULL;
+        sort_key = density ? o.f.density : most ? es_atlas_max(o.f.atlas) : NULL;
         if (sort_key)
             qsort(order, (size_t)o.f.n, sizeof *order, by_key);
         o.labels = app_labels(&o.f, o.m);
@@ -590,17 +590,25 @@ static int label_undo(int argc, char **argv)
 
 static int label_import(int argc, char **argv)
 {
-    const char *author = NULL;
+    const char *author = NULL, *format = "jsonl", *source = NULL;
     const opt table[] = {
         {"author", "NAME", OPT_TEXT, &author, 0, 0, "of labels that name none", NULL},
+        {"format", "KIND", OPT_TEXT, &format, 0, 0, "jsonl (default) or neuronpedia", NULL},
+        {"source", "ID", OPT_TEXT, &source, 0, 0, "neuronpedia: of this source, where there are several", NULL},
         {0},
     };
-    static const command_help help = {"label import", "FILE.jsonl", "Takes in labels, one a line: {\"feature\",\"text\",\"tags\":[...],\"author\"}. All of the file or nothing.",
-                                      "  espalier label import labels.jsonl", 1, 1};
+    static const command_help help = {"label import", "FILE|FOLDER",
+                                      "Takes in labels, one a line: {\"feature\",\"text\",\"tags\":[...],\"author\"}. All of the file or nothing. neuronpedia: the explanations of an\n"
+                                      "export (a folder MODEL/SOURCE, or its files .jsonl.gz) or of one feature's JSON; labels that people gave here stay.",
+                                      "  espalier label import labels.jsonl\n  espalier label import smollm2/14-res-6k --format neuronpedia", 1, 1};
     int n, imported = 0;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    if (!strcmp(format, "neuronpedia"))
+        return app_neuronpedia_import(argv[1], source);
+    if (strcmp(format, "jsonl"))
+        return opts_usage_error("label import", "--format is jsonl or neuronpedia, not '%s'", format);
     opened o = {0};
     rc = open_workspace(&o);
     if (rc == ES_OK)
@@ -616,12 +624,29 @@ static int label_import(int argc, char **argv)
 
 static int label_export(int argc, char **argv)
 {
-    static const command_help help = {"label export", "", "The labels of the dictionary on standard output, one a line as label import reads them; with --json one array.",
-                                      "  espalier label export > labels.jsonl\n  espalier label export --json", 0, 0};
+    app_neuronpedia to = {0};
+    const char *format = "jsonl";
+    const opt table[] = {
+        {"format", "KIND", OPT_TEXT, &format, 0, 0, "jsonl (default) or neuronpedia", NULL},
+        {"to", "FOLDER", OPT_TEXT, &to.folder, 0, 0, "neuronpedia: where MODEL/SOURCE is made", NULL},
+        {"model-id", "ID", OPT_TEXT, &to.model, 0, 0, "neuronpedia: its id of the model (default: made of its name)", NULL},
+        {"source", "ID", OPT_TEXT, &to.source, 0, 0, "neuronpedia: its id of the dictionary (default: layer, kind and width)", NULL},
+        {"basis", "NAME", OPT_TEXT, &to.basis, 0, 0, "neuronpedia: the features of this basis only, and as a list", NULL},
+        {"labels-only", NULL, OPT_FLAG, &to.labels_only, 0, 0, "neuronpedia: no dashboards", NULL},
+        {0},
+    };
+    static const command_help help = {"label export", "",
+                                      "The labels of the dictionary on standard output, one a line as label import reads them; with --json one array. neuronpedia: a folder in the\n"
+                                      "layout of Neuronpedia's exports, labels with scores, and dashboards from the atlas.",
+                                      "  espalier label export > labels.jsonl\n  espalier label export --json\n  espalier label export --format neuronpedia --to exports --basis brief", 0, 0};
     int n;
-    int rc = opts_parse(&help, NULL, argc, argv, &n);
+    int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    if (!strcmp(format, "neuronpedia"))
+        return to.folder ? app_neuronpedia_export(&to) : opts_usage_error("label export", "--to FOLDER is missing");
+    if (strcmp(format, "jsonl"))
+        return opts_usage_error("label export", "--format is jsonl or neuronpedia, not '%s'", format);
     opened o = {0};
     json_t *all = NULL;
     rc = open_workspace(&o);

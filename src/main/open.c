@@ -49,6 +49,10 @@ static int open_folder(app_features *f, es_model *m, const char *folder, const c
                          es_atlas_dictionary_hash(f->atlas), f->hash);
         if (rc != ES_OK)
             app_features_close(f);
+        else
+            f->density = es_atlas_density(f->atlas);
+    } else if ((f->own_density = es_calloc((size_t)f->n + 1, sizeof *f->own_density)) && es_sparsity_read(info->folder, f->own_density, f->n, NULL) == ES_OK) {
+        f->density = f->own_density; /* a file that makes no sense is no reason not to open the dictionary */
     }
     return rc;
 }
@@ -148,6 +152,7 @@ void app_features_close(app_features *f)
     free(f->more);
     if (f->atlas)
         es_atlas_free(f->atlas);
+    free(f->own_density);
     if (f->dictionary)
         es_dictionary_free(f->dictionary);
     *f = (app_features){0};

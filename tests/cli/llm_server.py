@@ -3,8 +3,8 @@
 
   llm_server.py FOLDER [CERTIFICATE KEY]
 
-Writes FOLDER/ports (two http ports, then one of https when there is a certificate) and FOLDER/log: one JSON line for each request, with "free": how many
-others were under way. An URL is http://127.0.0.1:PORT/KIND/NAME/v1; what KIND_* does to a request depends on how many came to that URL.
+Writes FOLDER/ports (two http ports, then one of https when there is a certificate) and FOLDER/log: one JSON line for each request, with "under_way": how
+many of that path were. An URL is http://127.0.0.1:PORT/KIND/NAME/v1; what KIND_* does to a request depends on how many came to that URL.
 The answers: an explanation is the words that stand between << and >> in the last message, so it depends on the prompt and on nothing else; a judgement is 1
 for the texts that hold a marked word, or, unmarked, an 's'; a simulation gives 10 to tokens with an 'e'.
 """
@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 folder = sys.argv[1]
 lock = threading.Lock()
 seen = {}
-under_way = 0
+under_way = {}  # by path
 ports = []
 
 
@@ -86,14 +86,13 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(pace)
 
     def do_POST(self):
-        global under_way
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.asked = json.loads(body)
         with lock:
-            under_way += 1
+            under_way[self.path] = under_way.get(self.path, 0) + 1
             n = seen[self.path] = seen.get(self.path, 0) + 1
             with open(os.path.join(folder, "log"), "a") as f:
-                f.write(json.dumps({"n": n, "path": self.path, "port": self.server.server_port, "time": time.time(), "under_way": under_way,
+                f.write(json.dumps({"n": n, "path": self.path, "port": self.server.server_port, "time": time.time(), "under_way": under_way[self.path],
                                     "asked": self.asked, **{k.lower(): v for k, v in self.headers.items()}}) + "\n")
         kind = self.path[1:].partition("/")[0]
         try:
@@ -102,12 +101,13 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             pass
         with lock:
-            under_way -= 1
+            under_way[self.path] -= 1
         self.close_connection = True
 
     def missing(self, n): self.error(404, "no such model")
     def do_good(self, n): self.good()
     def do_slow(self, n): time.sleep(0.3); self.good()
+    def do_slower(self, n): time.sleep(1.5); self.good()
     def do_trickle(self, n): self.good(pace=0.02)
 
     def do_whole(self, n):  # knows no streaming

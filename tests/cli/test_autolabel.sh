@@ -202,23 +202,25 @@ python3 -c 'import json; m = max(json.loads(s)["under_way"] for s in open("srv/l
 
 # ---- interrupted, killed, two at once: what is done stays, what was answered is not asked again
 fresh
-"$ESPALIER_BIN" label auto $all_features --scores none --endpoint "$at/slow/$i/v1" --with canned --home $home "${d[@]}" --concurrency 2 --json >out 2>err &
-pid=$!
-for _ in $(seq 200); do [ "$(requests)" -ge 8 ] && break; sleep 0.05; done
-refused 1 "another espalier" label auto 1 --endpoint "$at/slow/$i/v1" --with canned --home $home "${d[@]}"
-kill -INT $pid; code=0; wait $pid || code=$?
-[ $code -eq 130 ] && grep -q "interrupted" err || fail "an interrupt: exit $code: $(cat err)"
-is '4 <= v["labelled"] < 90' out || fail "an interrupt lost what was done: $(cat out)"
-kept=$(value 'v["labelled"]' out)
+# begin CONCURRENCY REQUESTS: in the background, until so many came to the server
+begin() {
+  "$ESPALIER_BIN" label auto $all_features --scores none --endpoint "$at/slower/$i/v1" --with canned --home $home "${d[@]}" --concurrency "$1" --json >out.behind 2>err.behind &
+  pid=$!
+  for _ in $(seq 400); do [ "$(requests)" -ge "$2" ] && break; sleep 0.05; done
+}
+begin 2 8
+refused 1 "another espalier" label auto 1 --endpoint "$at/slower/$i/v1" --with canned --home $home "${d[@]}"
+kill -TERM $pid; code=0; wait $pid || code=$?
+[ $code -eq 143 ] && grep -q "interrupted" err.behind || fail "an interrupt: exit $code: $(cat err.behind)"
+is '4 <= v["labelled"] < 90' out.behind || fail "an interrupt lost what was done: $(cat out.behind)"
+kept=$(value 'v["labelled"]' out.behind)
 want 0 label export --json --home $home "${d[@]}"; is "len(v) == $kept" out || fail "an interrupt lost labels"
-"$ESPALIER_BIN" label auto $all_features --scores none --endpoint "$at/slow/$i/v1" --with canned --home $home "${d[@]}" --concurrency 4 >out 2>err &
-pid=$!
-for _ in $(seq 200); do [ "$(requests)" -ge 20 ] && break; sleep 0.05; done
+begin 4 20
 kill -9 $pid; wait $pid 2>/dev/null || true
 want 0 label export --json --home $home "${d[@]}"; kept=$(value 'len(v)' out)
 [ "$kept" -ge 10 ] || fail "kill -9 lost labels: $kept"
 printf '{"key":"torn' >>$home/autolabel/*.jsonl
-auto 0 slow $all_features --limit 30 --scores none --json --concurrency 16
+auto 0 slower $all_features --limit 30 --scores none --json --concurrency 16
 want 0 label export --json --home $home "${d[@]}"; is 'len(v) >= 25' out || fail "did not go on after kill -9"
 python3 - <<'PY'
 import collections, json
