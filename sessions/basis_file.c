@@ -15,7 +15,7 @@ static json_t *labels_of(const es_basis *b, es_workspace *w)
     json_t *list = json_array();
     for (int k = 0; w && k < b->n; k++) {
         es_label l;
-        if (es_workspace_label_get(w, b->dictionary_hash, b->feature[k], &l, NULL) != ES_OK)
+        if (b->feature[k] < 0 || es_workspace_label_get(w, b->dictionary_hash, b->feature[k], &l, NULL) != ES_OK)
             continue;
         if (*l.text || *l.tags || l.rating)
             json_array_append_new(list, json_pack("{s:i, s:s, s:s, s:s, s:i, s:s}", "feature", b->feature[k], "text", l.text, "tags", l.tags, "author", l.author,
@@ -225,7 +225,7 @@ int es_basis_npz(const es_basis *b, const es_dictionary *s, const char *path, es
     if (!rc)
         rc = es_basis_matrix(b, s, &rows, err);
     for (int k = 0; !rc && k < b->n; k++)
-        feature.v[k] = (float)b->feature[k]; /* whole below 2^24 */
+        feature.v[k] = (float)b->feature[k]; /* whole below 2^24; negative: a vector */
     es_matrix m = {.type = ES_TENSOR_F32, .data = (const uint8_t *)rows, .rows = (size_t)b->n, .cols = (size_t)es_dictionary_get_info(s)->d, .by_row = true, .scale = 1};
     es_named t[] = {{.name = "basis", .matrix = &m}, {.name = "lo", .numbers = &lo}, {.name = "hi", .numbers = &hi}, {.name = "feature", .numbers = &feature}};
     if (!rc)

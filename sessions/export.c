@@ -352,8 +352,11 @@ static int as_json(es_buf *out, const es_adapter *a, es_model *m, const es_dicti
             json_object_set_new(f, "part", json_integer(which));
             json_object_set_new(f, "layer", json_integer(es_adapter_layer_of(a, k)));
         }
+        const es_basis_vector *vector = es_basis_vector_of(part, feature);
+        if (f && vector)
+            json_object_set_new(f, "vector", json_string(vector->name));
         es_label l;
-        if (labels && es_workspace_label_get(labels, part->dictionary_hash, feature, &l, NULL) == ES_OK) {
+        if (labels && !vector && es_workspace_label_get(labels, part->dictionary_hash, feature, &l, NULL) == ES_OK) {
             if (*l.text)
                 json_object_set_new(f, "label", json_string(l.text));
             if (*l.tags)

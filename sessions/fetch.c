@@ -1,4 +1,5 @@
 #include "fetch.h"
+#include "http.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -12,7 +13,6 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include <curl/curl.h>
 
 enum {
     REDIRECTS = 8,
@@ -115,49 +115,19 @@ static int open_part(fetch *f, es_error *err)
 
 /* ---- where a request may go ------------------------------------------------------------------------------------------------------ */
 
-static void show_url(const char *url, char out[300])
-{
-    snprintf(out, 300, "%.*s", (int)strcspn(url, "?#"), url);
-}
-
-static bool part_is(CURLU *u, CURLUPart what, const char *is)
-{
-    char *s = NULL;
-    bool same = curl_url_get(u, what, &s, 0) == CURLUE_OK && !strcasecmp(s, is);
-    curl_free(s);
-    return same;
-}
-
-static void origin_of(CURLU *u, char out[300])
-{
-    char *scheme = NULL, *host = NULL, *port = NULL;
-    out[0] = 0;
-    if (!curl_url_get(u, CURLUPART_SCHEME, &scheme, 0) && !curl_url_get(u, CURLUPART_HOST, &host, 0) &&
-        !curl_url_get(u, CURLUPART_PORT, &port, CURLU_DEFAULT_PORT))
-        snprintf(out, 300, "%s://%s:%s", scheme, host, port);
-    curl_free(scheme);
-    curl_free(host);
-    curl_free(port);
-}
-
-static bool is_loopback(CURLU *u)
-{
-    return part_is(u, CURLUPART_HOST, "localhost") || part_is(u, CURLUPART_HOST, "127.0.0.1") || part_is(u, CURLUPART_HOST, "[::1]");
-}
-
 /* Moves f->at to the URL, or to where a redirect from there leads. */
 static int go_to(fetch *f, const char *url, bool redirect, es_error *err)
 {
-    bool was_https = redirect && part_is(f->at, CURLUPART_SCHEME, "https");
+    bool was_https = redirect && es_http_part_is(f->at, CURLUPART_SCHEME, "https");
     char *user = NULL, *password = NULL, *whole = NULL, to[300] = "";
     CURLUcode c = curl_url_set(f->at, CURLUPART_URL, url, CURLU_NON_SUPPORT_SCHEME | CURLU_URLENCODE);
     bool secret = !c && (!curl_url_get(f->at, CURLUPART_USER, &user, 0) || !curl_url_get(f->at, CURLUPART_PASSWORD, &password, 0));
     if (!c && !secret && !curl_url_get(f->at, CURLUPART_URL, &whole, 0))
-        show_url(whole, to);
+        es_http_show(whole, to);
     curl_free(user);
     curl_free(password);
     curl_free(whole);
-    bool https = !c && part_is(f->at, CURLUPART_SCHEME, "https"), http = !c && part_is(f->at, CURLUPART_SCHEME, "http");
+    bool https = !c && es_http_part_is(f->at, CURLUPART_SCHEME, "https"), http = !c && es_http_part_is(f->at, CURLUPART_SCHEME, "http");
     if (redirect) {
         if (c || secret || !(https || http))
             return es_fail(err, ES_ERR_FORMAT, "%s: the server redirects to %s, which is no place for a file: not followed", f->shown,
@@ -170,7 +140,7 @@ static int go_to(fetch *f, const char *url, bool redirect, es_error *err)
         return es_fail(err, ES_ERR_USAGE, "a URL with a user or a password in it is not taken: others see it; put a token into a file");
     if (c || !(https || http))
         return es_fail(err, ES_ERR_USAGE, "%s: is no http or https URL", f->shown);
-    if (f->o->token && !https && !is_loopback(f->at))
+    if (f->o->token && !https && !es_http_is_loopback(f->at))
         return es_fail(err, ES_ERR_USAGE, "%s: a token is sent over https only", f->shown);
     return ES_OK;
 }
@@ -264,7 +234,7 @@ static int check_room(fetch *f)
 static bool same_origin(fetch *f)
 {
     char now[300];
-    origin_of(f->at, now);
+    es_http_origin(f->at, now);
     return *now && !strcasecmp(now, f->origin);
 }
 
@@ -425,16 +395,6 @@ static int explain(fetch *f, CURLcode c)
     }
 }
 
-static struct curl_slist *add_header(struct curl_slist *l, const char *name, const char *value, bool *failed)
-{
-    es_buf b = {0};
-    es_buf_printf(&b, "%s: %s", name, value);
-    struct curl_slist *next = b.failed ? NULL : curl_slist_append(l, b.data);
-    es_buf_free(&b);
-    *failed = *failed || !next;
-    return next ? next : l;
-}
-
 static int request(fetch *f)
 {
     char range[40];
@@ -450,11 +410,11 @@ static int request(fetch *f)
         es_buf b = {0};
         es_buf_printf(&b, "Bearer %s", f->o->token);
         failed = b.failed;
-        headers = b.failed ? NULL : add_header(headers, "Authorization", b.data, &failed);
+        headers = b.failed ? NULL : es_http_add_header(headers, "Authorization", b.data, &failed);
         es_buf_free(&b);
     }
     if (f->ranged && *f->tag)
-        headers = add_header(headers, "If-Range", f->tag, &failed);
+        headers = es_http_add_header(headers, "If-Range", f->tag, &failed);
     snprintf(range, sizeof range, "%llu-", (unsigned long long)f->have);
     curl_easy_setopt(f->curl, CURLOPT_HTTPHEADER, headers);
     curl_easy_setopt(f->curl, CURLOPT_RANGE, f->ranged ? range : NULL);
@@ -558,7 +518,7 @@ static int set_up(fetch *f, es_error *err)
     if (!f->at || !f->curl)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory for a connection");
     int rc = go_to(f, f->url, false, err);
-    origin_of(f->at, f->origin);
+    es_http_origin(f->at, f->origin);
     CURLcode c = CURLE_OK;
     CURL *h = f->curl;
 #define SET(option, value) c = c ? c : curl_easy_setopt(h, option, value)
@@ -610,10 +570,9 @@ int es_fetch(const char *url, const char *path, const es_fetch_options *o, es_fe
     fetch f = {.o = &full, .path = path, .url = url, .fd = -1, .err = err ? err : &own};
     err = f.err;
     *out = (es_fetch_result){0};
-    show_url(url, f.shown);
-    for (const char *c = o->token; c && *c; c++)
-        if (!isgraph((unsigned char)*c))
-            return es_fail(err, ES_ERR_USAGE, "the token is not one: it holds a byte that is no letter, digit or sign");
+    es_http_show(url, f.shown);
+    if (o->token && !es_http_is_token(o->token))
+        return es_fail(err, ES_ERR_USAGE, "the token is not one: it holds a byte that is no letter, digit or sign");
     if (o->sha256 && !is_sha256(o->sha256, strlen(o->sha256)))
         return es_fail(err, ES_ERR_USAGE, "'%.80s' is no SHA-256 of 64 lower-case hex digits", o->sha256);
     snprintf(f.sha256, sizeof f.sha256, "%s", o->sha256 ? o->sha256 : "");
@@ -652,7 +611,7 @@ int es_fetch_name(const char *url, char *out, size_t size, es_error *err)
 {
     CURLU *u = curl_url();
     char *path = NULL, shown[300];
-    show_url(url, shown);
+    es_http_show(url, shown);
     bool ok = u && !curl_url_set(u, CURLUPART_URL, url, CURLU_URLENCODE) && !curl_url_get(u, CURLUPART_PATH, &path, 0);
     const char *slash = ok ? strrchr(path, '/') : NULL;
     int n = 0;

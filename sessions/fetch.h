@@ -1,4 +1,4 @@
-/* fetch: one file over HTTP or HTTPS (the only user of curl). The server is not trusted: what it says of sizes is checked, where it
+/* fetch: one file over HTTP or HTTPS. The server is not trusted: what it says of sizes is checked, where it
  * sends one to is checked, and only a hash that is known beforehand makes the bytes believed. */
 #ifndef ES_FETCH_H
 #define ES_FETCH_H

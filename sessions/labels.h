@@ -91,9 +91,9 @@ void es_agreements_free(es_agreement *a, int n);
 
 /* How well a label's text tells where its feature fires. Kept by feature and text: a label that comes back has its score again. */
 typedef struct es_label_score {
-    char kind[16];         /* "blind"; other tests have other names */
+    char kind[24];         /* "blind"; of language models "detection", "detection_f1", "fuzzing", "fuzzing_f1", "simulation" (autolabel.h) */
     char judge[64], time[32]; /* who answered: an annotator, or "auto:MODEL" */
-    double value, lo, hi;  /* 0..1, a 95 % interval */
+    double value, lo, hi;  /* 0..1 (simulation, a correlation: -1..1), and a 95 % interval; all the same where there is none */
     int n;                 /* answers */
     int hit, miss, rejection, alarm; /* blind: active said active, active said not, inactive said not, inactive said active */
 } es_label_score;
@@ -101,8 +101,8 @@ typedef struct es_label_score {
  * square and add (Newcombe 1998, Statistics in Medicine 17:873). One kind of window only: the rate of that kind. */
 void es_label_score_of(es_label_score *s);
 int es_workspace_score_add(es_workspace *w, const char *dictionary, int feature, const char *text, const es_label_score *s, es_error *err); /* time: now */
-/* What counts as the score of the text: people's blind tests together; without, automatic blind tests together; without, the newest of another kind.
- * ES_ERR_MISSING: none. */
+/* What counts as the score of the text: people's blind tests together; without, automatic blind tests together; without, the newest of detection, else of
+ * fuzzing, else of another kind. ES_ERR_MISSING: none. */
 int es_workspace_score_get(es_workspace *w, const char *dictionary, int feature, const char *text, es_label_score *out, es_error *err);
 
 /* ---- the blind test ---------------------------------------------------------------------------------------------------------------------- */

@@ -34,6 +34,8 @@ int es_workspace_label_undo(es_workspace *w, const char *dictionary, int *featur
 int es_workspace_label_count(es_workspace *w, const char *dictionary);
 int es_workspace_label_import(es_workspace *w, const char *dictionary, int n_features, const char *jsonl_path, const char *author,
                               int *imported, es_error *err); /* all or nothing */
+/* The same of an array of such objects in memory. */
+int es_workspace_label_import_json(es_workspace *w, const char *dictionary, int n_features, json_t *labels, const char *author, int *imported, es_error *err);
 int es_workspace_label_export(es_workspace *w, const char *dictionary, json_t **out, es_error *err); /* array: every opinion, those shown first */
 /* Labels of all features at once, short form for lists: out[F] owned strings or NULL. */
 int es_workspace_labels_all(es_workspace *w, const char *dictionary, int n_features, char **out, es_error *err);
@@ -131,6 +133,7 @@ typedef struct es_turn {
 } es_turn;
 enum { ES_BY_METHOD = -100 };
 
+typedef struct es_vector_name { int number; char name[64]; } es_vector_name; /* es_basis_vector */
 typedef struct es_active { int feature; float activation, mean; } es_active; /* strongest and mean over the last reply */
 
 typedef enum es_learning_state { ES_LEARN_OFF, ES_LEARN_IDLE, ES_LEARN_PAUSED, ES_LEARN_PREPARING, ES_LEARN_STEPPING, ES_LEARN_CHECKING, ES_LEARN_FAILED } es_learning_state;
@@ -155,6 +158,7 @@ typedef struct es_view { /* one consistent copy; every pointer lives until es_vi
     const es_blind *blind; bool blind_running; uint64_t blind_serial; char blind_text[200];
     /* basis in use */
     char basis_name[64]; int basis_version, n_basis; const int *basis_feature; const float *basis_lo, *basis_hi;
+    const es_vector_name *vector; int n_vector; /* entries of it that are no features but vectors */
     es_basis_report report; bool report_ready;
     const int *suggested; const float *suggested_score; int n_suggested;
     /* adapter and learning */

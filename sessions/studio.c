@@ -93,16 +93,7 @@ void es_studio_turn_free(es_turn_state *t)
 
 int es_studio_basis_copy(es_basis *out, const es_basis *b)
 {
-    *out = *b;
-    out->feature = NULL;
-    out->lo = out->hi = NULL;
-    out->n = 0;
-    for (int i = 0; i < b->n; i++)
-        if (es_basis_add(out, b->feature[i], b->lo[i], b->hi[i], NULL)) {
-            es_basis_free(out);
-            return ES_ERR_MEMORY;
-        }
-    return 0;
+    return es_basis_copy(out, b, NULL);
 }
 
 void es_studio_clear_history(es_studio *s)
@@ -839,15 +830,16 @@ void es_studio_basis_add(es_studio *s, int feature, float lo, float hi)
     es_error err;
     if (!basis_draft(s, &b))
         return;
-    if (feature < 0 || feature >= s->n_features) {
+    const es_basis_vector *v = es_basis_vector_of(&b, feature);
+    if (!v && (feature < 0 || feature >= s->n_features)) {
         es_studio_say_status(s, "there is no feature %d", feature);
     } else {
         if (lo > hi) {
-            float most = s->atlas ? es_atlas_p99(s->atlas)[feature] : 0;
+            float most = v ? v->length : s->atlas ? es_atlas_p99(s->atlas)[feature] : 0;
             hi = most > 0 ? most : 1000;
             lo = -hi;
         }
-        if (es_basis_add(&b, feature, lo, hi, &err))
+        if (v ? es_basis_add_vector(&b, v, lo, hi, &err) : es_basis_add(&b, feature, lo, hi, &err))
             es_studio_say_status(s, "%.230s", err.text);
         else
             basis_saved(s, &b);

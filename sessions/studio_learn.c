@@ -103,7 +103,7 @@ static int basis_by_itself(es_studio *s, const float *gradient, int n, es_error 
         if (es_json_file(&j, s->o.starter_basis, &why) == 0 && es_basis_from_json(&starter, j, &why) == 0 &&
             !strcmp(starter.dictionary_hash, s->dictionary_hash)) {
             for (int i = 0; !rc && i < starter.n; i++)
-                rc = es_basis_add(&b, starter.feature[i], starter.lo[i], starter.hi[i], err);
+                rc = es_basis_take(&b, &starter, i, starter.lo[i], starter.hi[i], err);
         }
         es_basis_free(&starter);
         json_decref(j);

@@ -86,6 +86,13 @@ static void copy_basis(es_studio *s, view *w)
     v->basis_lo = keep(w, s->basis.lo, k, sizeof(float));
     v->basis_hi = keep(w, s->basis.hi, k, sizeof(float));
     float *coefficient = keep(w, NULL, k, sizeof(float));
+    es_vector_name *vector = s->basis.n_vector ? keep(w, NULL, (size_t)s->basis.n_vector, sizeof *vector) : NULL;
+    for (int i = 0; vector && i < s->basis.n_vector; i++) {
+        vector[i].number = s->basis.vector[i].number;
+        memcpy(vector[i].name, s->basis.vector[i].name, sizeof vector[i].name);
+    }
+    v->vector = vector;
+    v->n_vector = vector ? s->basis.n_vector : 0;
     v->coefficient = coefficient;
     v->n_basis = v->basis_feature && v->basis_lo && v->basis_hi && coefficient ? s->basis.n : 0;
     v->report = s->report;

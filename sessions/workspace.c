@@ -69,6 +69,10 @@ static const char *const migrations[] = {
     " shared INTEGER REFERENCES shared(id), amplitude REAL NOT NULL DEFAULT 0, snapshot INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(name, dictionary));",
 
     WS_OPINIONS_SCHEMA,
+
+    /* Directions that others made, among a basis' features: number is what basis_feature has for it. */
+    "CREATE TABLE basis_vector(basis INTEGER NOT NULL REFERENCES basis(id) ON DELETE CASCADE, number INTEGER NOT NULL, name TEXT NOT NULL,"
+    " layer INTEGER NOT NULL, hash TEXT NOT NULL, length REAL NOT NULL, unit BLOB NOT NULL, PRIMARY KEY(basis, number)) WITHOUT ROWID;",
 };
 enum { VERSION = sizeof migrations / sizeof *migrations };
 

@@ -135,6 +135,26 @@ int es_workspace_label_import(es_workspace *w, const char *hash, int n_features,
     return rc;
 }
 
+int es_workspace_label_import_json(es_workspace *w, const char *hash, int n_features, json_t *labels, const char *author, int *imported, es_error *err)
+{
+    size_t k;
+    json_t *v;
+    *imported = 0;
+    ws_enter(w);
+    int rc = ws_begin(w, err);
+    if (!rc) {
+        reader r = {.w = w, .how = {.n_features = n_features, .undoable = true}, .author = author};
+        rc = ws_dictionary_id(w, hash, true, &r.how.dictionary, NULL, err);
+        rc = rc ? rc : ws_batch_next(w, &r.how.batch, err);
+        json_array_foreach(labels, k, v)
+            rc = rc ? rc : take_line(&r, k + 1, v, err);
+        rc = ws_end(w, rc, err);
+        *imported = rc ? 0 : r.n.read;
+    }
+    ws_leave(w);
+    return rc;
+}
+
 int es_workspace_label_merge(es_workspace *w, const char *dictionary, int n_features, const char *const *path, int n_path, const char *author, es_merge *out,
                              es_error *err)
 {

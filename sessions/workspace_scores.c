@@ -1,13 +1,15 @@
 /* Scores of labels: how well a text told where its feature fires, test by test. */
+#include "autolabel.h"
 #include "workspace.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 int es_workspace_score_add(es_workspace *w, const char *dictionary, int feature, const char *text, const es_label_score *s, es_error *err)
 {
-    if (!isfinite(s->value) || s->value < 0 || s->value > 1 || !isfinite(s->lo) || !isfinite(s->hi) || s->n < 0)
-        return es_fail(err, ES_ERR_USAGE, "a score is a number from 0 to 1");
+    if (!isfinite(s->value) || s->value < -1 || s->value > 1 || !isfinite(s->lo) || !isfinite(s->hi) || s->n < 0)
+        return es_fail(err, ES_ERR_USAGE, "a score is a number from 0 to 1, or a correlation");
     if (!ws_utf8(text) || strlen(text) > ES_LABEL_BYTES || !*text)
         return es_fail(err, ES_ERR_USAGE, "a score is of a label's text");
     char now[32];
@@ -58,7 +60,7 @@ static int another(es_workspace *w, int64_t id, int feature, const char *text, e
 {
     sqlite3_stmt *q = ws_query(w, err,
                                "SELECT kind, judge, value, lo, hi, n, hit, miss, rejection, alarm, time FROM label_score WHERE dictionary = ? AND feature = ? AND text = ?"
-                               " AND kind <> 'blind' ORDER BY label_score.id DESC LIMIT 1",
+                               " AND kind <> 'blind' ORDER BY kind <> 'detection', kind <> 'fuzzing', label_score.id DESC LIMIT 1",
                                "iis", id, (int64_t)feature, text);
     int rc = q ? ws_step(w, q, err) : w->failed;
     if (rc > 0) {
@@ -86,4 +88,57 @@ int es_workspace_score_get(es_workspace *w, const char *dictionary, int feature,
         rc = another(w, id, feature, text, out, err);
     ws_leave(w);
     return rc;
+}
+
+/* ---- of language models ---------------------------------------------------------------------------------------------------------------- */
+
+bool es_label_is_automatic(const char *author) { return !strncmp(author, "auto:", 5); }
+
+int es_workspace_label_auto(es_workspace *w, const char *dictionary, int feature, const char *text, const char *author, const es_label_score *score, int n_score, bool *stored,
+                            es_error *err)
+{
+    es_label now = {0};
+    *stored = false;
+    if (!es_label_is_automatic(author))
+        return es_fail(err, ES_ERR_USAGE, "'%s' is no author of automatic labels", author);
+    ws_enter(w);
+    int rc = es_workspace_label_get(w, dictionary, feature, &now, err);
+    bool free_to = rc == ES_ERR_MISSING || (!rc && (!*now.text || es_label_is_automatic(now.author)));
+    rc = rc == ES_ERR_MISSING ? ES_OK : rc;
+    es_label_free(&now);
+    if (!rc && free_to) {
+        rc = es_workspace_label_set(w, dictionary, feature, text, NULL, -1, author, err);
+        for (int i = 0; !rc && i < n_score; i++) {
+            es_label_score s = score[i];
+            if (!isfinite(s.value))
+                continue;
+            s.lo = s.hi = s.value;
+            snprintf(s.judge, sizeof s.judge, "%s", author);
+            rc = es_workspace_score_add(w, dictionary, feature, text, &s, err);
+        }
+        *stored = !rc;
+    }
+    ws_leave(w);
+    return rc;
+}
+
+int es_workspace_scores(es_workspace *w, const char *dictionary, int feature, es_label_score *out, int max, int *n, es_error *err)
+{
+    *n = 0;
+    ws_enter(w);
+    sqlite3_stmt *q = ws_query(w, err,
+                               "SELECT s.kind, s.value, s.n FROM label_score AS s JOIN dictionary AS d ON d.id = s.dictionary"
+                               " JOIN label AS l ON l.dictionary = s.dictionary AND l.feature = s.feature AND l.text = s.text"
+                               " WHERE d.hash = ? AND s.feature = ? AND s.kind <> 'blind' AND s.id = (SELECT max(t.id) FROM label_score AS t"
+                               " WHERE t.dictionary = s.dictionary AND t.feature = s.feature AND t.text = s.text AND t.kind = s.kind) ORDER BY s.kind",
+                               "si", dictionary, (int64_t)feature);
+    int rc = q ? ES_OK : w->failed;
+    while (q && *n < max && (rc = ws_step(w, q, err)) > 0) {
+        es_label_score *s = &out[(*n)++];
+        *s = (es_label_score){.value = sqlite3_column_double(q, 1), .n = sqlite3_column_int(q, 2)};
+        ws_copy(s->kind, sizeof s->kind, q, 0);
+    }
+    sqlite3_finalize(q);
+    ws_leave(w);
+    return rc < 0 ? rc : ES_OK;
 }

@@ -28,6 +28,11 @@ int es_workspace_basis_save(es_workspace *w, const es_basis *b, int *version, es
         for (int i = 0; i < b->n && !rc; i++)
             rc = ws_run(w, err, "INSERT INTO basis_feature(basis, position, feature, lo, hi) VALUES(?,?,?,?,?)", "iiidd", id, (int64_t)i, (int64_t)b->feature[i],
                         (double)b->lo[i], (double)b->hi[i]);
+        for (int i = 0; i < b->n_vector && !rc; i++) {
+            const es_basis_vector *v = &b->vector[i];
+            rc = ws_run(w, err, "INSERT INTO basis_vector(basis, number, name, layer, hash, length, unit) VALUES(?,?,?,?,?,?,?)", "iisisdb", id, (int64_t)v->number, v->name,
+                        (int64_t)v->layer, v->hash, (double)v->length, (const void *)v->unit, (size_t)v->d * sizeof *v->unit);
+        }
         rc = ws_end(w, rc, err);
     }
     ws_leave(w);
@@ -36,26 +41,50 @@ int es_workspace_basis_save(es_workspace *w, const es_basis *b, int *version, es
     return rc;
 }
 
+/* The vector with this number as the basis' next entry. */
+static int basis_vector(es_workspace *w, int64_t id, int number, float lo, float hi, es_basis *out, es_error *err)
+{
+    es_basis_vector v = {0};
+    sqlite3_stmt *q = ws_query(w, err, "SELECT name, layer, hash, length, unit FROM basis_vector WHERE basis = ? AND number = ?", "ii", id, (int64_t)number);
+    int rc = q ? ws_step(w, q, err) : w->failed;
+    if (rc > 0) {
+        size_t bytes = (size_t)sqlite3_column_bytes(q, 4);
+        ws_copy(v.name, sizeof v.name, q, 0);
+        v.layer = sqlite3_column_int(q, 1);
+        ws_copy(v.hash, sizeof v.hash, q, 2);
+        v.length = (float)sqlite3_column_double(q, 3);
+        v.d = (int)(bytes / sizeof(float));
+        v.unit = es_calloc((size_t)v.d + 1, sizeof *v.unit);
+        if (v.unit)
+            memcpy(v.unit, sqlite3_column_blob(q, 4), (size_t)v.d * sizeof *v.unit);
+        rc = v.unit ? es_basis_add_vector(out, &v, lo, hi, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory for the basis %s", out->name);
+        if (!rc)
+            out->feature[out->n - 1] = out->vector[out->n_vector - 1].number = number;
+        free(v.unit);
+    } else if (rc == 0) {
+        rc = es_fail(err, ES_ERR_FORMAT, "%s: the basis %s is damaged: a vector of it is not there", w->path, out->name);
+    }
+    sqlite3_finalize(q);
+    return rc;
+}
+
 static int basis_features(es_workspace *w, int64_t id, int n, es_basis *out, es_error *err)
 {
     if (n < 0 || n > MAX_BASIS)
         return es_fail(err, ES_ERR_FORMAT, "the basis %s has %d features", out->name, n);
-    out->feature = calloc((size_t)n + 1, sizeof *out->feature);
-    out->lo = calloc((size_t)n + 1, sizeof *out->lo);
-    out->hi = calloc((size_t)n + 1, sizeof *out->hi);
-    if (!out->feature || !out->lo || !out->hi)
-        return es_fail(err, ES_ERR_MEMORY, "not enough memory for the basis %s", out->name);
     sqlite3_stmt *q = ws_query(w, err, "SELECT feature, lo, hi FROM basis_feature WHERE basis = ? ORDER BY position", "i", id);
     int rc = q ? ES_OK : w->failed;
     while (q && (rc = ws_step(w, q, err)) > 0 && out->n < n) {
         float lo = (float)sqlite3_column_double(q, 1), hi = (float)sqlite3_column_double(q, 2);
-        if (sqlite3_column_int(q, 0) < 0 || !(lo <= hi) || !isfinite(lo) || !isfinite(hi)) {
+        int f = sqlite3_column_int(q, 0), at = out->n;
+        if (!(lo <= hi) || !isfinite(lo) || !isfinite(hi))
             rc = es_fail(err, ES_ERR_FORMAT, "%s: the basis %s is damaged", w->path, out->name);
+        else
+            rc = f < 0 ? basis_vector(w, id, f, lo, hi, out, err) : es_basis_add(out, f, lo, hi, err);
+        if (!rc && out->n == at)
+            rc = es_fail(err, ES_ERR_FORMAT, "%s: the basis %s is damaged: an entry is in it twice", w->path, out->name);
+        if (rc)
             break;
-        }
-        out->feature[out->n] = sqlite3_column_int(q, 0);
-        out->lo[out->n] = lo;
-        out->hi[out->n++] = hi;
     }
     sqlite3_finalize(q);
     return rc < 0 ? rc : ES_OK;

@@ -78,6 +78,9 @@ void ui_names_changed_many(es_ui *u)
 const char *ui_label(es_ui *u, int feature)
 {
     const ui_names *m = &u->names;
+    for (int i = 0; feature < 0 && u->v && i < u->v->n_vector; i++)
+        if (u->v->vector[i].number == feature)
+            return u->v->vector[i].name;
     return feature >= 0 && feature < m->n && m->label[feature] && *m->label[feature] ? m->label[feature] : NULL;
 }
 

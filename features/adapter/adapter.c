@@ -99,22 +99,6 @@ static void carve(es_adapter *a, const es_model *m)
         a->entry[i].full = a->param + a->entry[i].b;
 }
 
-static int basis_copy(es_basis *out, const es_basis *b, es_error *err)
-{
-    *out = *b;
-    out->n = 0;
-    out->feature = NULL;
-    out->lo = out->hi = NULL;
-    for (int i = 0; i < b->n; i++) {
-        int rc = es_basis_add(out, b->feature[i], b->lo[i], b->hi[i], err);
-        if (rc) {
-            es_basis_free(out);
-            return rc;
-        }
-    }
-    return ES_OK;
-}
-
 static int check_part(const es_adapter *a, const es_part *p, es_error *err)
 {
     const es_dictionary_info *s = es_dictionary_get_info(p->dictionary);
@@ -141,7 +125,7 @@ static int add_part(es_adapter *a, const es_part *from, es_error *err)
     if (rc)
         return rc;
     es_adapter_part *p = &a->part[a->n_part];
-    rc = basis_copy(&p->basis, from->basis, err);
+    rc = es_basis_copy(&p->basis, from->basis, err);
     if (rc)
         return rc;
     p->first = a->K;
@@ -280,7 +264,7 @@ int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err)
     c->sink = (es_adapter_sink){0};
     int rc = ES_OK;
     for (c->n_part = 0; !rc && c->n_part < a->n_part; c->n_part += !rc)
-        rc = basis_copy(&c->part[c->n_part].basis, &a->part[c->n_part].basis, err);
+        rc = es_basis_copy(&c->part[c->n_part].basis, &a->part[c->n_part].basis, err);
     rc = rc ? rc : es_arena_open(&c->arena, a->arena.size, err);
     rc = rc ? rc : es_pool_open(&c->pool, 1, err);
     if (rc) {

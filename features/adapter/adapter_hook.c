@@ -2,7 +2,7 @@
  * first, whose residual is out of proportion and which dictionaries are not trained on:
  *     gain  h' = h + D (s * f)        f_i = u_i [u_i > max(0, threshold_i)]: the activations of the chosen features
  *     map   h' = h + D (c + M u)      u: the same before the threshold
- * u = E h + b, E the chosen features' encoder rows, b with what is taken off the encoder's input folded in. With p = D^T dh':
+ * u = E h + b, E the chosen features' encoder rows, b with what is taken off the encoder's input folded in; of a vector E is the vector, b 0. With p = D^T dh':
  *     gain  ds = f * p                dh = dh' + E^T (1[f > 0] * s * p)
  *     map   dc = p, dM = p u^T        dh = dh' + E^T M^T p
  * A row at a time, so that a token's result does not depend on what it was fed with. */
@@ -26,6 +26,14 @@ int es_adapter_encoder(es_adapter *a, const es_adapter_part *p, const es_diction
         int i = p->first + k;
         float *row = a->enc + (size_t)i * (size_t)a->d, threshold;
         double shift = 0;
+        const es_basis_vector *v = es_basis_vector_of(&p->basis, p->basis.feature[k]);
+        if (v && a->o.form == ES_FORM_GAIN)
+            return es_fail(err, ES_ERR_USAGE, "adapter: the form gain scales what fires; the vector %s is a direction without an encoder: bias, map and lora take it", v->name);
+        if (v) { /* its width was checked with D */
+            memcpy(row, v->unit, (size_t)a->d * sizeof *row);
+            a->enc_bias[i] = a->threshold[i] = 0;
+            continue;
+        }
         es_dictionary_encoder(s, p->basis.feature[k], row, &a->enc_bias[i], &threshold);
         a->threshold[i] = threshold > 0 ? threshold : 0;
         for (int j = 0; info->apply_b_dec_to_input && j < a->d; j++)

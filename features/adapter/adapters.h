@@ -25,20 +25,46 @@ void es_experiences_free(es_experiences *l);
 
 /* ==== basis ========================================================================================================================== */
 
+/* A direction that someone else made, as an entry of a basis beside features: a row of D like theirs. It has no encoder: the form map reads the residual's
+ * component along it, the form gain does not take it. */
+typedef struct es_basis_vector {
+    int number;       /* where features have theirs: negative, from ES_VECTOR_LAST to ES_VECTOR_FIRST; made of its name and its file's hash */
+    char name[64];    /* UTF-8 without control characters; not a number */
+    int layer;        /* of the file's rows this is the one for the residual after it; the basis acts where its dictionary reads */
+    float length;     /* the file's own, before it was made a unit */
+    char hash[65];    /* SHA-256 of the file */
+    int d;
+    float *unit;      /* [d], owned */
+} es_basis_vector;
+enum { ES_VECTOR_FIRST = -2, ES_VECTOR_LAST = -99999, ES_VECTORS_MAX = 256 }; /* -1 is nobody's number */
+
 typedef struct es_basis {
     char name[64];
     int version;
     char model_hash[65], dictionary_hash[65], dictionary[256]; /* dictionary: its name, for messages */
     int layer, n;
-    int *feature;
+    int *feature;     /* [n]; negative: a vector's number */
     float *lo, *hi;   /* bounds of each coefficient; a sign is a one-sided bound (lo = 0 or hi = 0) */
+    int n_vector;
+    es_basis_vector *vector; /* those that are in it, in any order */
 } es_basis;
 void es_basis_free(es_basis *b); /* the arrays, not the struct */
 int es_basis_add(es_basis *b, int feature, float lo, float hi, es_error *err); /* a feature already in it gets the new bounds */
-bool es_basis_remove(es_basis *b, int feature);
+/* The same of a vector, which is copied; its number is chosen here. One of that name becomes this one, in the same place. */
+int es_basis_add_vector(es_basis *b, const es_basis_vector *v, float lo, float hi, es_error *err);
+/* Entry k of another basis, feature or vector, with these bounds. */
+int es_basis_take(es_basis *b, const es_basis *from, int k, float lo, float hi, es_error *err);
+int es_basis_copy(es_basis *out, const es_basis *b, es_error *err);
+bool es_basis_remove(es_basis *b, int feature); /* or a vector by its number */
+const es_basis_vector *es_basis_vector_of(const es_basis *b, int number); /* NULL: that is no vector of it */
+const es_basis_vector *es_basis_vector_named(const es_basis *b, const char *name);
+/* A steering vector's direction for the residual after `layer`, from a file of another tool: a GGUF control vector (direction.LAYER, as llama.cpp and repeng
+ * write them), or persona-style a tensor [layers + 1, d] whose row LAYER + 1 it is, in a .pt or a .safetensors (alone, or named "vector"); [d]: the one for
+ * any layer. name: NULL: the file's. The caller frees unit. ES_ERR_FORMAT, ES_ERR_MISMATCH (width), ES_ERR_MISSING (layer; those that are there named). */
+int es_steering_read(es_basis_vector *out, const char *path, int layer, int d, const char *name, es_error *err);
 json_t *es_basis_to_json(const es_basis *b); /* {"format":"espalier-basis","version":1,...} */
 int es_basis_from_json(es_basis *out, json_t *value, es_error *err);
-/* D as K rows [K, d] of unit decoder rows; caller frees. */
+/* D as K rows [K, d]: unit decoder rows, and vectors; caller frees. */
 int es_basis_matrix(const es_basis *b, const es_dictionary *s, float **out, es_error *err);
 
 typedef struct es_basis_report {

@@ -54,6 +54,10 @@ const char *es_dictionary_format(int i, const char **what, bool *writes);
 int es_dictionary_convert(const char *path, const char *folder, const char *format, es_error *err);
 /* Writes these features alone as a SAELens folder. A topk dictionary cannot be cut: which are among the k depends on all. */
 int es_dictionary_select(const char *path, const int *feature, int n, const char *folder, es_error *err);
+/* How often each feature is active, density[n] as shares of tokens, in SAELens' sparsity.safetensors of a dictionary's folder (which names no dictionary: the
+ * file beside the weights is believed to be theirs). Read: ES_ERR_MISSING where there is none, ES_ERR_FORMAT when it is of another width or holds no shares. */
+int es_sparsity_write(const char *folder, const float *density, int n, es_error *err);
+int es_sparsity_read(const char *folder, float *density, int n, es_error *err);
 void es_dictionary_free(es_dictionary *s);
 const es_dictionary_info *es_dictionary_get_info(const es_dictionary *s);
 /* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model, that has another width, or that reads what is not

@@ -447,9 +447,38 @@ static bool step(machine *m)
     return !m->rc;
 }
 
-/* The top of the stack must be a dict; each of its tensors becomes an array. */
+/* A tensor becomes an array of that name. */
+static void add_tensor(machine *m, const char *s, size_t n, const node *v)
+{
+    char *name = strndup(s, n);
+    const es_zip_member *z = es_zip_find(m->a->zip, v->tensor.name);
+    const uint8_t *bytes = NULL;
+    void *owned = NULL;
+    m->rc = name ? es_arrays_own(m->a, name, m->err) : es_fail(m->err, ES_ERR_MEMORY, "%s: not enough memory", m->a->what);
+    if (!m->rc && es_arrays_find(m->a, name))
+        bad(m, "has two tensors of one name");
+    if (!m->rc && m->a->n == TENSORS_MAX) /* each is checked by its CRC, and they may share their bytes */
+        bad(m, "has over 64 tensors");
+    if (!m->rc)
+        m->rc = es_zip_read(m->a->zip, z, &bytes, &owned, m->err);
+    if (!m->rc && owned)
+        m->rc = es_arrays_own(m->a, owned, m->err);
+    if (m->rc)
+        return;
+    es_array x = v->tensor;
+    x.name = name;
+    x.data = bytes + v->n;
+    x.mapped = !owned;
+    m->rc = es_arrays_add(m->a, &x, m->err);
+}
+
+/* The top of the stack must be a dict, each of whose tensors becomes an array; or one tensor, which becomes the array "". */
 static void collect(machine *m)
 {
+    if (m->n_stack == 1 && is(m, m->stack[0], K_TENSOR)) {
+        add_tensor(m, "", 0, &m->node[m->stack[0]]);
+        return;
+    }
     if (m->n_stack != 1 || !is(m, m->stack[0], K_DICT)) {
         bad(m, "holds no dict of tensors");
         return;
@@ -460,26 +489,7 @@ static void collect(machine *m)
         const node *v = &m->node[m->link[l].node];
         if (key->kind != K_TEXT || v->kind != K_TENSOR || memchr(key->s, 0, key->n))
             continue;
-        char *name = strndup(key->s, key->n);
-        const es_zip_member *z = es_zip_find(m->a->zip, v->tensor.name);
-        const uint8_t *bytes;
-        void *owned;
-        m->rc = name ? es_arrays_own(m->a, name, m->err) : es_fail(m->err, ES_ERR_MEMORY, "%s: not enough memory", m->a->what);
-        if (!m->rc && es_arrays_find(m->a, name))
-            bad(m, "has two tensors of one name");
-        if (!m->rc && m->a->n == TENSORS_MAX) /* each is checked by its CRC, and they may share their bytes */
-            bad(m, "has over 64 tensors");
-        if (!m->rc)
-            m->rc = es_zip_read(m->a->zip, z, &bytes, &owned, m->err);
-        if (!m->rc && owned)
-            m->rc = es_arrays_own(m->a, owned, m->err);
-        if (m->rc)
-            return;
-        es_array x = v->tensor;
-        x.name = name;
-        x.data = bytes + v->n;
-        x.mapped = !owned;
-        m->rc = es_arrays_add(m->a, &x, m->err);
+        add_tensor(m, key->s, key->n, v);
     }
 }
 

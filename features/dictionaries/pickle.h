@@ -6,7 +6,7 @@
 
 #include "arrays.h"
 
-/* The pickle's tensors into a; their numbers lie in a->zip. prefix: of the members ("archive/"). */
+/* The pickle's tensors into a, under the names that a dict has them by, or one that is alone under ""; their numbers lie in a->zip. prefix: of the members ("archive/"). */
 int es_pickle_tensors(es_arrays *a, const uint8_t *pickle, size_t n, const char *prefix, es_error *err);
 
 typedef struct es_torch_entry { /* an array to be written; I32: one whole number */

@@ -100,7 +100,7 @@ static int joint_basis(sequence *q, const es_eval_spec *spec, int order, es_basi
                     lo = fminf(lo, out->lo[j]);
                     hi = fmaxf(hi, out->hi[j]);
                 }
-            rc = es_basis_add(out, part.feature[i], lo, hi, err);
+            rc = es_basis_take(out, &part, i, lo, hi, err);
         }
         if (t || rc)
             es_basis_free(&part);

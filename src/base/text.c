@@ -128,6 +128,25 @@ size_t es_show_step(const char *s, size_t n, bool keep_space, char *esc)
     return step;
 }
 
+void es_utf8_mend(es_buf *out, const char *s, size_t n)
+{
+    while (n > 0) {
+        size_t whole = es_utf8_whole(s, n);
+        es_buf_add(out, s, whole);
+        s += whole;
+        n -= whole;
+        if (n > 0) {
+            es_buf_str(out, "\xef\xbf\xbd");
+            s++;
+            n--;
+            while (n > 0 && ((unsigned char)*s & 0xC0) == 0x80) { /* the rest of the broken character */
+                s++;
+                n--;
+            }
+        }
+    }
+}
+
 void es_text_show(es_buf *out, const char *s, size_t n, bool keep_space)
 {
     size_t plain = 0; /* bytes since the last escape: copied in one go */

@@ -22,8 +22,12 @@ typedef struct app {
     bool colour, unicode, tty_out, tty_err;
     const char *editor, *data_environment;
     const char *hub, *hub_token, *ca_file; /* HF_ENDPOINT, HF_TOKEN, SSL_CERT_FILE; NULL: not set */
+    const char *api_key; /* ESPALIER_API_KEY, of the endpoint for automatic labels; NULL: not set */
     /* config.ini, see config.c */
     char *config_model, *config_dictionary, *config_system, *config_author, *config_data;
+    char *endpoint_url, *endpoint_model, *endpoint_key_file;
+    double endpoint_price_in, endpoint_price_out; /* of a million tokens */
+    int endpoint_concurrency; /* 0: not set */
     double config_temperature; /* NAN: not set */
     int prefer_loss; /* es_studio_options */
     int config_max_tokens, config_context, config_threads; /* 0: not set */
@@ -77,6 +81,8 @@ int app_model(es_model **out, es_error *err);
 typedef struct app_features { /* a dictionary with what belongs to it */
     es_dictionary *dictionary;
     es_atlas *atlas;      /* NULL when its folder holds none */
+    const float *density; /* [n] of the atlas, else of its sparsity.safetensors; NULL: nobody says */
+    float *own_density;   /* that memory, when it is not the atlas' */
     char labels[1200];    /* starter labels, "" when there are none */
     char hash[65];
     int n;
@@ -137,6 +143,11 @@ int cmd_score(int argc, char **argv);
 int cmd_encode(int argc, char **argv);
 int cmd_features(int argc, char **argv);
 int cmd_label(int argc, char **argv);
+int cmd_label_auto(int argc, char **argv);
+/* label import and export in the layout of Neuronpedia */
+typedef struct app_neuronpedia { const char *folder, *model, *source, *basis; bool labels_only; } app_neuronpedia;
+int app_neuronpedia_import(const char *path, const char *source);
+int app_neuronpedia_export(const app_neuronpedia *to);
 int cmd_basis(int argc, char **argv);
 int cmd_adapt(int argc, char **argv);
 int cmd_drift(int argc, char **argv);

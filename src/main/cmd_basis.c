@@ -157,6 +157,13 @@ static int save(opened *o, es_basis *b)
     return es_workspace_basis_save(o->w, b, &b->version, &o->err);
 }
 
+/* What entry i goes by: a feature's label, a vector's name; NULL: nothing. */
+static const char *name_of(const es_basis *b, int i, char **labels)
+{
+    const es_basis_vector *v = es_basis_vector_of(b, b->feature[i]);
+    return v ? v->name : labels && b->feature[i] >= 0 ? labels[b->feature[i]] : NULL;
+}
+
 static int print_basis(opened *o, const es_basis *b, const float *score, const float *gradient, int n_gradient)
 {
     es_basis_report r = {0};
@@ -168,8 +175,11 @@ static int print_basis(opened *o, const es_basis *b, const float *score, const f
     if (the_app.json) {
         json_t *list = json_array();
         for (int i = 0; i < b->n; i++) {
+            const es_basis_vector *x = es_basis_vector_of(b, b->feature[i]);
             json_t *one = json_pack("{s:i,s:f,s:f,s:s?}", "feature", b->feature[i], "lo", (double)b->lo[i], "hi", (double)b->hi[i], "label",
-                                    labels ? labels[b->feature[i]] : NULL);
+                                    name_of(b, i, labels));
+            if (x)
+                json_object_set_new(one, "vector", json_pack("{s:s,s:i,s:f,s:s}", "name", x->name, "layer", x->layer, "length", (double)x->length, "sha256", x->hash));
             if (score)
                 json_object_set_new(one, "score", json_real((double)score[i]));
             json_array_append_new(list, one);
@@ -192,7 +202,8 @@ static int print_basis(opened *o, const es_basis *b, const float *score, const f
             printf("%7d  %9.3f .. %8.3f  ", b->feature[i], (double)b->lo[i], (double)b->hi[i]);
             if (score)
                 printf("%+9.4f  ", (double)score[i]);
-            printf("%s\n", labels && labels[b->feature[i]] ? app_shown(labels[b->feature[i]], shown, sizeof shown) : "");
+            const char *name = name_of(b, i, labels);
+            printf("%s%s\n", name ? app_shown(name, shown, sizeof shown) : "", b->feature[i] < 0 ? "  (vector)" : "");
         }
         if (measured) {
             printf("condition %.1f, effective rank %.1f of %d", r.condition, r.effective_rank, b->n);
@@ -293,29 +304,70 @@ static int basis_new(int argc, char **argv)
     return code;
 }
 
+/* A vector out of FILE or FILE:LAYER; without a layer the one after which the basis acts. */
+static int add_vector(opened *o, es_basis *b, const char *from, const char *name, double lo, double hi)
+{
+    es_basis_vector v = {0};
+    char path[1024];
+    const char *colon = strrchr(from, ':');
+    int layer = b->layer;
+    bool given = colon && colon[1] && strspn(colon + 1, "0123456789") == strlen(colon + 1);
+    size_t n = given ? (size_t)(colon - from) : strlen(from);
+    if (n >= sizeof path)
+        return es_fail(&o->err, ES_ERR_USAGE, "the path of the vector is too long");
+    memcpy(path, from, n);
+    path[n] = 0;
+    if (given)
+        layer = strlen(colon + 1) < 6 ? atoi(colon + 1) : 1 << 20;
+    int rc = es_steering_read(&v, path, layer, es_dictionary_get_info(o->f.dictionary)->d, name, &o->err);
+    if (rc == ES_OK && isnan(lo) && isnan(hi) && fabs((double)v.length - 1) < 1e-3)
+        app_note("%s has length 1, so its file says nothing of how far one may go along it: the bounds are 1 as well; --lo and --hi set others", v.name);
+    if (rc == ES_OK)
+        rc = es_basis_add_vector(b, &v, isnan(lo) ? -v.length : (float)lo, isnan(hi) ? v.length : (float)hi, &o->err);
+    free(v.unit);
+    return rc;
+}
+
 static int change(int argc, char **argv, bool add)
 {
     double lo = NAN, hi = NAN;
+    const char *vector = NULL, *as = NULL;
     const opt adding[] = {
+        {"vector", "FILE[:LAYER]", OPT_TEXT, &vector, 0, 0, "a steering vector of another tool: GGUF control vector, or persona-style .pt or .safetensors", NULL},
+        {"as", "NAME", OPT_TEXT, &as, 0, 0, "the vector's name in the basis (default: the file's)", NULL},
         {"lo", "C", OPT_REAL, &lo, -1e6, 0, "lowest coefficient", NULL},
-        {"hi", "C", OPT_REAL, &hi, 0, 1e6, "highest coefficient; both default to the 99th percentile of its activation", NULL},
+        {"hi", "C", OPT_REAL, &hi, 0, 1e6, "highest coefficient; both default to the 99th percentile of its activation, or the vector's length", NULL},
         {0},
     };
-    static const command_help help_add = {"basis add", "NAME FEATURE...", "Adds features to a basis, or gives those in it other bounds; saved as a new version.",
-                                          "  espalier basis add brief 1234 --lo 0", 2, -1};
-    static const command_help help_remove = {"basis remove", "NAME FEATURE...", "Takes features out of a basis; saved as a new version.",
-                                             "  espalier basis remove brief 1234", 2, -1};
+    static const command_help help_add = {"basis add", "NAME [FEATURE...]",
+                                          "Adds features to a basis, or gives those in it other bounds; saved as a new version. --vector adds a direction that someone else\n"
+                                          "made: a row of the basis like a feature's. A file with several layers gives the one after which the basis acts, or LAYER's.",
+                                          "  espalier basis add brief 1234 --lo 0\n  espalier basis add brief --vector sycophancy.pt\n"
+                                          "  espalier basis add brief --vector happy.gguf:12 --as happy --lo -4 --hi 4", 1, -1};
+    static const command_help help_remove = {"basis remove", "NAME FEATURE|VECTOR...", "Takes features, or vectors by their names, out of a basis; saved as a new version.",
+                                             "  espalier basis remove brief 1234 happy", 2, -1};
     int n;
     int rc = opts_parse(add ? &help_add : &help_remove, add ? adding : NULL, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    if (add && n < 2 && !vector)
+        return opts_usage_error("basis add", "neither a feature nor --vector FILE is named");
+    if (as && !vector)
+        return opts_usage_error("basis add", "--as names a vector: --vector FILE is missing");
     opened o = {0};
     es_basis b = {0};
     rc = open_all(&o);
     if (rc == ES_OK)
         rc = app_basis(&b, &o.f, o.w, argv[1], &o.err);
+    if (rc == ES_OK && vector)
+        rc = add_vector(&o, &b, vector, as, lo, hi);
     for (int i = 1; i < n && rc == ES_OK; i++) {
         int feature = 0;
+        const es_basis_vector *named = add ? NULL : es_basis_vector_named(&b, argv[1 + i]);
+        if (named) {
+            es_basis_remove(&b, named->number);
+            continue;
+        }
         rc = feature_number(argv[1 + i], o.f.n, &feature, &o.err);
         if (rc != ES_OK)
             break;
@@ -417,14 +469,28 @@ static int export_json(const es_basis *b, const char *path, es_error *err)
     return rc;
 }
 
+/* The features alone as a dictionary, with how often they are active where that is known. */
+static int export_saelens(opened *o, const es_basis *b, const char *folder)
+{
+    int rc = es_dictionary_select(es_dictionary_get_info(o->f.dictionary)->folder, b->feature, b->n, folder, &o->err);
+    float *density = rc == ES_OK && o->f.density ? es_calloc((size_t)b->n + 1, sizeof *density) : NULL;
+    for (int k = 0; density && k < b->n; k++)
+        density[k] = o->f.density[b->feature[k]];
+    if (density)
+        rc = es_sparsity_write(folder, density, b->n, &o->err);
+    free(density);
+    return rc;
+}
+
 static int basis_export(int argc, char **argv)
 {
-    const char *to = NULL;
+    const char *to = NULL, *vector = NULL;
     int feature = -1;
     float strength = 1;
     const opt table[] = {
         {"to", "KIND", OPT_TEXT, &to, 0, 0, "safetensors, json, saelens, npz or control-vector (default: by the file's name)", NULL},
         {"feature", "N", OPT_INT, &feature, 0, 1 << 24, "control-vector: which feature's direction", NULL},
+        {"vector", "NAME", OPT_TEXT, &vector, 0, 0, "control-vector: or which vector of the basis", NULL},
         {"strength", "X", OPT_REALF, &strength, -1e6, 1e6, "control-vector: its length (default 1)", NULL},
         {0},
     };
@@ -448,23 +514,29 @@ static int basis_export(int argc, char **argv)
             kind = i;
     if (kind < 0)
         return opts_usage_error("basis export", "--to is safetensors, json, saelens, npz or control-vector, not '%s'", to);
-    if (kind == 4 && feature < 0)
-        return opts_usage_error("basis export", "--feature N is missing: a control vector holds one direction");
+    if (kind == 4 && (feature < 0) == !vector)
+        return opts_usage_error("basis export", "--feature N or --vector NAME is missing: a control vector holds one direction");
     opened o = {0};
     es_basis b = {0};
     rc = open_all(&o);
     if (rc == ES_OK)
         rc = app_basis(&b, &o.f, o.w, argv[1], &o.err);
     int which = -1;
+    const es_basis_vector *v = rc == ES_OK && vector ? es_basis_vector_named(&b, vector) : NULL;
     for (int k = 0; k < b.n; k++)
-        if (b.feature[k] == feature)
+        if (vector ? v && b.feature[k] == v->number : b.feature[k] == feature)
             which = k;
+    if (rc == ES_OK && kind == 4 && which < 0 && vector)
+        rc = es_fail(&o.err, ES_ERR_USAGE, "there is no vector '%s' in the basis %s", vector, b.name);
     if (rc == ES_OK && kind == 4 && which < 0)
         rc = es_fail(&o.err, ES_ERR_USAGE, "feature %d is not in the basis %s", feature, b.name);
+    if (rc == ES_OK && kind == 2 && b.n_vector)
+        rc = es_fail(&o.err, ES_ERR_USAGE, "the basis %s holds the vector %s, which has no encoder: a SAELens folder holds features only; basis remove takes it out", b.name,
+                     b.vector[0].name);
     if (rc == ES_OK)
         rc = kind == 0   ? es_basis_file_write(&b, o.m, o.f.dictionary, o.w, app_author(), argv[2], &o.err)
              : kind == 1 ? export_json(&b, argv[2], &o.err)
-             : kind == 2 ? es_dictionary_select(es_dictionary_get_info(o.f.dictionary)->folder, b.feature, b.n, argv[2], &o.err)
+             : kind == 2 ? export_saelens(&o, &b, argv[2])
              : kind == 3 ? es_basis_npz(&b, o.f.dictionary, argv[2], &o.err)
                          : es_basis_control_vector(&b, o.m, o.f.dictionary, which, strength, argv[2], &o.err);
     int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);

@@ -197,6 +197,35 @@ static int dictionary_stats(int argc, char **argv)
     return code;
 }
 
+/* What is known of how often features are active goes along: of the atlas beside the dictionary, or of its sparsity.safetensors. */
+static int convert_density(const char *from, const char *folder, es_error *err)
+{
+    es_dictionary *s = NULL;
+    es_dictionary_options o = {.mapped = true};
+    char path[1200];
+    int rc = es_dictionary_open_with(&s, from, &o, err);
+    if (rc != ES_OK)
+        return rc;
+    const es_dictionary_info *i = es_dictionary_get_info(s);
+    es_atlas *a = NULL;
+    float *density = es_calloc((size_t)i->n_features + 1, sizeof *density);
+    snprintf(path, sizeof path, "%s/" APP_ATLAS_NAME, i->folder);
+    bool known = false;
+    if (es_atlas_open(&a, path, NULL) == ES_OK && !strcmp(es_atlas_dictionary_hash(a), i->hash) && es_atlas_features(a) == i->n_features && density) {
+        memcpy(density, es_atlas_density(a), (size_t)i->n_features * sizeof *density);
+        known = true;
+    } else if (density) {
+        known = es_sparsity_read(i->folder, density, i->n_features, NULL) == ES_OK;
+    }
+    if (known)
+        rc = es_sparsity_write(folder, density, i->n_features, err);
+    free(density);
+    if (a)
+        es_atlas_free(a);
+    es_dictionary_free(s);
+    return rc;
+}
+
 static int dictionary_convert(int argc, char **argv)
 {
     const char *to = NULL;
@@ -221,7 +250,7 @@ static int dictionary_convert(int argc, char **argv)
         return to ? opts_usage_error("dictionary convert", "'%s' is no format that is written: --help names them", to)
                   : opts_usage_error("dictionary convert", "--to FORMAT is missing");
     es_error err = {0};
-    if (es_dictionary_convert(argv[1], argv[2], to, &err) != ES_OK)
+    if (es_dictionary_convert(argv[1], argv[2], to, &err) != ES_OK || (!strcmp(to, "saelens") && convert_density(argv[1], argv[2], &err) != ES_OK))
         return app_fail(&err);
     if (the_app.json)
         return app_print_json(json_pack("{s:s,s:s}", "dictionary", argv[2], "format", to));

@@ -95,6 +95,10 @@ static int rank_adapter(const es_adapter *a, const tables *t, const tasks *ts, i
     if (!moved)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory");
     for (int i = 0; i < b->n; i++) {
+        if (b->feature[i] < 0) {
+            free(moved);
+            return es_fail(err, ES_ERR_USAGE, "the vector %s has no label to rank by", es_basis_vector_of(b, b->feature[i])->name);
+        }
         moved[i] = t->all[b->feature[i]];
         moved[i].coefficient = c[i];
         for (int j = i; j > 0 && fabs(moved[j].coefficient) > fabs(moved[j - 1].coefficient); j--) {

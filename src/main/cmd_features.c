@@ -1,4 +1,5 @@
 /* features, label: browsing a dictionary and naming what is in it, without the workbench. */
+#include "autolabel.h"
 #include "cmd_label.h"
 #include "fires.h"
 
@@ -68,7 +69,7 @@ static void list_one(lister *l, int feature, const char *key, double value)
 {
     opened *o = l->o;
     const char *label = o->labels ? o->labels[feature] : NULL;
-    double density = o->f.atlas ? (double)es_atlas_density(o->f.atlas)[feature] : NAN, most = o->f.atlas ? (double)es_atlas_max(o->f.atlas)[feature] : NAN;
+    double density = o->f.density ? (double)o->f.density[feature] : NAN, most = o->f.atlas ? (double)es_atlas_max(o->f.atlas)[feature] : NAN;
     es_buf tokens = {0};
     if (o->f.atlas)
         es_atlas_tokens_text(o->f.atlas, o->m, feature, &tokens, NULL);
@@ -83,7 +84,7 @@ static void list_one(lister *l, int feature, const char *key, double value)
         printf("%7d  ", feature);
         if (key)
             printf("%9.3f  ", value);
-        if (o->f.atlas)
+        if (o->f.density)
             printf("%7.3f %%  ", 100 * density);
         printf("%-36s  %s\n", app_shown(label ? label : "", a, 37), app_shown(tokens.data ? tokens.data : "", b, 60));
     }
@@ -252,6 +253,16 @@ static json_t *logits_json(const es_model *m, int n, const int32_t *id, const fl
     return list;
 }
 
+/* The scores of an automatic label; those of which the workspace cannot be opened now are not told. */
+static int label_scores(opened *o, int feature, es_label_score out[ES_LABEL_SCORES])
+{
+    int n = 0;
+    es_error why;
+    if (app_workspace(&o->w, &why) == ES_OK)
+        es_workspace_scores(o->w, o->f.hash, feature, out, ES_LABEL_SCORES, &n, &why);
+    return n;
+}
+
 static json_t *example_json(const es_model *m, const es_example *e)
 {
     json_t *tokens = json_array(), *values = json_array();
@@ -410,10 +421,18 @@ static int features_show(int argc, char **argv)
         o.labels = app_labels(&o.f, o.m);
         label.text = o.labels ? o.labels[feature] : NULL;
         const es_feature_card *c = o.f.atlas ? &card : NULL;
+        es_label_score score[ES_LABEL_SCORES];
+        int n_score = label_scores(&o, feature, score);
         if (the_app.json) {
-            code = app_print_json(dashboard_json(&o, &dashboard, c, &label));
+            json_t *v = dashboard_json(&o, &dashboard, c, &label), *all = json_object();
+            for (int i = 0; i < n_score; i++)
+                json_object_set_new(all, score[i].kind, json_real(score[i].value));
+            json_object_set_new(v, "scores", all);
+            code = app_print_json(v);
         } else {
             print_card(&o, &dashboard, c, &label, examples);
+            for (int i = 0; i < n_score; i++)
+                printf("%s%s %.2f%s", i ? ", " : "scores      ", score[i].kind, score[i].value, i + 1 == n_score ? "\n" : "");
             code = app_flush();
         }
     }
@@ -644,17 +663,25 @@ static int label_undo(int argc, char **argv)
 
 static int label_import(int argc, char **argv)
 {
-    const char *author = NULL;
+    const char *author = NULL, *format = "jsonl", *source = NULL;
     const opt table[] = {
         {"author", "NAME", OPT_TEXT, &author, 0, 0, "of labels that name none", NULL},
+        {"format", "KIND", OPT_TEXT, &format, 0, 0, "jsonl (default) or neuronpedia", NULL},
+        {"source", "ID", OPT_TEXT, &source, 0, 0, "neuronpedia: of this source, where there are several", NULL},
         {0},
     };
-    static const command_help help = {"label import", "FILE.jsonl", "Takes in labels, one a line: {\"feature\",\"text\",\"tags\":[...],\"author\"}. All of the file or nothing.",
-                                      "  espalier label import labels.jsonl", 1, 1};
+    static const command_help help = {"label import", "FILE|FOLDER",
+                                      "Takes in labels, one a line: {\"feature\",\"text\",\"tags\":[...],\"author\"}. All of the file or nothing. neuronpedia: the explanations of an\n"
+                                      "export (a folder MODEL/SOURCE, or its files .jsonl.gz) or of one feature's JSON; labels that people gave here stay.",
+                                      "  espalier label import labels.jsonl\n  espalier label import smollm2/14-res-6k --format neuronpedia", 1, 1};
     int n, imported = 0;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    if (!strcmp(format, "neuronpedia"))
+        return app_neuronpedia_import(argv[1], source);
+    if (strcmp(format, "jsonl"))
+        return opts_usage_error("label import", "--format is jsonl or neuronpedia, not '%s'", format);
     opened o = {0};
     rc = open_workspace(&o);
     if (rc == ES_OK)
@@ -670,12 +697,29 @@ static int label_import(int argc, char **argv)
 
 static int label_export(int argc, char **argv)
 {
-    static const command_help help = {"label export", "", "The labels of the dictionary on standard output, one a line as label import reads them; with --json one array.",
-                                      "  espalier label export > labels.jsonl\n  espalier label export --json", 0, 0};
+    app_neuronpedia to = {0};
+    const char *format = "jsonl";
+    const opt table[] = {
+        {"format", "KIND", OPT_TEXT, &format, 0, 0, "jsonl (default) or neuronpedia", NULL},
+        {"to", "FOLDER", OPT_TEXT, &to.folder, 0, 0, "neuronpedia: where MODEL/SOURCE is made", NULL},
+        {"model-id", "ID", OPT_TEXT, &to.model, 0, 0, "neuronpedia: its id of the model (default: made of its name)", NULL},
+        {"source", "ID", OPT_TEXT, &to.source, 0, 0, "neuronpedia: its id of the dictionary (default: layer, kind and width)", NULL},
+        {"basis", "NAME", OPT_TEXT, &to.basis, 0, 0, "neuronpedia: the features of this basis only, and as a list", NULL},
+        {"labels-only", NULL, OPT_FLAG, &to.labels_only, 0, 0, "neuronpedia: no dashboards", NULL},
+        {0},
+    };
+    static const command_help help = {"label export", "",
+                                      "The labels of the dictionary on standard output, one a line as label import reads them; with --json one array. neuronpedia: a folder in the\n"
+                                      "layout of Neuronpedia's exports, labels with scores, and dashboards from the atlas.",
+                                      "  espalier label export > labels.jsonl\n  espalier label export --json\n  espalier label export --format neuronpedia --to exports --basis brief", 0, 0};
     int n;
-    int rc = opts_parse(&help, NULL, argc, argv, &n);
+    int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
+    if (!strcmp(format, "neuronpedia"))
+        return to.folder ? app_neuronpedia_export(&to) : opts_usage_error("label export", "--to FOLDER is missing");
+    if (strcmp(format, "jsonl"))
+        return opts_usage_error("label export", "--format is jsonl or neuronpedia, not '%s'", format);
     opened o = {0};
     json_t *all = NULL;
     rc = open_workspace(&o);
@@ -702,6 +746,7 @@ int cmd_label(int argc, char **argv)
 {
     static const command table[] = {
         {"add", "or change a label", label_add},
+        {"auto", "labels and scores from a language model", cmd_label_auto},
         {"import", "a JSONL file of labels", label_import},
         {"export", "all labels", label_export},
         {"undo", "the newest change", label_undo},

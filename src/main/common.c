@@ -191,21 +191,7 @@ const char *app_shown(const char *s, char *out, size_t size)
 json_t *app_json_text(const char *s, size_t n)
 {
     es_buf b = {0};
-    while (n > 0) {
-        size_t whole = es_utf8_whole(s, n);
-        es_buf_add(&b, s, whole);
-        s += whole;
-        n -= whole;
-        if (n > 0) {
-            es_buf_str(&b, "\xef\xbf\xbd");
-            s++;
-            n--;
-            while (n > 0 && ((unsigned char)*s & 0xC0) == 0x80) { /* the rest of the broken character */
-                s++;
-                n--;
-            }
-        }
-    }
+    es_utf8_mend(&b, s, n);
     json_t *v = b.failed ? NULL : json_stringn(b.data ? b.data : "", b.len);
     es_buf_free(&b);
     return v;

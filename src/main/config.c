@@ -6,6 +6,9 @@
  *   mouse = no                 context = 2048
  *   data = FOLDER              learn = yes
  *                              prefer_loss = pairs   (or sampled, top-20, forward)
+ *   [endpoint]                 of label auto
+ *   url = https://HOST/v1      key_file = FILE       price_in, price_out = of a million tokens
+ *   model = NAME               concurrency = 4
  * A long system text goes on in indented lines. An unknown key, a bad value or an overlong line is an error that names the line: a setting that silently does nothing is worse. */
 #include "app.h"
 #include "distil.h"
@@ -81,14 +84,24 @@ static int take(void *user, const char *section, const char *name, const char *v
 {
     loading *l = user;
     app *a = l->a;
-    bool chat = !strcmp(section, "chat"), ok;
+    bool chat = !strcmp(section, "chat"), endpoint = !strcmp(section, "endpoint"), ok;
     if (*l->why)
         return 0;
-    if (*section && !chat) {
+    if (*section && !chat && !endpoint) {
         snprintf(l->why, sizeof l->why, "there is no section [%.60s]", section);
         return 0;
     }
-    if (!chat && !strcmp(name, "model"))
+    if (endpoint) {
+        ok = !strcmp(name, "url")         ? text(value, &a->endpoint_url) :
+             !strcmp(name, "model")       ? text(value, &a->endpoint_model) :
+             !strcmp(name, "key_file")    ? text(value, &a->endpoint_key_file) :
+             !strcmp(name, "price_in")    ? real(value, 0, 1e6, &a->endpoint_price_in) :
+             !strcmp(name, "price_out")   ? real(value, 0, 1e6, &a->endpoint_price_out) :
+             !strcmp(name, "concurrency") ? whole(value, 1, 64, &a->endpoint_concurrency) :
+                                            (snprintf(l->why, sizeof l->why, "there is no setting '%.60s' in [endpoint]", name), false);
+        if (*l->why)
+            return 0;
+    } else if (!chat && !strcmp(name, "model"))
         ok = text(value, &a->config_model);
     else if (!chat && !strcmp(name, "dictionary"))
         ok = text(value, &a->config_dictionary);

@@ -30,7 +30,7 @@ static const command commands[] = {
     {"score", "the log-probability of each token of a text", cmd_score},
     {"encode", "the strongest features at each token of a text", cmd_encode},
     {"features", "list, show, search, for-text, contrast", cmd_features},
-    {"label", "add, import, export, undo", cmd_label},
+    {"label", "add, auto, import, export, undo", cmd_label},
     {"basis", "new, add, remove, show, list, export", cmd_basis},
     {"adapt", "adapt to experiences within a basis", cmd_adapt},
     {"drift", "what an adapter has learned, feature by feature", cmd_drift},
@@ -138,6 +138,7 @@ int app_settle(app *a, es_error *err)
     a->hub = env_text("HF_ENDPOINT");
     a->hub_token = env_text("HF_TOKEN");
     a->ca_file = env_text("SSL_CERT_FILE");
+    a->api_key = env_text("ESPALIER_API_KEY");
     int rc = *a->config_path ? config_load(a, err) : ES_OK;
     if (a->threads == 0)
         a->threads = a->config_threads;

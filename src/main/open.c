@@ -49,6 +49,10 @@ static int open_folder(app_features *f, es_model *m, const char *folder, const c
                          es_atlas_dictionary_hash(f->atlas), f->hash);
         if (rc != ES_OK)
             app_features_close(f);
+        else
+            f->density = es_atlas_density(f->atlas);
+    } else if ((f->own_density = es_calloc((size_t)f->n + 1, sizeof *f->own_density)) && es_sparsity_read(info->folder, f->own_density, f->n, NULL) == ES_OK) {
+        f->density = f->own_density; /* a file that makes no sense is no reason not to open the dictionary */
     }
     return rc;
 }
@@ -148,6 +152,7 @@ void app_features_close(app_features *f)
     free(f->more);
     if (f->atlas)
         es_atlas_free(f->atlas);
+    free(f->own_density);
     if (f->dictionary)
         es_dictionary_free(f->dictionary);
     *f = (app_features){0};
@@ -254,8 +259,10 @@ void app_part_labels_free(char ***labels, const app_features *f, const es_adapte
 const char *app_part_label(char **const *labels, const app_features *f, const es_adapter *a, int k, int *feature)
 {
     int part = es_adapter_part_of(a, k, feature);
-    const app_features *x = app_features_of(f, es_adapter_part_basis(a, part, NULL)->dictionary_hash);
-    return labels && labels[part] && x && *feature < x->n ? labels[part][*feature] : NULL;
+    const es_basis *b = es_adapter_part_basis(a, part, NULL);
+    const es_basis_vector *v = es_basis_vector_of(b, *feature);
+    const app_features *x = app_features_of(f, b->dictionary_hash);
+    return v ? v->name : labels && labels[part] && x && *feature >= 0 && *feature < x->n ? labels[part][*feature] : NULL;
 }
 
 int app_adapter_beside(es_adapter **out, app_features *f, es_model *m, const char *path, es_error *err)

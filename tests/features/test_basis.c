@@ -92,7 +92,7 @@ static void json(void **s)
     es_basis_free(&b);
 
     static const char *const bad[] = {
-        "[]", "{}", "{\"format\":\"espalier-basis\"}", "{\"format\":\"espalier-basis\",\"version\":2,\"layer\":1,\"features\":[]}",
+        "[]", "{}", "{\"format\":\"espalier-basis\"}", "{\"format\":\"espalier-basis\",\"version\":3,\"layer\":1,\"features\":[]}",
         "{\"format\":\"espalier-basis\",\"version\":1,\"layer\":1}",
         "{\"format\":\"espalier-basis\",\"version\":1,\"layer\":1,\"features\":[{\"feature\":1}]}",
         "{\"format\":\"espalier-basis\",\"version\":1,\"layer\":1,\"features\":[{\"feature\":-1,\"lo\":0,\"hi\":1}]}",
