@@ -4,7 +4,7 @@ _espalier() {
   case $COMP_CWORD/$command in
     1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench fetch doctor --home --model --dictionary --threads --memory --json --quiet --help --version" ;;
     2/features) choices="list show search for-text contrast --help" ;;
-    2/label) choices="add import export undo --help" ;;
+    2/label) choices="add auto import export undo --help" ;;
     2/basis) choices="new add remove show list export import --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
     2/dictionary) choices="info stats convert --help" ;;
@@ -22,11 +22,13 @@ _espalier() {
         "features for-text"*) choices+=" --top" ;;
         "features contrast"*) choices+=" --top --limit" ;;
         "label add"*) choices+=" --feature --text --tags --rating --author" ;;
-        "label import"*) choices+=" --author" ;;
+        "label auto"*) choices+=" --basis --filter --limit --again --endpoint --with --key-file --local --scores --examples --tests --batch --answer --prompts --seed --max-requests --max-tokens --max-cost --price-in --price-out --concurrency --tries --stall --timeout --max-wait --work --dry-run" ;;
+        "label import"*) choices+=" --author --format --source" ;;
+        "label export"*) choices+=" --format --to --model-id --source --basis --labels-only" ;;
         "basis new"*) choices+=" --suggest --size --signs" ;;
-        "basis add"*) choices+=" --lo --hi" ;;
+        "basis add"*) choices+=" --vector --as --lo --hi" ;;
         "basis show"*) choices+=" --experiences" ;;
-        "basis export"*) choices+=" --to --feature --strength" ;;
+        "basis export"*) choices+=" --to --feature --vector --strength" ;;
         "basis import"*) choices+=" --name" ;;
         "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --replay --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
         "drift "*) choices+=" --top" ;;
