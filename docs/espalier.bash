@@ -4,7 +4,7 @@ _espalier() {
   case $COMP_CWORD/$command in
     1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench fetch doctor --home --model --dictionary --threads --memory --json --quiet --help --version" ;;
     2/features) choices="list show search for-text contrast next --help" ;;
-    2/label) choices="add import export undo redo merge conflicts choose show-first agreement test --help" ;;
+    2/label) choices="add auto import export undo redo merge conflicts choose show-first agreement test --help" ;;
     2/basis) choices="new add remove show list export import report --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
     2/dictionary) choices="info stats evaluate convert map --help" ;;
@@ -23,15 +23,17 @@ _espalier() {
         "features contrast"*) choices+=" --top --limit" ;;
         "features next"*) choices+=" --n --experiences" ;;
         "label add"*) choices+=" --feature --text --tags --rating --confidence --note --author" ;;
-        "label import"*) choices+=" --author" ;;
+        "label auto"*) choices+=" --basis --filter --limit --again --endpoint --with --key-file --local --scores --examples --tests --batch --answer --prompts --seed --max-requests --max-tokens --max-cost --price-in --price-out --concurrency --tries --stall --timeout --max-wait --work --dry-run" ;;
+        "label import"*) choices+=" --author --format --source" ;;
+        "label export"*) choices+=" --format --to --model-id --source --basis --labels-only" ;;
         "label merge"*) choices+=" --author" ;;
         "label choose"*) choices+=" --none" ;;
         "label show-first"*) choices+=" --none" ;;
         "label test"*) choices+=" --seed --answers --auto --author --dry" ;;
         "basis new"*) choices+=" --suggest --size --signs" ;;
-        "basis add"*) choices+=" --lo --hi" ;;
+        "basis add"*) choices+=" --vector --as --lo --hi" ;;
         "basis show"*) choices+=" --experiences" ;;
-        "basis export"*) choices+=" --to --feature --strength" ;;
+        "basis export"*) choices+=" --to --feature --vector --strength" ;;
         "basis import"*) choices+=" --name" ;;
         "basis report"*) choices+=" --format --out" ;;
         "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --replay --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;

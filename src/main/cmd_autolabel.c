@@ -335,9 +335,9 @@ int cmd_label_auto(int argc, char **argv)
         "label auto", "[FEATURE...]",
         "Labels features with a language model, from the atlas' examples, and scores each label by detection, fuzzing and, where log-probabilities come\n"
         "back, simulation, on examples held out. Without an endpoint the local model answers, or the one that --with names; small ones do it badly, and\n"
-        "the scores say so. Without features: all that have no label, those that fire\n"
-        "most often first. A run that was stopped goes on with the same command, and asks nothing twice. Labels that people gave are never replaced.\n"
-        "A key is read from a file or the environment only, and is sent to the endpoint's own address only.",
+        "the scores say so. Without features: all that have no label, those that fire most often first. A run that was stopped goes on with the same\n"
+        "command, and asks nothing twice. Labels that people gave are never replaced. A key is read from a file or the environment only, and is sent to the\n"
+        "endpoint's own address only.",
         "  espalier label auto --limit 20\n  espalier label auto --basis brief --endpoint https://HOST/v1 --with NAME --key-file key --max-cost 2 --price-in 0.15 --price-out 0.6\n"
         "  espalier label auto --filter \"is:unlabelled density<0.01\" --dry-run", 0, -1};
     int n;

@@ -233,8 +233,18 @@ head -4 w.jsonl | cmp - <(printf 'garbage\n{"key":1}\n\n[[[\n') || fail "the wor
 fresh; auto 0 good 1 --scores none --work w.jsonl --json; is 'v["spent"]["requests"] == 1' out || fail "another address is another answerer"
 auto 1 good 1 --work /dev/null; grep -q "is not a file" err || fail "a work file that is none: $(cat err)"
 
-# ---- no endpoint: the local model answers, whatever it can
-fresh; want 0 label auto 1 --home $home "${d[@]}" --json --quiet --answer 16
-is 'v["author"].startswith("auto:") and len(v["features"]) == 1' out || fail "the local model: $(cat out)"
-cp out first; want 0 label auto 1 --home $home "${d[@]}" --json --quiet --answer 16 --again
-is 'v["spent"]["requests"] == 0' out || fail "the local model was asked twice"
+# ---- no endpoint: the local model answers, whatever it can; its context is small, so the prompts are
+mkdir short
+printf '=== user\n{examples}\n' >short/explain.txt
+for p in detect fuzz; do printf '=== user\n{label}{count}\n{examples}\n' >short/$p.txt; done
+printf '=== user\n{label}{count}\n{tokens}\n' >short/simulate.txt
+local=(--home h-local "${d[@]}" --json --quiet --answer 16 --examples 4 --tests 2 --batch 2 --prompts short)
+want 0 label auto 1 "${local[@]}"
+is 'v["author"].startswith("auto:") and len(v["features"]) == 1 and v["spent"]["requests"] >= 5 and v["spent"]["kept"] == 0' out || fail "the local model: $(cat out)"
+is 'v["labelled"] == 1 and v["features"][0]["label"]' out || fail "the local model said nothing: $(cat out)"
+cp out first; want 0 label auto 1 "${local[@]}" --again
+is 'v["spent"]["requests"] == 0 and v["spent"]["kept"] >= 5' out || fail "the local model was asked twice: $(cat out)"
+python3 -c 'import json; a, b = (json.load(open(f))["features"] for f in ("first", "out")); assert a == b' || fail "kept answers give another label"
+want 0 label auto 1 "${local[@]}" --again --with tiny.gguf --work other.jsonl; is 'v["spent"]["requests"] >= 5' out || fail "--with FILE"
+refused 1 "nowhere.gguf" label auto 1 --with nowhere.gguf --home h-local "${d[@]}"
+want 0 label auto 1 --home h-long "${d[@]}" --json --quiet; is 'v["labelled"] == 0 and "do not fit" in v["features"][0]["why"]' out || fail "a prompt that is too long: $(cat out)"
