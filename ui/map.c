@@ -71,6 +71,7 @@ static void fit_all(es_ui *u, ui_map *m, const float *xy)
     m->unit = fmax(fmax(across / 2, down), 1e-6);
     m->wide = across > 0 ? fmin(fmax(m->unit / across, 1), 2) : 1;
     m->unit = fmax(m->unit, across); /* no wider than the screen */
+    m->whole = true;
     m->dot_x = w;
     m->dot_y = 2 * h;
 }
@@ -123,6 +124,7 @@ static void zoom(ui_map *m, double by)
     m->x = cx + (m->x - cx) * unit / m->unit;
     m->y = cy + (m->y - cy) * unit / m->unit;
     m->unit = unit;
+    m->whole = false;
 }
 
 void ui_map_key(es_ui *u, int key)
@@ -491,7 +493,7 @@ void ui_map_draw(es_ui *u, ui_box b)
     m->w = in.w;
     if (in.h < 1 || in.w < 4)
         return;
-    if (first)
+    if (first || (resized && m->whole))
         fit_all(u, m, xy);
     if (resized || first) {
         if (m->feature >= 0 && m->feature < u->names.n)

@@ -22,6 +22,7 @@ typedef struct ui_dashboard { /* zeroed to start, card_of -1 */
 typedef struct ui_map {
     double x, y, unit;      /* the middle of the screen, and how much one dot of a cell is; unit 0: not looked at yet */
     double wide;            /* across, a dot is unit / wide: 1 to 2, so that a wide screen is used */
+    bool whole;             /* all is shown as large as it goes, and stays so when the screen is resized */
     double dot_x, dot_y;    /* the cursor, in dots of the box drawn last */
     int h, w;               /* of that box */
     int feature;            /* nearest to the cursor, -1: none */
