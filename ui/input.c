@@ -277,7 +277,7 @@ void ui_key_name(int key, bool unicode, char *out, size_t n)
         {UI_UP, "Up", "↑"}, {UI_DOWN, "Down", "↓"}, {UI_LEFT, "Left", "←"}, {UI_RIGHT, "Right", "→"}, {UI_HOME, "Home", NULL},
         {UI_END, "End", NULL}, {UI_PAGE_UP, "PgUp", NULL}, {UI_PAGE_DOWN, "PgDn", NULL}, {UI_INSERT, "Ins", NULL}, {UI_DELETE, "Del", NULL},
         {UI_BACK_TAB, "Shift-Tab", NULL}, {UI_ENTER, "Enter", NULL}, {UI_TAB, "Tab", NULL}, {UI_ESC, "Esc", NULL}, {UI_BACKSPACE, "Backspace", NULL},
-        {' ', "Space", NULL}, {UI_WHEEL_UP, "Wheel-up", NULL}, {UI_WHEEL_DOWN, "Wheel-down", NULL},
+        {' ', "Space", NULL}, {UI_WHEEL_UP, "wheel", NULL}, {UI_WHEEL_DOWN, "wheel", NULL},
     };
     const char *prefix = key & UI_ALT ? "Alt-" : key & UI_CTRL ? "Ctrl-" : "";
     int k = key & ~(UI_ALT | UI_CTRL);

@@ -20,13 +20,15 @@ static int help_line(es_ui *u, ui_box b, int at, ui_style s, const char *keys, c
 static int help_keys(es_ui *u, ui_box b, int at, const ui_key *k)
 {
     while (k && k->key) { /* of all modes: the help is also for finding out what there is */
-        char shown[64] = "", name[24];
+        char shown[64] = "", name[24] = "";
         const char *help = k->help;
         int n = 0;
         ui_result (*act)(es_ui *, int) = k->act;
         do {
+            char before[sizeof name];
+            memcpy(before, name, sizeof name);
             ui_key_name(k->key, u->o.unicode, name, sizeof name);
-            if (n++ < 4 && strlen(shown) + strlen(name) < sizeof shown - 2) {
+            if (strcmp(before, name) && n++ < 4 && strlen(shown) + strlen(name) < sizeof shown - 2) {
                 if (*shown)
                     strcat(shown, " ");
                 strcat(shown, name);
