@@ -158,6 +158,7 @@ typedef struct es_training_plan { /* of one layer; layers are trained one after 
     double tokens_per_second, seconds; /* by a few steps made for it; 0 where none were made */
 } es_training_plan;
 /* What a training will take. try_steps: that many steps are made, and forgotten, to tell the time (0: none). Writes nothing. */
+int es_dictionary_plan_width(const es_dictionary_training *o, int d, es_training_plan *out, es_error *err); /* without the time, where there is no harvest yet */
 int es_dictionary_train_plan(const char *harvest_dir, int layer, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err);
 
 typedef struct es_dictionary_stats {

@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "safetensors.h"
@@ -191,17 +190,26 @@ int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_
 
 /* ---- the plan ------------------------------------------------------------------------------------------------------------------------------- */
 
-int es_dictionary_train_plan(const char *harvest_dir, int layer, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err)
+int es_dictionary_plan_width(const es_dictionary_training *o, int d, es_training_plan *out, es_error *err)
 {
     *out = (es_training_plan){0};
-    es_harvest_reader h = {0};
-    int rc = es_harvest_reader_open(&h, harvest_dir, layer, err), d = h.d;
-    es_harvest_reader_close(&h);
+    int rc = es_train_check(o, d, err);
     if (rc)
         return rc;
     out->memory = es_train_bytes(o, d, o->threads > 0 ? o->threads : (int)sysconf(_SC_NPROCESSORS_ONLN));
     out->disk = 2 * (size_t)o->n_features * (size_t)d * (o->half ? 2 : 4) + 4 * (size_t)o->n_features * sizeof(float);
     out->disk_checkpoint = es_train_checkpoint_bytes(o, d);
+    return ES_OK;
+}
+
+int es_dictionary_train_plan(const char *harvest_dir, int layer, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err)
+{
+    es_harvest_reader h = {0};
+    int rc = es_harvest_reader_open(&h, harvest_dir, layer, err), d = h.d;
+    es_harvest_reader_close(&h);
+    rc = rc ? rc : es_dictionary_plan_width(o, d, out, err);
+    if (rc)
+        return rc;
     if (try_steps < 1)
         return ES_OK;
     source s;

@@ -92,6 +92,7 @@ typedef struct es_train {
 } es_train;
 
 /* ---- train_state.c ---- */
+int es_train_check(const es_dictionary_training *o, int d, es_error *err); /* that the options make sense together */
 /* Checks o against the rows and takes all memory but the entries', which grow with what a batch keeps. o is copied, rows too. */
 int es_train_open(es_train **out, const es_dictionary_training *o, const es_train_rows *rows, es_error *err);
 void es_train_close(es_train *t);

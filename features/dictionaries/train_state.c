@@ -119,7 +119,7 @@ size_t es_train_checkpoint_bytes(const es_dictionary_training *o, int d)
     return n * sizeof(float);
 }
 
-static int check(const es_dictionary_training *o, int d, es_error *err)
+int es_train_check(const es_dictionary_training *o, int d, es_error *err)
 {
     if (o->n_features < 1 || o->n_features > ES_FEATURES_MAX || d < 1 || o->k < 1 || o->k > o->n_features || o->batch < 1 || o->batch > 1 << 16 || o->tokens < 1
         || o->aux_k < 0 || o->aux_k > o->n_features || (unsigned)o->recipe >= ES_RECIPES)
@@ -135,7 +135,7 @@ static int check(const es_dictionary_training *o, int d, es_error *err)
 int es_train_open(es_train **out, const es_dictionary_training *o, const es_train_rows *rows, es_error *err)
 {
     *out = NULL;
-    int rc = check(o, rows->d, err);
+    int rc = es_train_check(o, rows->d, err);
     if (rc)
         return rc;
     es_train *t = es_calloc(1, sizeof *t);

@@ -295,13 +295,14 @@ static double penalty(const es_train *t)
     return t->coefficient * (rise > 0 && at < rise ? at / rise : 1);
 }
 
-/* Without a given weight the penalty is turned up or down, a little a step, until k activations are left. */
-static void steer(es_train *t)
+/* Without a given weight the penalty is turned up or down, a little a step, until k activations are left: its logarithm follows how far the number is away
+ * (summed up) and how it changes (which keeps it from swinging). before: l0 before this step. */
+static void steer(es_train *t, double before)
 {
     if (!es_train_penalised(t->o.recipe) || t->o.sparsity > 0)
         return;
-    double away = log((t->l0 + 0.01) / (double)t->o.k);
-    t->coefficient *= exp(0.02 * fmax(-1, fmin(1, away)));
+    double away = log((t->l0 + 0.01) / (double)t->o.k), change = t->steps ? log((t->l0 + 0.01) / (before + 0.01)) : 0;
+    t->coefficient *= exp(0.02 * fmax(-1, fmin(1, away)) + 0.3 * fmax(-1, fmin(1, change)));
     t->coefficient = fmax(1e-9, fmin(1e9, t->coefficient));
 }
 
@@ -328,6 +329,7 @@ static double variance(const es_train *t)
 int es_train_step(es_train *t, es_error *err)
 {
     const es_vector_ops *ops = es_vector();
+    const double before = t->l0;
     es_pool_run(t->pool, load_part, t);
     t->penalty = (float)penalty(t);
     int rc = es_train_select(t, err);
@@ -352,7 +354,7 @@ int es_train_step(es_train *t, es_error *err)
     for (int i = 1; i < es_pool_threads(t->pool); i++)
         ops->axpy(t->part_b_dec, 1, t->part_b_dec + (size_t)i * t->d, t->d);
     move(t, ES_P_B_DEC, 0, t->part_b_dec, t->d);
-    steer(t);
+    steer(t, before);
     t->tokens += t->B;
     t->steps++;
     return ES_OK;
