@@ -101,6 +101,7 @@ typedef struct es_harvest_options {
     const int *layer; int n_layer;  /* residual after each of these */
     int context;                    /* tokens in a sequence: documents are cut at this length (default 256) */
     uint64_t max_tokens;            /* stored tokens; 0: all */
+    bool exact;                     /* products in f32; otherwise on bfloat16 where the processor has them (es_kernels_half) */
     bool skip_first;                /* leave each sequence's first token out (its norm is ~100x the others') */
     int threads;
     uint64_t seed;                  /* documents are read in a shuffled order when not 0 */

@@ -8,6 +8,7 @@
 #define ES_TRAIN_H
 
 #include "harvest.h"
+#include "screen.h"
 #include "train_loss.h"
 #include "vector.h"
 
@@ -27,10 +28,6 @@ typedef struct es_train_parameter { /* n 0: the recipe has none */
     float *w, *m, *v;  /* and Adam's moments */
 } es_train_parameter;
 enum { ES_P_ENC, ES_P_DEC, ES_P_B_ENC, ES_P_B_DEC, ES_P_THETA, ES_P_R_MAG, ES_P_B_MAG, ES_TRAIN_PARAMETERS };
-
-typedef struct es_candidate { int32_t token, feature; float value; } es_candidate;
-
-typedef struct es_train_list { es_candidate *e; size_t n, cap; bool failed; } es_train_list;
 
 typedef struct es_train_entries { /* by token, then feature */
     size_t n, cap;
@@ -69,8 +66,8 @@ typedef struct es_train {
     float *pre;          /* [TILE, F] screened */
     float *screen;       /* [F] what must be passed */
     int tile_first, tile_n;
-    es_train_list list[ES_TRAIN_PARTS];
-    es_candidate *candidate; /* [n_candidate] by token, then feature */
+    es_hits list[ES_TRAIN_PARTS]; /* what passed, a part's: rows are tokens, columns features */
+    es_hit *candidate;   /* [n_candidate] by token, then feature */
     size_t *candidate_start; /* [B + 1] */
     size_t n_candidate, candidate_cap;
     float bound;         /* of approximate values: below it nothing can be kept */

@@ -93,26 +93,11 @@ float es_train_nth_largest(float *a, size_t n, size_t rank)
 
 /* ---- screening -------------------------------------------------------------------------------------------------------------------- */
 
-static void keep(es_train_list *l, int32_t token, size_t feature, float value)
-{
-    if (l->n == l->cap) {
-        size_t cap = l->cap ? l->cap * 2 : 65536;
-        es_candidate *p = realloc(l->e, cap * sizeof *p);
-        if (!p) {
-            l->failed = true;
-            return;
-        }
-        l->e = p;
-        l->cap = cap;
-    }
-    l->e[l->n++] = (es_candidate){token, (int32_t)feature, value};
-}
-
 static void scan_part(void *user, int part, int parts)
 {
     es_train *t = user;
-    es_train_list *l = &t->list[part];
-    const float *screen = t->screen, *bias = t->p[ES_P_B_ENC].w;
+    es_hits *l = &t->list[part];
+    const float *screen = t->screen;
     int from = t->tile_n * part / parts, to = t->tile_n * (part + 1) / parts;
     for (int i = from; i < to; i++) {
         const float *pre = t->pre + (size_t)i * t->F;
@@ -124,11 +109,11 @@ static void scan_part(void *user, int part, int parts)
             if (any)
                 for (size_t k = j; k < j + 16; k++)
                     if (pre[k] > screen[k])
-                        keep(l, t->tile_first + i, k, pre[k] + bias[k]);
+                        es_hits_add(l, t->tile_first + i, (int)k, pre[k]);
         }
         for (; j < t->F; j++)
             if (pre[j] > screen[j])
-                keep(l, t->tile_first + i, j, pre[j] + bias[j]);
+                es_hits_add(l, t->tile_first + i, (int)j, pre[j]);
     }
 }
 
@@ -175,25 +160,33 @@ static void set_screen(es_train *t)
     }
 }
 
+static int check_lists(const es_train *t, es_error *err)
+{
+    for (int i = 0; i < es_pool_threads(t->pool); i++)
+        if (t->list[i].failed)
+            return es_fail(err, ES_ERR_MEMORY, "not enough memory for a batch's activations");
+    return ES_OK;
+}
+
+/* All that passes the screen, its bias not in it yet. Without products on bfloat16 the product is made a tile at a time and looked through. */
 static int scan(es_train *t, es_error *err)
 {
     for (int i = 0; i < es_pool_threads(t->pool); i++)
         t->list[i].n = 0;
     set_screen(t);
+    if (es_screen(t->pool, t->p[ES_P_ENC].w, (int)t->F, (int)t->d, t->x, (int)t->B, t->screen, t->list))
+        return check_lists(t, err);
     for (size_t first = 0; first < t->B; first += ES_TRAIN_TILE) {
         t->tile_first = (int)first;
         t->tile_n = (int)(t->B - first < ES_TRAIN_TILE ? t->B - first : ES_TRAIN_TILE);
         product(t, first, t->tile_n);
         es_pool_run(t->pool, scan_part, t);
-        for (int i = 0; i < es_pool_threads(t->pool); i++)
-            if (t->list[i].failed)
-                return es_fail(err, ES_ERR_MEMORY, "not enough memory for a batch's activations");
     }
-    return ES_OK;
+    return check_lists(t, err);
 }
 
-/* The parts' lists as one, by token; features within a token keep their order. */
-static int gather(es_train *t, es_error *err)
+/* The parts' lists as one, by token; features within a token keep their order. with_bias: it is to be added. */
+static int gather(es_train *t, bool with_bias, es_error *err)
 {
     size_t n = listed(t), *start = t->candidate_start;
     if (n > t->candidate_cap) {
@@ -209,12 +202,14 @@ static int gather(es_train *t, es_error *err)
     memset(start, 0, (t->B + 1) * sizeof *start);
     for (int i = 0; i < es_pool_threads(t->pool); i++)
         for (size_t a = 0; a < t->list[i].n; a++)
-            start[t->list[i].e[a].token + 1]++;
+            start[t->list[i].e[a].row + 1]++;
     for (size_t i = 0; i < t->B; i++)
         start[i + 1] += start[i];
     for (int i = 0; i < es_pool_threads(t->pool); i++)
         for (size_t a = 0; a < t->list[i].n; a++)
-            t->candidate[start[t->list[i].e[a].token]++] = t->list[i].e[a];
+            t->candidate[start[t->list[i].e[a].row]++] = t->list[i].e[a];
+    for (size_t a = 0; a < n && with_bias; a++)
+        t->candidate[a].value += t->p[ES_P_B_ENC].w[t->candidate[a].column];
     for (size_t i = t->B; i > 0; i--)
         start[i] = start[i - 1];
     start[0] = 0;
@@ -228,8 +223,8 @@ static void refine_token(es_train *t, size_t token, float bound)
 {
     const es_vector_ops *ops = es_vector();
     for (size_t a = t->candidate_start[token]; a < t->candidate_start[token + 1]; a++) {
-        es_candidate *c = &t->candidate[a];
-        c->value = c->value > bound ? ops->dot(t->x + token * t->d, t->p[ES_P_ENC].w + (size_t)c->feature * t->d, t->d) + t->p[ES_P_B_ENC].w[c->feature] : -INFINITY;
+        es_hit *c = &t->candidate[a];
+        c->value = c->value > bound ? ops->dot(t->x + token * t->d, t->p[ES_P_ENC].w + (size_t)c->column * t->d, t->d) + t->p[ES_P_B_ENC].w[c->column] : -INFINITY;
     }
 }
 
@@ -245,7 +240,7 @@ static void all_of_token(es_train *t, size_t token, float *value)
 static float refine_topk(es_train *t, size_t token, float *scratch)
 {
     size_t first = t->candidate_start[token], n = t->candidate_start[token + 1] - first, k = (size_t)t->o.k, left = k;
-    es_candidate *c = t->candidate + first;
+    es_hit *c = t->candidate + first;
     float bound = -INFINITY;
     if (n > k) {
         for (size_t a = 0; a < n; a++)
@@ -284,10 +279,10 @@ static void refine_part(void *user, int part, int parts)
 
 /* ---- choosing --------------------------------------------------------------------------------------------------------------------- */
 
-static void take(es_train_entries *l, const es_candidate *c, float value)
+static void take(es_train_entries *l, const es_hit *c, float value)
 {
-    l->token[l->n] = c->token;
-    l->feature[l->n] = c->feature;
+    l->token[l->n] = c->row;
+    l->feature[l->n] = c->column;
     l->z[l->n] = c->value;
     l->value[l->n++] = value;
 }
@@ -301,7 +296,7 @@ static void choose_batch(es_train *t, size_t want)
             t->select[n++] = t->candidate[a].value;
     float least = n > want ? es_train_nth_largest(t->select, n, want - 1) : 0, smallest = INFINITY;
     for (size_t a = 0; a < t->n_candidate; a++) {
-        const es_candidate *c = &t->candidate[a];
+        const es_hit *c = &t->candidate[a];
         over += (double)c->value > t->threshold;
         if (!(c->value > 0) || c->value < least || t->main.n >= want)
             continue;
@@ -320,18 +315,18 @@ static void choose_each(es_train *t)
     const float *theta = t->p[ES_P_THETA].w, *bias = t->p[ES_P_B_ENC].w, *r_mag = t->p[ES_P_R_MAG].w, *b_mag = t->p[ES_P_B_MAG].w;
     size_t active = 0;
     for (size_t a = 0; a < t->n_candidate; a++) {
-        const es_candidate *c = &t->candidate[a];
+        const es_hit *c = &t->candidate[a];
         float value = 0;
         switch (t->o.recipe) {
         case ES_TRAIN_JUMPRELU:
-            if (c->value <= theta[c->feature] - (float)t->o.bandwidth / 2)
+            if (c->value <= theta[c->column] - (float)t->o.bandwidth / 2)
                 continue;
-            value = c->value > theta[c->feature] ? c->value : 0;
+            value = c->value > theta[c->column] ? c->value : 0;
             break;
         case ES_TRAIN_GATED:
             if (c->value <= 0)
                 continue;
-            value = fmaxf(0, expf(r_mag[c->feature]) * (c->value - bias[c->feature]) + b_mag[c->feature]);
+            value = fmaxf(0, expf(r_mag[c->column]) * (c->value - bias[c->column]) + b_mag[c->column]);
             break;
         default:
             if (!(c->value > 0))
@@ -360,7 +355,7 @@ static int complete_tokens(es_train *t, es_error *err)
     for (; n_short > t->B / 64 && t->cut > 1e-30f; n_short = short_tokens(t)) {
         t->cut = t->cut > 1e-6f ? t->cut * 0.7f : 1e-30f;
         int rc = scan(t, err);
-        rc = rc ? rc : gather(t, err);
+        rc = rc ? rc : gather(t, true, err);
         if (rc)
             return rc;
     }
@@ -368,12 +363,12 @@ static int complete_tokens(es_train *t, es_error *err)
         return ES_OK;
     for (int i = 0; i < es_pool_threads(t->pool); i++)
         t->list[i].n = 0;
-    es_train_list *l = &t->list[0];
+    es_hits *l = &t->list[0];
     for (size_t i = 0; i < t->B; i++) {
         size_t first = t->candidate_start[i], n = t->candidate_start[i + 1] - first;
         if (n >= k) {
             for (size_t a = first; a < first + n; a++)
-                keep(l, t->candidate[a].token, (size_t)t->candidate[a].feature, t->candidate[a].value);
+                es_hits_add(l, t->candidate[a].row, t->candidate[a].column, t->candidate[a].value);
             continue;
         }
         float *value = t->part_select, *sorted = t->pre;
@@ -382,11 +377,11 @@ static int complete_tokens(es_train *t, es_error *err)
         float least = fmaxf(0, es_train_nth_largest(sorted, t->F, k - 1));
         for (size_t j = 0; j < t->F; j++)
             if (value[j] >= least && value[j] > 0)
-                keep(l, (int32_t)i, j, value[j]);
+                es_hits_add(l, (int)i, (int)j, value[j]);
     }
     if (l->failed)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory for a batch's activations");
-    return gather(t, err);
+    return gather(t, false, err);
 }
 
 int es_train_select(es_train *t, es_error *err)
@@ -399,7 +394,7 @@ int es_train_select(es_train *t, es_error *err)
         t->cut = t->cut > 1e-6f ? t->cut * 0.5f : 1e-30f;
         rc = scan(t, err);
     }
-    rc = rc ? rc : gather(t, err);
+    rc = rc ? rc : gather(t, true, err);
     if (!rc && t->o.recipe == ES_TRAIN_TOPK)
         rc = complete_tokens(t, err);
     rc = rc ? rc : es_train_select_room(t, t->n_candidate, err);

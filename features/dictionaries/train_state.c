@@ -97,7 +97,7 @@ static void take_sizes(es_train *t, const es_dictionary_training *o, int d)
 
 size_t es_train_bytes(const es_dictionary_training *o, int d, int threads)
 {
-    enum { OF_ENTRY = 40, OF_CANDIDATE = 2 * sizeof(es_candidate) + sizeof(float) };
+    enum { OF_ENTRY = 40, OF_CANDIDATE = 2 * sizeof(es_hit) + sizeof(float) };
     static const size_t often = 4; /* what passes the screen, to what is kept; penalties start with more */
     es_train t = {0};
     sized s[MEMORY_MAX];
