@@ -4,6 +4,7 @@
  * vdpbf16ps adds to each of 16 lanes the product of two pairs, so pairs run along the summed dimension: activations lie as they are,
  * [rows][pairs], and weights are packed as [pairs][32 columns], a panel that stays in cache while all rows pass. */
 #include "internal.h"
+#include "screen.h"
 
 #ifdef __x86_64__
 
@@ -18,7 +19,7 @@
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 #endif
 
-enum { COLUMNS = 32, PANEL = 256, ROWS = 1024, FEWEST = 32 }; /* of a panel; summed at once in matmul_back; activations at once; tokens that pay */
+enum { COLUMNS = 32, PANEL = 256, ROWS = 1024, FEWEST = 32, SCREEN_ROWS = 1020 }; /* of a panel; summed at once in matmul_back; activations at once; tokens that pay; a whole number of tiles */
 
 /* n floats (n even) as n/2 pairs. */
 static void round_row(const float *x, int n, uint32_t *out)
@@ -83,11 +84,29 @@ static size_t forward_fixed(int K)
     return (size_t)K * COLUMNS * 2 + (size_t)K * 16 * sizeof(float);
 }
 
+/* Rows [n, n + columns) of W as a panel's columns, through `wide`, 16 rows of floats. */
+static void pack_columns(const es_weight *w, int n, int columns, uint32_t *b, float *wide)
+{
+    const int K = w->n_in, pairs = K / 2;
+    const size_t row = es_row_bytes(w->type, K);
+    for (int n16 = 0; n16 < COLUMNS; n16 += 16) { /* sixteen rows of W become columns */
+        const int have = columns - n16 < 0 ? 0 : columns - n16 < 16 ? columns - n16 : 16;
+        if (have)
+            es_cpu_simd->dequant(w->type, (const char *)w->data + (size_t)(n + n16) * row, wide, (size_t)have * (size_t)K);
+        memset(wide + (size_t)have * (size_t)K, 0, (size_t)(16 - have) * (size_t)K * sizeof *wide);
+        uint32_t *narrow = (uint32_t *)(void *)wide; /* in place: pair p of a row lies at or before its floats */
+        for (int i = 0; i < 16; i++)
+            round_row(wide + (size_t)i * (size_t)K, K, narrow + (size_t)i * (size_t)pairs);
+        for (int p = 0; p < pairs; p++)
+            for (int i = 0; i < 16; i++)
+                b[(size_t)p * COLUMNS + (size_t)(n16 + i)] = narrow[(size_t)i * (size_t)pairs + (size_t)p];
+    }
+}
+
 static void forward_part(void *user, int part, int parts)
 {
     const half_product *j = user;
     const int N = j->w->n_out, K = j->w->n_in, pairs = K / 2;
-    const size_t row = es_row_bytes(j->w->type, K);
     uint32_t *b = es_pool_scratch(j->pool, part), *a = (uint32_t *)(void *)((char *)b + forward_fixed(K));
     float *wide = (float *)(void *)(b + (size_t)pairs * COLUMNS);
     int from, to;
@@ -98,18 +117,7 @@ static void forward_part(void *user, int part, int parts)
             round_row(j->in + (size_t)(first + t) * (size_t)K, K, a + (size_t)t * (size_t)pairs);
         for (int n = from; n < to; n += COLUMNS) {
             const int columns = to - n < COLUMNS ? to - n : COLUMNS;
-            for (int n16 = 0; n16 < COLUMNS; n16 += 16) { /* sixteen rows of W become columns */
-                const int have = columns - n16 < 0 ? 0 : columns - n16 < 16 ? columns - n16 : 16;
-                if (have)
-                    es_cpu_simd->dequant(j->w->type, (const char *)j->w->data + (size_t)(n + n16) * row, wide, (size_t)have * (size_t)K);
-                memset(wide + (size_t)have * (size_t)K, 0, (size_t)(16 - have) * (size_t)K * sizeof *wide);
-                uint32_t *narrow = (uint32_t *)(void *)wide; /* in place: pair p of a row lies at or before its floats */
-                for (int i = 0; i < 16; i++)
-                    round_row(wide + (size_t)i * (size_t)K, K, narrow + (size_t)i * (size_t)pairs);
-                for (int p = 0; p < pairs; p++)
-                    for (int i = 0; i < 16; i++)
-                        b[(size_t)p * COLUMNS + (size_t)(n16 + i)] = narrow[(size_t)i * (size_t)pairs + (size_t)p];
-            }
+            pack_columns(j->w, n, columns, b, wide);
             panel_product(T, pairs, columns, a, b, j->out + (size_t)first * (size_t)N + n, N, j->accumulate);
         }
     }
@@ -133,6 +141,86 @@ static void matmuls(es_pool *p, const es_weight *const *w, int n, const float *x
     for (int i = 0; i < n; i++)
         matmul(p, w[i], x, T, y[i], false, exact);
 }
+
+/* ---- screening (screen.h) ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct screening {
+    es_pool *pool;
+    es_weight w;
+    const float *x, *limit;
+    es_hits *hits;
+    int T, rows;
+} screening;
+
+/* tile() without the store: of a product of m rows what is above the columns' limits. m is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void screen_tile(int m, int pairs, const uint32_t *a, const uint32_t *b, __m512 low, __m512 high, int row, int column,
+                                                              es_hits *to)
+{
+    __m512 s[12][2];
+    for (int i = 0; i < m; i++)
+        s[i][0] = s[i][1] = _mm512_setzero_ps();
+    for (int p = 0; p < pairs; p++, b += COLUMNS) {
+        const __m512bh w0 = (__m512bh)_mm512_load_si512(b), w1 = (__m512bh)_mm512_load_si512(b + 16);
+        for (int i = 0; i < m; i++) {
+            const __m512bh x = (__m512bh)_mm512_set1_epi32((int)a[(size_t)i * (size_t)pairs + (size_t)p]);
+            s[i][0] = _mm512_dpbf16_ps(s[i][0], x, w0);
+            s[i][1] = _mm512_dpbf16_ps(s[i][1], x, w1);
+        }
+    }
+    for (int i = 0; i < m; i++) {
+        uint32_t above = _mm512_cmp_ps_mask(s[i][0], low, _CMP_GT_OQ) | (uint32_t)_mm512_cmp_ps_mask(s[i][1], high, _CMP_GT_OQ) << 16;
+        if (!above)
+            continue;
+        float value[COLUMNS];
+        _mm512_storeu_ps(value, s[i][0]);
+        _mm512_storeu_ps(value + 16, s[i][1]);
+        for (; above; above &= above - 1) {
+            const int c = __builtin_ctz(above);
+            es_hits_add(to, row + i, column + c, value[c]);
+        }
+    }
+}
+
+static void screen_part(void *user, int part, int parts)
+{
+    const screening *j = user;
+    const int N = j->w.n_out, K = j->w.n_in, pairs = K / 2;
+    uint32_t *b = es_pool_scratch(j->pool, part), *a = (uint32_t *)(void *)((char *)b + forward_fixed(K));
+    float *wide = (float *)(void *)(b + (size_t)pairs * COLUMNS), limit[COLUMNS];
+    int from, to;
+    es_share(N, COLUMNS, part, parts, &from, &to);
+    for (int first = 0; first < j->T && from < to; first += j->rows) {
+        const int T = j->T - first < j->rows ? j->T - first : j->rows;
+        for (int t = 0; t < T; t++)
+            round_row(j->x + (size_t)(first + t) * (size_t)K, K, a + (size_t)t * (size_t)pairs);
+        for (int n = from; n < to; n += COLUMNS) {
+            const int columns = to - n < COLUMNS ? to - n : COLUMNS;
+            for (int c = 0; c < COLUMNS; c++)
+                limit[c] = c < columns ? j->limit[n + c] : __builtin_inff();
+            const __m512 low = _mm512_loadu_ps(limit), high = _mm512_loadu_ps(limit + 16);
+            pack_columns(&j->w, n, columns, b, wide);
+            int t = 0;
+            for (; t + 12 <= T; t += 12)
+                screen_tile(12, pairs, a + (size_t)t * (size_t)pairs, b, low, high, first + t, n, &j->hits[part]);
+            for (; t < T; t++)
+                screen_tile(1, pairs, a + (size_t)t * (size_t)pairs, b, low, high, first + t, n, &j->hits[part]);
+        }
+    }
+}
+
+static bool screen_half(es_pool *p, const float *w, int N, int K, const float *x, int T, const float *limit, es_hits *hits)
+{
+    const size_t fixed = forward_fixed(K), row = (size_t)K * 2;
+    int rows = fixed < ES_SCRATCH ? (int)((ES_SCRATCH - fixed) / row) : 0;
+    rows = rows > SCREEN_ROWS ? SCREEN_ROWS : rows;
+    if (K % 2 || rows < FEWEST)
+        return false;
+    screening j = {p, {ES_F32, N, K, w}, x, limit, hits, T, rows};
+    es_pool_run(p, screen_part, &j);
+    return true;
+}
+
+/* ---- through weights backwards --------------------------------------------------------------------------------------------------------- */
 
 /* Two rows of `columns` floats (multiples of 32) as columns/32 panels' next row of pairs. */
 static void pack_pair(const float *r0, const float *r1, int columns, uint32_t *b, size_t panel)
@@ -212,15 +300,31 @@ static void open_table(void)
     table.matmul_back = matmul_back;
 }
 
+static bool supported(void)
+{
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool es_screen(es_pool *p, const float *w, int N, int K, const float *x, int T, const float *limit, es_hits *hits)
+{
+    return es_kernels_half() != es_kernels_cpu() && screen_half(p, w, N, K, x, T, limit, hits); /* asking opens the tables */
+}
+
 const es_kernels *es_kernels_half(void)
 {
-    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+    if (!supported())
         return es_kernels_cpu();
     pthread_once(&once, open_table);
     return &table;
 }
 
 #else
+
+bool es_screen(es_pool *p, const float *w, int N, int K, const float *x, int T, const float *limit, es_hits *hits)
+{
+    (void)p, (void)w, (void)N, (void)K, (void)x, (void)T, (void)limit, (void)hits;
+    return false;
+}
 
 const es_kernels *es_kernels_half(void)
 {

@@ -87,7 +87,8 @@ def serve(lines, answer):
         answer({"seconds": time.perf_counter() - began, "loss": loss.item()})
 
 
-def main():
+def run(serve):
+    """What every such script does around serve(lines, answer); the exit status."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
 
@@ -111,4 +112,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(serve))

@@ -107,6 +107,7 @@ typedef struct es_harvest_options {
     const int *layer; int n_layer;  /* residual after each of these */
     int context;                    /* tokens in a sequence: documents are cut at this length (default 256) */
     uint64_t max_tokens;            /* stored tokens; 0: all */
+    bool exact;                     /* products in f32; otherwise on bfloat16 where the processor has them (es_kernels_half) */
     bool skip_first;                /* leave each sequence's first token out (its norm is ~100x the others') */
     int threads;
     uint64_t seed;                  /* documents are read in a shuffled order when not 0 */
@@ -119,24 +120,53 @@ int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir
 
 /* ---- training -------------------------------------------------------------------------------------------------------------------- */
 
+typedef enum es_recipe { /* what a dictionary is trained with; train_loss.h has the formulas */
+    ES_TRAIN_BATCHTOPK,  /* a batch keeps its k*batch largest activations (Bussmann, Leask & Nanda 2024) */
+    ES_TRAIN_TOPK,       /* each token keeps its k largest (Gao et al. 2024) */
+    ES_TRAIN_MATRYOSHKA, /* BatchTopK whose first features reconstruct by themselves too (Bussmann et al. 2024) */
+    ES_TRAIN_JUMPRELU,   /* a threshold a feature, learned through straight-through estimators; L0 penalty (Rajamanoharan et al. 2024) */
+    ES_TRAIN_GATED,      /* gates and magnitudes apart (Rajamanoharan et al. 2024a) */
+    ES_TRAIN_STANDARD,   /* ReLU, L1 of the activations times their decoder rows' norms (Bricken et al. 2023; Anthropic, April 2024) */
+} es_recipe;
+enum { ES_RECIPES = 6, ES_PREFIXES_MAX = 16 };
+const char *es_recipe_name(es_recipe r); /* "batchtopk", ...; NULL past the last */
+
 typedef struct es_dictionary_training {
-    int n_features, k, batch;       /* BatchTopK: k*batch activations are kept in a batch */
+    es_recipe recipe;
+    int n_features, k, batch;       /* k: active features a token, on average; the recipes with a penalty are steered towards it */
     double learning_rate;           /* 0: scaled from n_features */
     uint64_t tokens;                /* tokens to see in all (epochs over the shards as needed) */
     int aux_k; double aux_weight;   /* dead features reconstruct the error (Gao et al. 2024, "Scaling and evaluating SAEs") */
     uint64_t dead_tokens;           /* a feature silent for so many tokens is dead */
-    double warmup, decay;           /* shares of the run */
+    double warmup, decay;           /* shares of the run in which the rate rises, and falls */
+    double sparsity;                /* jumprelu, gated, standard: weight of the penalty, of inputs with mean norm sqrt(d). 0: steered so that k are active */
+    double sparsity_warmup;         /* share of the run in which it rises */
+    double bandwidth;               /* jumprelu: how near its threshold an activation teaches it */
+    int prefix[ES_PREFIXES_MAX], n_prefix; /* matryoshka: rising numbers of features, the last all of them; n_prefix 0: F/16, F/8, F/4, F/2, F */
     uint64_t seed;
     int threads;
     double checkpoint_seconds;
     bool half;                      /* write f16 weights */
 } es_dictionary_training;
 es_dictionary_training es_dictionary_training_default(void);
-/* Trains on a harvest's layer and writes a SAELens folder (architecture jumprelu, threshold estimated over training as BatchTopK
- * does). DIR/checkpoint holds optimiser state; an interrupted run resumes from it and ends with the same kind of result.
- * progress.report carries "fvu=.. l0=.. dead=.." in `what`. */
+/* Trains on a harvest's layer and writes a SAELens folder: topk, gated and standard as what they are; batchtopk and matryoshka as jumprelu with one threshold,
+ * estimated over training, as SAELens does. DIR/checkpoint holds optimiser state; an interrupted (or killed) run resumes from it and ends with the same kind
+ * of result. progress.report carries "fvu=.. l0=.. dead=.. near=.." in `what`; near: the mean over features of the largest cosine with another one's row. */
 int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, const es_dictionary_training *o,
                         const es_progress *progress, es_error *err);
+/* Several layers of one harvest, one after another, into DIR/layer-NN: what is finished stays, what was begun goes on. */
+int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_layer, const char *dir, const es_dictionary_training *o,
+                               const es_progress *progress, es_error *err);
+
+typedef struct es_training_plan { /* of one layer; layers are trained one after another */
+    size_t memory;       /* bytes at once, the harvest's mapped pages not counted */
+    size_t disk;         /* bytes that the finished dictionary takes */
+    size_t disk_checkpoint; /* bytes that the checkpoint takes besides while it trains */
+    double tokens_per_second, seconds; /* by a few steps made for it; 0 where none were made */
+} es_training_plan;
+/* What a training will take. try_steps: that many steps are made, and forgotten, to tell the time (0: none). Writes nothing. */
+int es_dictionary_plan_width(const es_dictionary_training *o, int d, es_training_plan *out, es_error *err); /* without the time, where there is no harvest yet */
+int es_dictionary_train_plan(const char *harvest_dir, int layer, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err);
 
 typedef struct es_dictionary_stats {
     uint64_t tokens;

@@ -66,8 +66,15 @@ int es_named_npz(const char *path, const es_named *a, size_t n, es_error *err);
 int es_write_json(const char *folder, const char *name, json_t *v, es_error *err); /* v is taken over; NULL: no memory */
 const char *es_weights_hook_name(const es_weights *w, char *out, size_t size); /* in TransformerLens' words */
 
-/* Writes FOLDER/cfg.json and sae_weights.safetensors, architecture jumprelu, b_dec taken off the input. enc, dec: [F, d]; threshold: one number for all.
- * metadata: JSON object that becomes cfg.json's "metadata"; borrowed. */
+typedef struct es_trained { /* what training leaves; borrowed. b_enc: of the gated architecture its gates' bias; arrays that an architecture lacks are NULL */
+    es_architecture architecture;
+    int d, F, k;             /* k: topk only */
+    const float *enc, *dec;  /* [F, d] */
+    const float *b_enc, *b_dec, *threshold, *b_mag, *r_mag; /* [F], b_dec [d] */
+} es_trained;
+/* Writes FOLDER/cfg.json and sae_weights.safetensors (SAELens 6), b_dec taken off the input. metadata: JSON object that becomes cfg.json's "metadata"; borrowed. */
+int es_dictionary_save_trained(const char *folder, const es_trained *a, bool half, json_t *metadata, es_error *err);
+/* The same, of a jumprelu dictionary. enc, dec: [F, d]; threshold: one number for all. */
 int es_dictionary_save(const char *folder, int d, int F, const float *enc, const float *dec, const float *b_enc, const float *b_dec, float threshold,
                        bool half, json_t *metadata, es_error *err);
 

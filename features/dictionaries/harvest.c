@@ -19,6 +19,11 @@ es_harvest_options es_harvest_default(void)
     return (es_harvest_options){.context = 256, .skip_first = true, .seed = 1};
 }
 
+es_trainer_options es_harvest_trainer(const es_harvest_options *o)
+{
+    return (es_trainer_options){.max_tokens = BATCH_TOKENS, .threads = o->threads, .kernels = o->exact ? NULL : es_kernels_half()};
+}
+
 typedef struct harvest {
     es_model *m;
     const es_harvest_options *o;
@@ -201,6 +206,8 @@ static json_t *describe(harvest *h, es_error *err)
     json_t *v = json_pack("{s:s, s:i, s:{s:s, s:s}, s:o, s:o, s:i, s:i, s:b, s:I, s:i}", "format", "espalier-harvest", "version", 1, "model", "name",
                           es_model_get_info(h->m)->name, "sha256", h->model_hash, "files", files, "layers", layers, "d", h->d, "context",
                           h->o->context, "skip_first", h->o->skip_first, "seed", (json_int_t)h->o->seed, "shard_rows", SHARD_ROWS);
+    if (v && !h->o->exact && es_kernels_half() != es_kernels_cpu()) /* a harvest is of one kind */
+        json_object_set_new(v, "products", json_string("bfloat16"));
     if (!v)
         es_fail(err, ES_ERR_MEMORY, "not enough memory to describe the harvest");
     return v;
@@ -230,10 +237,15 @@ static int resume(harvest *h, bool *complete, es_error *err)
     const char *key;
     json_t *want;
     json_object_foreach(h->info, key, want)
-        if (!json_equal(want, json_object_get(old, key))) {
+        if (strcmp(key, "products") && !json_equal(want, json_object_get(old, key))) {
             json_decref(old);
             return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with another \"%s\": give another folder, or remove this one", path, key);
         }
+    if (!json_object_get(h->info, "products") != !json_object_get(old, "products")) {
+        json_decref(old);
+        return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with products %s: go on with it so (harvest --exact, or without), give another folder, or remove this one",
+                       path, json_object_get(h->info, "products") ? "in f32, not on bfloat16" : "on bfloat16, not in f32");
+    }
     if (!get_count(old, "rows", &h->rows) || !get_count(old, "ids", &h->n_id) || !get_count(old, "sequences", &h->n_sequence)
         || !get_count(old, "next_document", &h->next_document))
         rc = es_fail(err, ES_ERR_FORMAT, "%s: lacks its counts", path);
@@ -264,7 +276,7 @@ static int open_all(harvest *h, es_error *err)
         rc = open_at(h, &h->sequences, "sequences.bin", h->n_sequence * sizeof(es_harvest_sequence), err);
     if (rc)
         return rc;
-    es_trainer_options o = {.max_tokens = BATCH_TOKENS, .threads = h->o->threads};
+    es_trainer_options o = es_harvest_trainer(h->o);
     h->half = es_calloc((size_t)BATCH_TOKENS * (size_t)mi->d_model, sizeof *h->half);
     h->clamped = es_calloc((size_t)mi->d_model, sizeof *h->clamped);
     if (!h->half || !h->clamped)

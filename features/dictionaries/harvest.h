@@ -19,6 +19,8 @@ void es_documents_close(es_documents *l);
 /* Replaces what out held with document i's ids. */
 int es_documents_ids(const es_documents *l, size_t i, const es_model *m, es_ids *out, es_error *err);
 
+es_trainer_options es_harvest_trainer(const es_harvest_options *o); /* what the model is run with */
+
 /* ---- a harvest on disk ------------------------------------------------------------------------------------------------------------ */
 
 typedef struct es_harvest_sequence { /* a record of sequences.bin, little-endian */

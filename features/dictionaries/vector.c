@@ -31,6 +31,29 @@ typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
         for (; i < n; i++)                                                                                                      \
             y[i] += a * x[i];                                                                                                   \
     }                                                                                                                           \
+    attribute static void axpys_##suffix(float *y, const float *a, float s, const float *rows, const int32_t *index, const size_t *at, size_t n_rows, \
+                                         size_t n)                                                                              \
+    {                                                                                                                           \
+        size_t r = 0;                                                                                                           \
+        for (; r + 4 <= n_rows; r += 4) {                                                                                       \
+            size_t p[4];                                                                                                        \
+            for (int k = 0; k < 4; k++)                                                                                         \
+                p[k] = at ? at[r + (size_t)k] : r + (size_t)k;                                                                  \
+            const float a0 = s * a[p[0]], a1 = s * a[p[1]], a2 = s * a[p[2]], a3 = s * a[p[3]];                                 \
+            const float *x0 = rows + (size_t)index[p[0]] * n, *x1 = rows + (size_t)index[p[1]] * n,                             \
+                        *x2 = rows + (size_t)index[p[2]] * n, *x3 = rows + (size_t)index[p[3]] * n;                             \
+            size_t i = 0;                                                                                                       \
+            for (; i + 16 <= n; i += 16)                                                                                        \
+                *(v16 *)(y + i) += (a0 * *(const v16 *)(x0 + i) + a1 * *(const v16 *)(x1 + i))                                  \
+                                   + (a2 * *(const v16 *)(x2 + i) + a3 * *(const v16 *)(x3 + i));                               \
+            for (; i < n; i++)                                                                                                  \
+                y[i] += (a0 * x0[i] + a1 * x1[i]) + (a2 * x2[i] + a3 * x3[i]);                                                  \
+        }                                                                                                                       \
+        for (; r < n_rows; r++) {                                                                                               \
+            const size_t p = at ? at[r] : r;                                                                                    \
+            axpy_##suffix(y, s * a[p], rows + (size_t)index[p] * n, n);                                                         \
+        }                                                                                                                       \
+    }                                                                                                                           \
     attribute static void adam_##suffix(float *restrict w, const float *restrict g, float *restrict m, float *restrict v, size_t n, float b1, \
                                         float b2, float rate, float eps)                                                        \
     {                                                                                                                           \
@@ -40,7 +63,7 @@ typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
             w[i] -= rate * m[i] / (sqrtf(v[i]) + eps);                                                                          \
         }                                                                                                                       \
     }                                                                                                                           \
-    static const es_vector_ops ops_##suffix = {#suffix, dot_##suffix, axpy_##suffix, adam_##suffix};
+    static const es_vector_ops ops_##suffix = {#suffix, dot_##suffix, axpy_##suffix, axpys_##suffix, adam_##suffix};
 
 VARIANT(plain, )
 #ifdef __x86_64__

@@ -233,9 +233,9 @@ int cmd_bench(int argc, char **argv)
         {"tokens", "N", OPT_INT, &b.tokens, 1, 4096, "tokens decoded after it (default 64)", NULL},
         {"context", "N", OPT_INT, &b.context, 16, 1 << 20, "positions that --only context goes through (default 8192, or what the model was trained for)", NULL},
         {"only", "NAME", OPT_TEXT, &only, 0, 0, "memory, load, chat, context, batch, encode, adapt, learning or dictionary", NULL},
-        {"against", "PEER", OPT_TEXT, &against, 0, 0, "instead of all this: llama.cpp, prefill, decode and load beside its; or peft, a learning step on 4 x 256 tokens beside PEFT's", NULL},
-        {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with llama-cpp-python, or with torch, transformers, peft and gguf (default python3)", NULL},
-        {"model-hf", "DIR", OPT_TEXT, &model_hf, 0, 0, "the model for PEFT, as transformers saves it (default: the GGUF file)", NULL},
+        {"against", "PEER", OPT_TEXT, &against, 0, 0, "instead of all this: llama.cpp, prefill, decode and load beside its; peft, a learning step on 4 x 256 tokens beside PEFT's; torch, a dictionary's training step and the residual beside PyTorch's", NULL},
+        {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with llama-cpp-python, or with torch, transformers, gguf and (for peft) peft (default python3)", NULL},
+        {"model-hf", "DIR", OPT_TEXT, &model_hf, 0, 0, "the model for PEFT or PyTorch, as transformers saves it (default: the GGUF file)", NULL},
         {0},
     };
     static const command_help help = {"bench", "", "How fast this machine loads, prefills, decodes, encodes, adapts and trains dictionaries: medians, with the range. What needs a\n"
@@ -249,18 +249,20 @@ int cmd_bench(int argc, char **argv)
         return rc;
     if (only && !known_part(only))
         return opts_usage_error("bench", "--only is memory, load, chat, context, batch, encode, adapt, learning or dictionary, not '%s'", only);
-    if (against && strcmp(against, "peft") && strcmp(against, "llama.cpp"))
-        return opts_usage_error("bench", "--against is llama.cpp or peft, not '%s'", against);
+    if (against && strcmp(against, "peft") && strcmp(against, "llama.cpp") && strcmp(against, "torch"))
+        return opts_usage_error("bench", "--against is llama.cpp, peft or torch, not '%s'", against);
     if (against && only)
         return opts_usage_error("bench", "--only and --against do not go together");
-    bool peft = against && !strcmp(against, "peft");
-    if ((python && !against) || (model_hf && !peft))
-        return opts_usage_error("bench", "%s is for --against%s", python && !against ? "--python" : "--model-hf", python && !against ? "" : " peft");
+    bool peft = against && !strcmp(against, "peft"), torch = against && !strcmp(against, "torch");
+    if ((python && !against) || (model_hf && !peft && !torch))
+        return opts_usage_error("bench", "%s is for --against%s", python && !against ? "--python" : "--model-hf", python && !against ? "" : " peft or torch");
     es_error err = {0}, missing = {0};
     b.all = json_object();
     es_rng_seed(&b.rng, 1);
     rc = app_model(&b.m, &err);
-    if (rc == ES_OK && against && !peft)
+    if (rc == ES_OK && torch)
+        rc = bench_against_torch(&b, python ? python : "python3", model_hf, b.all, &err);
+    if (rc == ES_OK && against && !peft && !torch)
         rc = bench_against_llama(es_model_get_info(b.m)->path, python ? python : "python3", b.repeat, b.prompt, b.tokens, b.all, &err);
     if (peft) {
         rc = rc ? rc : app_features_open(&b.f, b.m, &err);

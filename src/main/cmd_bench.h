@@ -65,6 +65,10 @@ int bench_random_ids(const es_model *m, es_rng *rng, es_ids *ids, int n, es_erro
  * into: gets "ratios", "ours", "peft" and what they were measured with; a table is printed unless --json. */
 int bench_against_peft(es_model *m, const app_features *f, const char *python, const char *model_hf, int repeat, json_t *into, es_error *err);
 
+/* A step of training a dictionary beside PyTorch's dense TopK, and the residual after half the layers beside its in bfloat16. into: gets "ratios" and each
+ * side's rates. */
+int bench_against_torch(bench *b, const char *python, const char *model_hf, json_t *into, es_error *err);
+
 /* Prefill, decode and load beside llama.cpp's, on the same file and the same tokens, and what bounds decoding on this machine.
  * into: gets "ratios", "ours", "llama.cpp", "bound". */
 int bench_against_llama(const char *path, const char *python, int repeat, int prompt, int tokens, json_t *into, es_error *err);

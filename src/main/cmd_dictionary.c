@@ -1,4 +1,4 @@
-/* harvest, train, dictionary, atlas: from texts to a dictionary and what its features look like. */
+/* harvest, dictionary, atlas: from texts to activations, and what a dictionary and its features look like. */
 #include "app.h"
 #include "cmd_eval.h"
 
@@ -19,6 +19,7 @@ int cmd_harvest(int argc, char **argv)
         {"tokens", "N", OPT_COUNT, &o.max_tokens, 0, 1e12, "stop after N stored tokens; 0: all (2M is two million)", NULL},
         {"context", "N", OPT_INT, &o.context, 8, 8192, "tokens in a sequence (default 256)", NULL},
         {"seed", "S", OPT_COUNT, &o.seed, 0, 1.8e19, "read the documents in a shuffled order; 0: as they are", NULL},
+        {"exact", NULL, OPT_FLAG, &o.exact, 0, 0, "products in f32, not on bfloat16 where the processor has them", NULL},
         {"with-first", NULL, OPT_FLAG, &with_first, 0, 0, "keep each sequence's first token, whose norm is unlike all others", NULL},
         {0},
     };
@@ -57,59 +58,6 @@ int cmd_harvest(int argc, char **argv)
     json_t *about = NULL;
     snprintf(path, sizeof path, "%s/harvest.json", out);
     return es_json_file(&about, path, &err) == ES_OK ? app_print_json(about) : app_fail(&err);
-}
-
-int cmd_train(int argc, char **argv)
-{
-    es_dictionary_training o = es_dictionary_training_default();
-    const char *out = NULL;
-    int layer = -2;
-    bool f32 = false, aux_given = false;
-    const opt table[] = {
-        {"layer", "L", OPT_INT, &layer, -1, 511, "which of the harvest's layers", NULL},
-        {"out", "DIR", OPT_TEXT, &out, 0, 0, "the dictionary's folder; an interrupted training goes on", NULL},
-        {"features", "F", OPT_INT, &o.n_features, 2, 1 << 22, "features", NULL},
-        {"k", "K", OPT_INT, &o.k, 1, 65536, "active features a token, on average", NULL},
-        {"tokens", "N", OPT_COUNT, &o.tokens, 1, 1e12, "tokens to see in all; more than the harvest's: several times over", NULL},
-        {"batch", "N", OPT_INT, &o.batch, 16, 1 << 20, "tokens a step", NULL},
-        {"rate", "R", OPT_REAL, &o.learning_rate, 0, 1, "learning rate; 0: from the number of features", NULL},
-        {"aux-k", "K", OPT_INT, &o.aux_k, 0, 65536, "dead features that reconstruct the error", &aux_given},
-        {"aux-weight", "W", OPT_REAL, &o.aux_weight, 0, 10, "weight of that loss", NULL},
-        {"dead-tokens", "N", OPT_COUNT, &o.dead_tokens, 1, 1e12, "a feature silent for so many tokens is dead", NULL},
-        {"warmup", "SHARE", OPT_REAL, &o.warmup, 0, 1, "share of the run in which the rate rises", NULL},
-        {"decay", "SHARE", OPT_REAL, &o.decay, 0, 1, "share of the run in which it falls", NULL},
-        {"checkpoint", "SECONDS", OPT_REAL, &o.checkpoint_seconds, 1, 1e6, "how often the state is saved", NULL},
-        {"seed", "S", OPT_COUNT, &o.seed, 0, 1.8e19, "of the initial weights and the order", NULL},
-        {"f32", NULL, OPT_FLAG, &f32, 0, 0, "write f32 weights, not f16", NULL},
-        {0},
-    };
-    static const command_help help = {
-        "train", "HARVEST --layer L --out DIR",
-        "Trains a BatchTopK dictionary on one layer of a harvest and writes it as a SAELens folder (jumprelu).",
-        "  espalier train harvest --layer 15 --features 6144 --k 32 --tokens 4M --out dictionary-l15", 1, 1};
-    int n;
-    int rc = opts_parse(&help, table, argc, argv, &n);
-    if (rc != OPTS_GO)
-        return rc;
-    if (layer == -2 || !out)
-        return opts_usage_error("train", "%s is missing", out ? "--layer L" : "--out DIR");
-    o.threads = the_app.threads;
-    if (!aux_given && o.aux_k > o.n_features / 2)
-        o.aux_k = o.n_features / 2;
-    if (f32)
-        o.half = false;
-    es_error err = {0};
-    es_progress progress = app_progress();
-    double began = es_seconds();
-    rc = es_dictionary_train(argv[1], layer, out, &o, &progress, &err);
-    app_progress_end();
-    if (rc != ES_OK)
-        return app_fail(&err);
-    double seconds = es_seconds() - began;
-    if (the_app.json)
-        return app_print_json(json_pack("{s:s,s:i,s:i,s:f}", "dictionary", out, "layer", layer, "features", o.n_features, "seconds", seconds));
-    app_note("trained %s in %.0f s", out, seconds);
-    return EXIT_DONE;
 }
 
 /* ---- dictionary stats, info ----------------------------------------------------------------------------------------------- */

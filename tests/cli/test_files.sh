@@ -72,3 +72,4 @@ peft "cannot run './no-such-python': No such file or directory; name with --pyth
 peft "ended without an answer (exit 1)" false
 printf '#!/bin/sh\nexec python3 -I -S "$@"\n' >bare && chmod +x bare
 peft "this Python needs: pip install torch transformers peft gguf" ./bare
+refused 1 "this Python needs: pip install torch transformers gguf" bench --against torch --python ./bare --model tiny.gguf --quiet

@@ -109,6 +109,26 @@ want 0 train harvest --layer 1 --features 96 --k 8 --batch 256 --tokens 8k --see
 refused 1 "dictionary" drift bias.safetensors --model tiny.gguf --dictionary dict2
 refused 1 "dictionary" basis show brief.json --model tiny.gguf --dictionary dict2
 
+# Several layers, of texts, in one go; a plan first; killed with nothing said, it goes on
+want 0 train harvest --layer 1 --features 96 --k 8 --recipe jumprelu --out plan --plan --json --quiet
+is 'v["memory"] > 1e5 and v["disk"] > 0 and v["seconds"] > 0' out || fail "the plan"
+[ ! -e plan ] || fail "a plan wrote something"
+python3 -c 'import json
+for i in range(400): print(json.dumps({"text": f"Line {i} of a text that says little, {i * i} times over."}))' >many.jsonl
+several=(train many.jsonl --layers 0,1 --features 96 --k 8 --batch 256 --tokens 60k --recipe matryoshka --checkpoint 0.02 --out several --model tiny.gguf --quiet)
+for delay in 0.2 0.5 1; do timeout -s KILL $delay "$ESPALIER_BIN" "${several[@]}" >/dev/null 2>&1 || true; done
+[ -e several/layer-01/sae_weights.safetensors ] || want 0 "${several[@]}"
+refused 1 "all its dictionaries are finished" "${several[@]}"
+for l in 0 1; do
+  want 0 dictionary info several/layer-0$l --json
+  is "v['layer'] == $l and v['features'] == 96 and v['architecture'] == 'jumprelu'" out || fail "layer $l of several"
+  [ ! -e several/layer-0$l/checkpoint ] || fail "a checkpoint was left behind"
+done
+refused 2 "is no recipe" train harvest --layer 1 --recipe sparse --out x
+refused 2 "--prefixes is for" train harvest --layer 1 --prefixes 10,96 --out x
+refused 1 "prefixes must rise" train harvest --layer 1 --features 96 --k 8 --recipe matryoshka --prefixes 10,50 --out x
+refused 1 "needs" train harvest --layer 1 --features 96 --k 8 --memory 1M --out x
+
 # Killed while it learns or imports: no half adapter, and the workspace is sound
 for delay in 0.02 0.1 0.3; do
   timeout -s KILL $delay "$ESPALIER_BIN" adapt --basis brief --experiences pairs.jsonl --rate 1e-9 --steps 100000 --out killed.safetensors "${d[@]}" >/dev/null 2>&1 || true

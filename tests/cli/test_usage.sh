@@ -25,7 +25,7 @@ refused 2 "--layers wants numbers" harvest x.txt --out d --layers 9999999999
 refused 2 "there is no command 'bogus'" features bogus
 refused 2 "--form is bias, gain, map or lora" adapt --basis b --experiences e --out o --form gane
 refused 2 "--to is control-vector, npz or json" export a --to pickle b
-refused 2 "--against is llama.cpp or peft, not 'llama'" bench --against llama
+refused 2 "--against is llama.cpp, peft or torch, not 'llama'" bench --against llama
 refused 2 "--only and --against do not go together" bench --against peft --only adapt
 refused 2 "--only is memory, load, chat, context, batch, encode, adapt, learning or dictionary, not 'speech'" bench --only speech
 refused 2 "--python is for --against" bench --python python3
