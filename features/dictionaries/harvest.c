@@ -264,7 +264,7 @@ static int open_all(harvest *h, es_error *err)
         rc = open_at(h, &h->sequences, "sequences.bin", h->n_sequence * sizeof(es_harvest_sequence), err);
     if (rc)
         return rc;
-    es_trainer_options o = {.max_tokens = BATCH_TOKENS, .threads = h->o->threads};
+    es_trainer_options o = {.max_tokens = BATCH_TOKENS, .threads = h->o->threads, .rough_on_card = true}; /* stored in half precision anyway */
     h->half = es_calloc((size_t)BATCH_TOKENS * (size_t)mi->d_model, sizeof *h->half);
     h->clamped = es_calloc((size_t)mi->d_model, sizeof *h->clamped);
     if (!h->half || !h->clamped)

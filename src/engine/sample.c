@@ -76,7 +76,7 @@ int32_t es_sample(es_context *c, const es_sampling *s, es_rng *rng)
 {
     es_candidate *all = c->candidate;
     int n = c->model->info.n_vocab;
-    const float *logits = c->now->logits;
+    const float *logits = es_context_logits(c);
     for (int i = 0; i < n; i++)
         all[i] = (es_candidate){isnan(logits[i]) ? -INFINITY : logits[i], i};
     if (s->repeat_penalty > 0 && s->repeat_penalty != 1)
