@@ -73,6 +73,8 @@ static void layout(es_context *c, es_arena *h, es_arena *a)
     if (card) {
         c->pass.ids = es_arena_take(a, CHUNK, sizeof *c->pass.ids);
         c->pass.host_rows = es_arena_take(h, CHUNK * d, sizeof(float));
+        c->top_on = es_arena_take(a, 2 * ES_TOP_MAX, sizeof *c->top_on);
+        c->top = es_arena_take(h, 2 * ES_TOP_MAX, sizeof *c->top);
     }
 }
 
@@ -89,7 +91,7 @@ static void measure(const es_model *m, const es_context_options *o, bool card, s
 static int set_up(es_context *c, es_error *err)
 {
     const es_context_options *o = &c->o;
-    const es_cuda_pool_options po = {.high_priority = true, .precision = ES_CUDA_BF16};
+    const es_cuda_pool_options po = {.high_priority = true, .precision = o->exact ? ES_CUDA_F32 : ES_CUDA_BF16};
     size_t host, on;
     int code = es_pass_open(&c->pass, c->model, o->kernels, o->threads, &po, err);
     if (code)
@@ -205,28 +207,36 @@ void es_context_set_patch(es_context *c, const es_patch *p)
     c->has_patch = p != NULL;
     c->patch = p ? *p : (es_patch){0};
     c->pass.on.current = false;
+    c->recorded = NULL;
 }
 
 void es_context_set_watch(es_context *c, const es_watch *w, int n)
 {
     c->watch = w;
     c->n_watch = n;
+    c->recorded = NULL;
 }
 
-/* Runs ids, a row each, through the blocks; the residual ends in acts.x. pos, start and cache are set. */
-static int run(es_context *c, const int32_t *ids, int n, int n_seq, es_error *err)
+/* The residual in acts.x, a row a token, through all blocks. */
+static void blocks(es_context *c, int n, int n_seq)
 {
-    int code = es_embed(&c->pass, ids, n, c->acts.x, err);
-    if (code)
-        return code;
-    if (c->pass.card)
-        c->pass.k->upload(c->pass.pool, c->pos_on, c->pos, sizeof *c->pos * (size_t)n);
     es_rows rows = {.n = n, .pos = c->pos, .pos_on = c->pos_on, .start = c->start, .n_seq = n_seq, .cache = &c->cache};
     es_residual_forward(&c->pass, -1, &rows, c->acts.x, c->watch, c->n_watch);
     for (int l = 0; l < c->model->info.n_layer; l++) {
         es_block_forward(&c->pass, l, &rows, &c->acts, c->acts.x);
         es_residual_forward(&c->pass, l, &rows, c->acts.x, c->watch, c->n_watch);
     }
+}
+
+/* Runs ids, a row each, through the blocks; the residual ends in acts.x. pos, start and cache are set. */
+static int run(es_context *c, const int32_t *ids, int n, int n_seq, es_error *err)
+{
+    if (c->pass.card)
+        c->pass.k->upload(c->pass.pool, c->pos_on, c->pos, sizeof *c->pos * (size_t)n);
+    int code = es_embed(&c->pass, ids, n, c->acts.x, err);
+    if (code)
+        return code;
+    blocks(c, n, n_seq);
     return ES_OK;
 }
 
@@ -262,6 +272,44 @@ static bool cancelled(const volatile bool *cancel)
     return cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED);
 }
 
+/* Whether a token's pass is the same run of kernels whatever the token: nothing of it is done here. */
+static bool can_record(const es_context *c)
+{
+    return c->pass.card && c->cache.half && !c->no_record && !c->n_watch && !(c->has_patch && c->patch.n_hook);
+}
+
+/* One token on a card, from a recording that is made once and then only started. */
+static int feed_recorded(es_context *c, int32_t id, es_error *err)
+{
+    const es_kernels *k = c->pass.k;
+    es_pool *pool = c->pass.pool;
+    es_slot *s = c->now;
+    const es_weight *w = &c->pass.model->token_embd;
+    if (id < 0 || id >= w->n_out)
+        return es_fail(err, ES_ERR_USAGE, "token 0 is %d, but the vocabulary has %d", id, w->n_out);
+    c->pos[0] = s->length;
+    c->start[0] = 0;
+    c->start[1] = 1;
+    c->cache.k[0] = s->k;
+    c->cache.v[0] = s->v;
+    k->upload(pool, c->pos_on, c->pos, sizeof *c->pos);
+    k->upload(pool, c->pass.ids, &id, sizeof id);
+    if (c->recorded == s)
+        es_cuda_step_again(pool);
+    else {
+        es_cuda_step_begin(pool);
+        c->pass.at_pos = c->n_ctx;
+        k->embed(pool, w, c->pass.ids, 1, c->model->facts.embed_scale, c->acts.x);
+        blocks(c, 1, 1);
+        es_logits(&c->pass, c->acts.x, 1, c->pass.norm, s->logits_on, c->pass.exact);
+        c->pass.at_pos = 0;
+        es_cuda_step_end(pool);
+    }
+    int code = k->sync(pool, err);
+    c->recorded = code ? NULL : s;
+    return code;
+}
+
 static int feed(es_context *c, const int32_t *ids, int n, const volatile bool *cancel, es_error *err)
 {
     const es_model_info *m = &c->model->info;
@@ -273,6 +321,18 @@ static int feed(es_context *c, const int32_t *ids, int n, const volatile bool *c
     int code = get_ready(c, err);
     if (code)
         return code;
+    if (n == 1 && can_record(c)) {
+        if (cancelled(cancel))
+            return es_fail(err, ES_ERR_CANCELLED, "cancelled");
+        code = feed_recorded(c, ids[0], err);
+        if (!code) {
+            s->behind = true;
+            s->ids[s->length++] = ids[0];
+        }
+        if (code != ES_ERR_DEVICE || es_cuda_lost(c->pass.card))
+            return code;
+        c->no_record = true; /* it is there, but does not record this: step by step, then */
+    }
     int chunks = (n + CHUNK - 1) / CHUNK, done = 0, last = 0;
     for (int i = 0; i < chunks; i++) { /* chunks of equal size, so that none is a straggler */
         if (cancelled(cancel))
@@ -303,6 +363,7 @@ static int fall_back(es_context *c, es_error *err)
     c->arena = (es_arena){0};
     tear_down(c);
     c->pass = (es_pass){0};
+    c->recorded = NULL;
     code = set_up(c, err);
     for (int i = 0; i < c->n_seq && !code; i++) {
         c->now = &c->slot[i];

@@ -30,6 +30,8 @@ struct es_context {
     bool has_patch;
     const es_watch *watch;
     int n_watch;
+    const es_slot *recorded; /* with a card: the sequence whose single token's pass is recorded as it is now; NULL: none */
+    bool no_record;          /* the card would not have it */
 
     int n_ctx, n_seq;
     es_slot *slot; /* [n_seq] */
@@ -43,6 +45,7 @@ struct es_context {
     float *step_logits; /* [n_seq, n_vocab]; NULL with one sequence */
 
     es_candidate *candidate; /* [n_vocab], sampling's scratch */
+    int32_t *top_on, *top;   /* with a card: [2, ES_TOP_MAX] ids and logits of the best, there and here */
 };
 
 #endif

@@ -100,7 +100,7 @@ static void linears(const es_pass *p, int layer, es_site first, int n_sites, con
 const float *es_rows_down(const es_pass *p, const float *h, int n)
 {
     p->k->download(p->pool, p->host_rows, h, sizeof *h * n * p->model->info.d_model);
-    return p->host_rows;
+    return es_cuda_lost(p->card) ? NULL : p->host_rows;
 }
 
 /* A hook works on host memory: with a card the rows come down and what it made of them goes up. */
@@ -111,7 +111,8 @@ static void hook_forward(const es_pass *p, const es_hook *e, const es_rows *r, f
         e->forward(e->user, h, r->pos, r->n, d);
         return;
     }
-    es_rows_down(p, h, r->n);
+    if (!es_rows_down(p, h, r->n))
+        return;
     e->forward(e->user, p->host_rows, r->pos, r->n, d);
     p->k->upload(p->pool, h, p->host_rows, sizeof *h * r->n * d);
 }
@@ -140,8 +141,8 @@ void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h
     const float *seen = p->card ? NULL : h;
     for (int i = 0; i < n_watch; i++)
         if (watch[i].layer == layer) {
-            if (!seen)
-                seen = es_rows_down(p, h, r->n);
+            if (!seen && !(seen = es_rows_down(p, h, r->n)))
+                return;
             watch[i].fn(watch[i].user, layer, r->pos[0], seen, r->n, d);
         }
 }
@@ -206,6 +207,18 @@ static void remember(const es_pass *p, int layer, const es_rows *r, int s, const
     }
 }
 
+/* One token of one sequence, so that a recorded pass serves all its positions. */
+static void attend_at(const es_pass *p, int layer, const es_rows *r, const es_acts *a)
+{
+    const es_model_info *m = &p->model->info;
+    const es_cache *c = r->cache;
+    const es_attn shape = es_attention_shape(p->model, layer, r, 0);
+    uint16_t *k = (uint16_t *)c->k[0] + (size_t)layer * c->layer, *v = (uint16_t *)c->v[0] + (size_t)layer * c->layer;
+    es_cuda_append_half(p->pool, a->k, k, r->pos_on, m->n_kv * m->head_dim);
+    es_cuda_append_half(p->pool, a->v, v, r->pos_on, m->n_kv * m->head_dim);
+    es_cuda_attention_at(p->pool, &shape, p->at_pos, a->q, k, v, r->pos_on, a->att);
+}
+
 /* Attention, each sequence for itself: over its rows or, with a cache, over all that it has there. */
 static void attend(const es_pass *p, int layer, const es_rows *r, const es_acts *a)
 {
@@ -213,6 +226,10 @@ static void attend(const es_pass *p, int layer, const es_rows *r, const es_acts 
     const es_cache *c = r->cache;
     size_t q_width = (size_t)m->n_head * m->head_dim, kv_width = (size_t)m->n_kv * m->head_dim;
     int n = 0;
+    if (p->at_pos) {
+        attend_at(p, layer, r, a);
+        return;
+    }
     for (int s = 0; s < r->n_seq; s++) {
         size_t first = r->start[s];
         es_attn shape = es_attention_shape(p->model, layer, r, s);

@@ -65,6 +65,7 @@ struct es_pass {
     const es_addend *addend;
     es_patch_on on;                   /* with a card */
     int32_t *ids;                     /* with a card: [rows] there, for the embedding */
+    int at_pos;                       /* with a card: the one token of this pass finds its position in pos_on, of at most so many; 0: not so */
     float *host_rows;                 /* with a card: room for the rows of a pass, [rows, d_model], where hooks and watches see them */
     uint8_t *site_mask;               /* [n_layer]: bit s is set when a low-rank entry that acts sits on site s of the layer */
     float *norm;                      /* [n, d_model] scratch: a normalised input */
@@ -108,7 +109,7 @@ int es_embed(const es_pass *p, const int32_t *ids, int n, float *out, es_error *
 void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out);
 /* The patch's addends and hooks on the residual h[n, d_model] after `layer`, then the watches. */
 void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, const es_watch *watch, int n_watch);
-/* With a card: rows h[n, d_model] in host memory, until the next call. */
+/* With a card: rows h[n, d_model] in host memory, until the next call. NULL: the card was lost. */
 const float *es_rows_down(const es_pass *p, const float *h, int n);
 
 /* Where a block's backward pass puts its work; all [n, width]. */

@@ -39,6 +39,7 @@ struct es_trainer {
 
     es_rows rows; /* of the last forward */
     bool forward_done;
+    int seen; /* the watches of layers up to this one have been called: not again when a lost card's pass is repeated */
 };
 
 enum { FF_ROWS = 512, HEAD_ROWS_MIN = 16, LOGIT_BYTES = 192 << 20 };
@@ -458,6 +459,14 @@ int es_trainer_site_input(es_trainer *t, int layer, es_site site, float *out, es
 
 /* ---- forward and backward ------------------------------------------------------------------------------------------------- */
 
+/* What happens to the residual after a layer. */
+static void look(es_trainer *t, int layer, float *h, const es_watch *watch, int n_watch)
+{
+    es_residual_forward(&t->pass, layer, &t->rows, h, watch, layer > t->seen ? n_watch : 0);
+    if (layer > t->seen && !(t->pass.card && es_cuda_lost(t->pass.card)))
+        t->seen = layer;
+}
+
 static int forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
                        int n_watch, float *logprob, const volatile bool *cancel, es_error *err)
 {
@@ -493,7 +502,7 @@ static int forward(es_trainer *t, const es_batch *b, const float *resid, const e
         t->pass.k->upload(t->pass.pool, h, resid, sizeof *h * b->n * m->d_model);
     else if ((code = es_embed(&t->pass, b->ids, b->n, h, err)))
         return code;
-    es_residual_forward(&t->pass, from - 1, &t->rows, h, watch, n_watch);
+    look(t, from - 1, h, watch, n_watch);
     for (int l = from; l < m->n_layer; l++) {
         if ((code = cancelled(cancel, err)))
             return code;
@@ -504,7 +513,7 @@ static int forward(es_trainer *t, const es_batch *b, const float *resid, const e
             h = l + 1 < m->n_layer ? t->acts[l + 1].x : t->h;
         }
         es_block_forward(&t->pass, l, &t->rows, &acts, h);
-        es_residual_forward(&t->pass, l, &t->rows, h, watch, n_watch);
+        look(t, l, h, watch, n_watch);
     }
     code = head_forward(t, b, logprob, cancel, err);
     code = code ? code : t->pass.k->sync(t->pass.pool, err);
@@ -515,6 +524,7 @@ static int forward(es_trainer *t, const es_batch *b, const float *resid, const e
 int es_trainer_forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
                        int n_watch, float *logprob, const volatile bool *cancel, es_error *err)
 {
+    t->seen = t->o.from_layer - 2;
     int code = forward(t, b, resid, patch, watch, n_watch, logprob, cancel, err);
     if (code != ES_ERR_DEVICE || !t->pass.card)
         return code;

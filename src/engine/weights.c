@@ -288,5 +288,7 @@ int es_weights_load(es_model *m, const char *path, const es_weights_more *more, 
     free(chunk);
     free(list);
     es_safetensors_free(s);
+    if (!rc)
+        es_model_changed(m);
     return rc;
 }

@@ -314,6 +314,82 @@ static void patch_replaced(void **state)
     close_both(&b);
 }
 
+/* ---- a token at a time ------------------------------------------------------------------------------------------------------------ */
+
+/* One recording serves all positions, of layers with windows too; another sequence, and another patch, are recorded anew. */
+static void recorded(void **state)
+{
+    (void)state;
+    static const char *const name[] = {"llama", "gemma2", "gemma3", "olmo3"};
+    es_error err;
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+        char part[64];
+        es_context *c[2];
+        float v[64];
+        snprintf(part, sizeof part, "families/%s", name[i]);
+        both b = open_both(test_golden(part), true);
+        es_addend add = {.layer = 1, .scale = 2, .v = v, .min_pos = 14};
+        es_patch patch = {.addend = &add, .n_addend = 1};
+        for (int j = 0; j < 64; j++)
+            v[j] = 0.1f * (float)(j % 9);
+        long before = shim_records();
+        for (int on = 0; on < 2; on++) {
+            es_context_options o = {.n_ctx = 200, .threads = 1, .n_seq = 2};
+            assert_ok(es_context_open(&c[on], on ? b.card : b.cpu, &o, &err), &err);
+            assert_ok(es_context_feed(c[on], b.ids, 3, NULL, &err), &err);
+        }
+        for (int t = 3; t < 20; t++) {
+            if (t == 10)
+                for (int on = 0; on < 2; on++)
+                    es_context_set_patch(c[on], &patch);
+            for (int on = 0; on < 2; on++)
+                assert_ok(es_context_feed(c[on], b.ids + t, 1, NULL, &err), &err);
+            near(name[i], "logits of a recorded token", es_context_logits(c[1]), es_context_logits(c[0]), (size_t)b.n_vocab, 3e-3);
+        }
+        assert_int_equal(shim_records() - before, 2);
+        for (int on = 0; on < 2; on++) {
+            es_context_select(c[on], 1);
+            assert_ok(es_context_feed(c[on], b.ids + 5, 1, NULL, &err), &err); /* the very first token by a recording */
+            assert_ok(es_context_feed(c[on], b.ids + 6, 1, NULL, &err), &err);
+        }
+        near(name[i], "logits of another sequence", es_context_logits(c[1]), es_context_logits(c[0]), (size_t)b.n_vocab, 3e-3);
+        assert_int_equal(shim_records() - before, 3);
+        assert_error(es_context_feed(c[1], (int32_t[]){b.n_vocab}, 1, NULL, &err), &err, "vocabulary");
+        assert_int_equal(es_context_length(c[1]), 2);
+        for (int on = 0; on < 2; on++)
+            es_context_free(c[on]);
+        close_both(&b);
+    }
+}
+
+/* What is drawn from the few logits that come down is what is drawn from all. */
+static void sampling(void **state)
+{
+    (void)state;
+    static const es_sampling draw[] = {
+        {.temperature = 0, .top_p = 1, .repeat_penalty = 1}, {.temperature = 0, .top_p = 1, .repeat_penalty = 1.3f, .repeat_window = 8},
+        {.temperature = 0.8f, .top_k = 5, .top_p = 1, .repeat_penalty = 1}, {.temperature = 1.2f, .top_k = 20, .top_p = 0.8f, .repeat_penalty = 1.5f, .repeat_window = 30},
+        {.temperature = 1.5f, .top_k = 40, .top_p = 0.95f, .repeat_penalty = 0.7f, .repeat_window = 30}, {.temperature = 1, .top_p = 0.9f, .repeat_penalty = 1.1f, .repeat_window = 4}};
+    es_error err;
+    es_context *c;
+    both b = open_both(test_golden("families/llama"), true);
+    assert_ok(es_context_open(&c, b.card, &(es_context_options){.n_ctx = 200}, &err), &err);
+    assert_ok(es_context_feed(c, b.ids, 12, NULL, &err), &err);
+    for (int t = 0; t < 60; t++) {
+        es_rng one, other;
+        const es_sampling *s = &draw[t % 6];
+        es_rng_seed(&one, (uint64_t)t);
+        other = one;
+        assert_ok(es_context_feed(c, b.ids + t % MORE, 1, NULL, &err), &err);
+        int32_t few = es_sample(c, s, &one);
+        es_context_logits(c); /* from now on all are here */
+        assert_int_equal(few, es_sample(c, s, &other));
+        assert_memory_equal(&one, &other, sizeof one);
+    }
+    es_context_free(c);
+    close_both(&b);
+}
+
 /* ---- thawed models move ------------------------------------------------------------------------------------------------------------- */
 
 static void numbers_change(void **state)
@@ -528,6 +604,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(families),     cmocka_unit_test(types),        cmocka_unit_test(patches),   cmocka_unit_test(patch_replaced),
+        cmocka_unit_test(recorded),     cmocka_unit_test(sampling),
         cmocka_unit_test(numbers_change), cmocka_unit_test(lost_context), cmocka_unit_test(lost_before_logits), cmocka_unit_test(lost_trainer),
         cmocka_unit_test(no_memory),    cmocka_unit_test(no_memory_for_weights), cmocka_unit_test(by_name),
     };

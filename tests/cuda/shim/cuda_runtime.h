@@ -111,6 +111,7 @@ struct cudaDeviceProp {
 cudaError_t cudaGetLastError(void);
 const char *cudaGetErrorString(cudaError_t e);
 cudaError_t cudaGetDeviceCount(int *n);
+cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int index);
 cudaError_t cudaSetDevice(int index);
 cudaError_t cudaMemGetInfo(size_t *left, size_t *all);

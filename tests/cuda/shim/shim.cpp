@@ -303,6 +303,7 @@ struct shim_event { int unused; };
 
 static thread_local cudaError_t last = cudaSuccess;
 static bool lost, blas_there = true;
+static long records;
 static long lose_after = -1; // kernels until the card is lost; negative: never
 static int cards = 1;
 static size_t memory_all = (size_t)4 << 30, memory_used;
@@ -313,7 +314,7 @@ struct piece { size_t n; char *map; size_t mapped; }; // map: pages of its own, 
 static std::map<char *, piece> allocated;
 static std::recursive_mutex one_at_a_time;
 static int open_depth;
-enum { PAGE = 4096 };
+enum { PAGE = 4096, GUARDED = 16 << 20 /* a real model's weights stay open: closing them takes longer than many a kernel */ };
 
 static const piece *piece_at(const void *p, char **start)
 {
@@ -327,7 +328,7 @@ static const piece *piece_at(const void *p, char **start)
 
 static void protect(const piece &a, int how)
 {
-    if (a.map && mprotect(a.map, a.mapped - PAGE, how) != 0)
+    if (a.map && a.n <= GUARDED && mprotect(a.map, a.mapped - PAGE, how) != 0)
         abort();
 }
 
@@ -381,6 +382,8 @@ static char *take_memory(size_t n, piece *a)
         return NULL;
     a->map = (char *)map;
     a->mapped = pages + PAGE;
+    if (n > GUARDED && mprotect(map, pages, PROT_READ | PROT_WRITE) != 0)
+        return NULL;
     return a->map + pages - used;
 #endif
 }
@@ -461,6 +464,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int index)
     return answer();
 }
 
+cudaError_t cudaDriverGetVersion(int *version) { *version = 12040; return answer(); }
 cudaError_t cudaSetDevice(int) { return answer(); }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *low, int *high) { *low = 0, *high = -5; return answer(); }
 
@@ -574,6 +578,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 {
     s->recording = true;
+    records++;
     s->recorded = shim_graph{};
     return answer();
 }
@@ -618,5 +623,6 @@ size_t shim_memory_used(void) { return memory_used; }
 void shim_lose_card(int lose) { lost = lose != 0; last = cudaSuccess; lose_after = -1; }
 void shim_lose_after(long n) { lose_after = n; }
 void shim_blas(int there) { blas_there = there != 0; }
+long shim_records(void) { return records; }
 long shim_launches(void) { return launches; }
 bool shim_blas_there(void) { return blas_there; }
