@@ -106,6 +106,7 @@ typedef struct es_studio_options {
     const char *author;
     es_sampling sampling;           /* numbers that are -1: the model's own (es_model_sampling) */
     int max_tokens, n_ctx, threads;
+    es_cuda *card;                  /* where the model works; NULL: the processor. The caller's, for longer than the studio */
     size_t memory;                  /* a model that needs more is refused; 0: what the machine has available */
     bool learn;                     /* the worker starts unpaused */
     int prefer_loss;                /* how stated preferences are learned: an es_distil_loss on the model's own replies, or 0: through pairs */

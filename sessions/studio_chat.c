@@ -36,6 +36,7 @@ static int load_dictionary(es_studio *s, es_error *err)
 static int load_model(es_studio *s, es_error *err)
 {
     int rc = es_model_open_within(&s->model, s->o.model, s->o.n_ctx, s->o.memory, err);
+    rc = rc ? rc : es_model_use_card(s->model, s->o.card, NULL, err);
     if (rc)
         return rc;
     const es_model_info *i = es_model_get_info(s->model);

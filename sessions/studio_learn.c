@@ -626,7 +626,8 @@ static int teacher_of(es_studio *s, const char *named, const lessons *in, const 
     if (access(path, R_OK))
         return es_fail(err, ES_ERR_MISSING, "no teacher: \"%.60s\" is no preference that was stated, and no model's file", named);
     learning(s, ES_LEARN_PREPARING, "opening the teacher %.100s", path);
-    return es_model_open(model, path, err);
+    int rc = es_model_open(model, path, err);
+    return rc ? rc : es_model_use_card(*model, s->o.card, NULL, err);
 }
 
 /* Learns from all experiences anew, from the base model, and lets the result answer. */

@@ -21,7 +21,7 @@ es_harvest_options es_harvest_default(void)
 
 es_trainer_options es_harvest_trainer(const es_harvest_options *o)
 {
-    return (es_trainer_options){.max_tokens = BATCH_TOKENS, .threads = o->threads, .kernels = o->exact ? NULL : es_kernels_half()};
+    return (es_trainer_options){.max_tokens = BATCH_TOKENS, .threads = o->threads, .rough = !o->exact};
 }
 
 typedef struct harvest {

@@ -714,6 +714,8 @@ static int move(es_tune *t, es_step_report *out, es_error *err)
         out->guard = "clip";
     }
     es_pool_run(t->pool, adam_part, &a);
+    if (t->o.weights)
+        es_model_changed(t->m);
     t->steps++;
     return ES_OK;
 }

@@ -10,6 +10,7 @@ enum { SEQUENCES = 64, MAX_SPLITS = 64 };
 struct sequence {
     const void *k, *v; // rows of n_kv * D from position 0
     int pos0, T, row;  // row: of q and out, its first
+    const int *at;     // where the card finds pos0; NULL: it is above
 };
 struct sequences {
     sequence s[SEQUENCES];
@@ -25,7 +26,9 @@ struct result { // where it goes: out, or parts to be joined, or what the backwa
 template <class KV, int R, int EACH>
 static __global__ void attend(es_attend a, sequences all, const float *q, result to, int splits)
 {
-    const sequence seq = all.s[blockIdx.z / splits];
+    sequence seq = all.s[blockIdx.z / splits];
+    if (seq.at)
+        seq.pos0 = *seq.at;
     const int D = a.D, split = blockIdx.z % splits, row0 = blockIdx.x * R, rows = seq.T * a.group;
     if (row0 >= rows)
         return;
@@ -202,7 +205,7 @@ static void attention(es_pool *p, const es_attn *a, const float *q, const float 
     sequences one = {};
     if (a->T < 1 || !es_attend_can(s, a) || !es_stream_ready(s) || es_attention_by_products(s, a, q, k, v, false, out))
         return;
-    one.s[0] = sequence{k, v, a->pos0, a->T, 0};
+    one.s[0] = sequence{k, v, a->pos0, a->T, 0, NULL};
     result to = {};
     to.out = out;
     run<float>(s, es_attend_of(a), one, 1, a->T * (a->n_head / a->n_kv), span(a), a->T, q, to);
@@ -232,7 +235,7 @@ static void attention_half(es_pool *p, const es_attn *a, int n_seq, const float 
             const es_attn *one = &a[from];
             if (one->T < 1)
                 continue;
-            some.s[n++] = sequence{k[from], v[from], one->pos0, one->T, rows};
+            some.s[n++] = sequence{k[from], v[from], one->pos0, one->T, rows, NULL};
             rows += one->T;
             most_rows = one->T > most_rows ? one->T : most_rows;
             most = span(one) > most ? span(one) : most;
@@ -247,12 +250,37 @@ static void attention_half(es_pool *p, const es_attn *a, int n_seq, const float 
     }
 }
 
+static __global__ void append(const float *x, __half *cache, const int *pos, int width)
+{
+    ES_EACH(i, (size_t)width)
+        cache[(size_t)*pos * width + i] = __float2half(fminf(fmaxf(x[i], -65504.f), 65504.f));
+}
+
+void es_cuda_append_half(es_pool *p, const float *x, uint16_t *cache, const int *pos, int width)
+{
+    es_stream *s = es_stream_of(p);
+    ES_LAUNCH(s, append, es_grid_for(s, (size_t)width, 128), 128, 0, x, (__half *)cache, pos, width);
+}
+
+void es_cuda_attention_at(es_pool *p, const es_attn *a, int n_ctx, const float *q, const uint16_t *k, const uint16_t *v, const int *pos, float *out)
+{
+    es_stream *s = es_stream_of(p);
+    sequences one = {};
+    if (!es_attend_can(s, a) || !es_stream_ready(s))
+        return;
+    one.s[0] = sequence{k, v, 0, 1, 0, pos};
+    result to = {};
+    to.out = out;
+    const int most = a->window > 0 && a->window < n_ctx ? a->window : n_ctx; // parts for the longest there may be: some of them are empty until then
+    run<__half>(s, es_attend_of(a), one, 1, a->n_head / a->n_kv, most, 1, q, to);
+}
+
 // For attention_back.cu: logsum and delta [T, n_head].
 void es_attention_stats(es_stream *s, const es_attn *a, const float *q, const float *k, const float *v, const float *dout, float *logsum,
                         float *delta)
 {
     sequences one = {};
-    one.s[0] = sequence{k, v, a->pos0, a->T, 0};
+    one.s[0] = sequence{k, v, a->pos0, a->T, 0, NULL};
     result to = {};
     to.logsum = logsum;
     to.delta = delta;

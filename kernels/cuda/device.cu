@@ -61,7 +61,13 @@ void es_cuda_close(es_cuda *c)
 void es_cuda_describe(const es_cuda *c, char *out, size_t n)
 {
     if (c) {
-        snprintf(out, n, "cuda:%d %s (sm_%d%d, %d SMs, %zu GB, %s)", c->index, c->name, c->major, c->minor, c->sms, c->memory >> 30,
+        size_t left, all;
+        int driver = 0;
+        es_cuda_memory(c, &left, &all);
+        if (cudaDriverGetVersion(&driver) != cudaSuccess)
+            cudaGetLastError();
+        snprintf(out, n, "cuda:%d %s (compute capability %d.%d, %d SMs, %.1f GB of memory, %.1f GB free, a driver of CUDA %d.%d, %s)", c->index, c->name, c->major,
+                 c->minor, c->sms, (double)c->memory / 1e9, (double)left / 1e9, driver / 1000, driver % 1000 / 10,
                  es_blas_there() ? "cuBLAS" : "no cuBLAS found: slower products");
         return;
     }
@@ -298,6 +304,17 @@ void es_cuda_step_end(es_pool *pool)
         e = cudaGraphLaunch(s->step, s->stream);
     es_stream_check(s, e, "starting a step");
     cudaGraphDestroy(graph);
+}
+
+void es_cuda_step_again(es_pool *pool)
+{
+    es_stream *s = es_stream_of(pool);
+    if (!es_stream_ready(s))
+        return;
+    if (s->step)
+        es_stream_check(s, cudaGraphLaunch(s->step, s->stream), "starting a step again");
+    else
+        es_stream_fail(s, ES_ERR_USAGE, "there is no step to start again");
 }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------------------------

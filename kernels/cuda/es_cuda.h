@@ -15,7 +15,7 @@ int es_cuda_count(void);
 /* Card `index` of es_cuda_count(). ES_ERR_MISSING: not in this build, no driver, no such card; ES_ERR_DEVICE: the card refused. */
 int es_cuda_open(int index, es_cuda **out, es_error *err);
 void es_cuda_close(es_cuda *c); /* after its pools and its memory; NULL goes */
-/* A line such as "cuda:0 NVIDIA H100 (sm_90, 132 SMs, 79 GB, cuBLAS)"; c NULL: why there is none. */
+/* A line such as "cuda:0 NVIDIA H100 (compute capability 9.0, 132 SMs, 85.0 GB of memory, 84.2 GB free, a driver of CUDA 13.0, cuBLAS)"; c NULL: why there is none. */
 void es_cuda_describe(const es_cuda *c, char *out, size_t n);
 void es_cuda_memory(const es_cuda *c, size_t *free_bytes, size_t *total_bytes);
 /* true once the driver has lost the card (any error that outlives a call): its memory is gone and every pool of it only fails. The session
@@ -47,6 +47,12 @@ void es_cuda_after(es_pool *pool, es_pool *other);
  * step is kept and only its parameters are changed when the new one has the same shape. Any failure shows at sync. */
 void es_cuda_step_begin(es_pool *pool);
 void es_cuda_step_end(es_pool *pool);
+/* Starts the graph of the last step once more. What differs from time to time must be read from the card's memory: these two take a position from
+ * there. cache[*pos * width ...] = x[width] in half precision; attention of one token at *pos < n_ctx, whose keys and values are there already (pos0 and T
+ * of a are not looked at). */
+void es_cuda_step_again(es_pool *pool);
+void es_cuda_append_half(es_pool *pool, const float *x, uint16_t *cache, const int *pos, int width);
+void es_cuda_attention_at(es_pool *pool, const es_attn *a, int n_ctx, const float *q, const uint16_t *k, const uint16_t *v, const int *pos, float *out);
 
 /* ---- for tests and bench ---- */
 /* false: products never go to cuBLAS but to the kernels here, as on a machine that has a driver and no cuBLAS. */

@@ -69,6 +69,21 @@ void es_cuda_step_end(es_pool *pool)
     (void)pool;
 }
 
+void es_cuda_step_again(es_pool *pool)
+{
+    (void)pool;
+}
+
+void es_cuda_append_half(es_pool *pool, const float *x, uint16_t *cache, const int *pos, int width)
+{
+    (void)pool, (void)x, (void)cache, (void)pos, (void)width;
+}
+
+void es_cuda_attention_at(es_pool *pool, const es_attn *a, int n_ctx, const float *q, const uint16_t *k, const uint16_t *v, const int *pos, float *out)
+{
+    (void)pool, (void)a, (void)n_ctx, (void)q, (void)k, (void)v, (void)pos, (void)out;
+}
+
 void es_cuda_use_blas(es_pool *pool, bool use)
 {
     (void)pool, (void)use;

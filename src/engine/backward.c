@@ -4,24 +4,10 @@
  *   dB += s dy^T u,  dA += du^T x,  dx += du A. */
 #include "forward.h"
 
-#include <math.h>
-#include <string.h>
 
 float *es_weight_grad(const es_pass *p, const es_grad *g, const void *of)
 {
     return g && g->weights ? g->weights + ((const float *)of - (const float *)p->model->own.base) : NULL;
-}
-
-void es_norm_weight_back(const float *x, const float *dy, float *dw, int n, int d, float eps)
-{
-    for (int t = 0; t < n; t++, x += d, dy += d) {
-        double square = 0;
-        for (int j = 0; j < d; j++)
-            square += (double)x[j] * x[j];
-        float inv = (float)(1 / sqrt(square / d + eps));
-        for (int j = 0; j < d; j++)
-            dw[j] += dy[j] * x[j] * inv;
-    }
 }
 
 static void matrix_back(const es_pass *p, int layer, es_site site, int n, const float *x, const float *dy, const es_grad *g)
@@ -38,13 +24,12 @@ static void norm_back(const es_pass *p, int layer, es_norm which, int n, const f
     const float *weight = p->model->layer[layer].norm[which];
     int d = p->model->info.d_model;
     if (!weight) {
-        for (size_t i = 0; i < (size_t)n * d; i++)
-            dx[i] += dy[i];
+        p->k->axpy(p->pool, 1, dy, dx, (size_t)n * d);
         return;
     }
     float *dw = es_weight_grad(p, g, weight);
     if (dw)
-        es_norm_weight_back(x, dy, dw, n, d, p->model->info.norm_eps);
+        p->k->rmsnorm_weight_back(p->pool, x, dy, dw, n, d, p->model->info.norm_eps);
     p->k->rmsnorm_back(p->pool, x, weight, dy, dx, n, d, p->model->info.norm_eps);
 }
 
@@ -53,7 +38,7 @@ static const float *branch_back(const es_pass *p, int layer, es_norm which, int 
 {
     if (!p->model->layer[layer].norm[which])
         return dh;
-    memset(dbranch, 0, sizeof *dbranch * n * p->model->info.d_model);
+    p->k->clear(p->pool, dbranch, sizeof *dbranch * n * p->model->info.d_model);
     norm_back(p, layer, which, n, x, dh, dbranch, g);
     return dbranch;
 }
@@ -66,10 +51,10 @@ static void qk_norm_back(const es_pass *p, int layer, es_norm which, int n, int 
     if (!weight)
         return;
     float *dw = es_weight_grad(p, g, weight), eps = p->model->info.norm_eps;
-    memcpy(copy, dx, sizeof *dx * n * row);
-    memset(dx, 0, sizeof *dx * n * row);
+    p->k->copy(p->pool, copy, dx, sizeof *dx * n * row);
+    p->k->clear(p->pool, dx, sizeof *dx * n * row);
     if (dw)
-        es_norm_weight_back(x, copy, dw, n * (row / width), width, eps);
+        p->k->rmsnorm_weight_back(p->pool, x, copy, dw, n * (row / width), width, eps);
     p->k->rmsnorm_back(p->pool, x, weight, copy, dx, n * (row / width), width, eps);
 }
 
@@ -109,7 +94,7 @@ static void lowrank_backward(const es_pass *p, int layer, es_site site, const es
     if (!(p->site_mask[layer] & 1u << site))
         return;
     for (int i = 0; i < p->patch->n_lowrank; i++) {
-        const es_lowrank *e = &p->patch->lowrank[i];
+        const es_lowrank *e = &p->lowrank[i];
         if (e->layer != layer || e->site != site || e->scale == 0 || (!dx && !wants(g, i)))
             continue;
         int rank = e->rank, step = p->low_cap / rank, first, end;
@@ -226,6 +211,22 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
         norm_back(p, layer, ES_NORM_ATTN, n, a->x, w->dnorm, dh, g);
 }
 
+/* As hook_forward of forward.c. */
+static void hook_backward(const es_pass *p, const es_hook *e, const float *in, const es_rows *r, float *dh)
+{
+    int d = p->model->info.d_model;
+    size_t bytes = sizeof *dh * r->n * d;
+    if (!p->card) {
+        e->backward(e->user, in, dh, r->pos, r->n, d);
+        return;
+    }
+    float *host_in = p->host_rows, *host_dh = p->host_rows + (size_t)r->n * d;
+    p->k->download(p->pool, host_in, in, bytes);
+    p->k->download(p->pool, host_dh, dh, bytes);
+    e->backward(e->user, host_in, host_dh, r->pos, r->n, d);
+    p->k->upload(p->pool, dh, host_dh, bytes);
+}
+
 void es_residual_backward(const es_pass *p, int layer, const es_rows *r, float *dh, const es_grad *g)
 {
     int d = p->model->info.d_model, kept = 0;
@@ -239,18 +240,16 @@ void es_residual_backward(const es_pass *p, int layer, const es_rows *r, float *
             continue;
         kept--;
         if (e->layer == layer)
-            e->backward(e->user, p->hook_in + (size_t)kept * p->hook_rows * d, dh, r->pos, r->n, d);
+            hook_backward(p, e, p->hook_in + (size_t)kept * p->hook_rows * d, r, dh);
     }
     for (int i = 0; g && g->addend && i < p->patch->n_addend; i++) {
-        const es_addend *e = &p->patch->addend[i];
+        const es_addend *e = &p->addend[i];
         if (e->layer != layer || e->scale == 0 || !g->addend[i])
             continue;
-        for (int s = 0; s < r->n_seq; s++) {
+        for (int s = 0, first, end; s < r->n_seq;) {
             float *dv = g->addend[i] + (size_t)slot_of(g, s) * d;
-            for (int t = r->start[s]; t < r->start[s + 1]; t++)
-                if (r->pos[t] >= e->min_pos)
-                    for (int j = 0; j < d; j++)
-                        dv[j] += e->scale * dh[(size_t)t * d + j];
+            s = next_run(g, r, s, &first, &end);
+            p->k->add_vector_back(p->pool, dh + (size_t)first * d, r->pos_on + first, e->min_pos, e->scale, end - first, d, dv);
         }
     }
 }

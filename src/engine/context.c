@@ -23,26 +23,29 @@ static int context_sequences(const es_context_options *o)
     return o->n_seq > 1 ? o->n_seq : 1;
 }
 
-static void layout(es_context *c, es_arena *a)
+/* h: host memory; a: the ops' memory, which is h on the processor. */
+static void layout(es_context *c, es_arena *h, es_arena *a)
 {
+    const bool card = h != a;
     const es_model_info *m = &c->model->info;
     size_t d = m->d_model, ff = m->d_ff, q = (size_t)m->n_head * m->head_dim, kv = (size_t)m->n_kv * m->head_dim;
     size_t n_ctx = c->n_ctx, n_seq = c->n_seq;
     c->cache.half = !c->o.exact;
     c->cache.layer = n_ctx * kv;
-    c->slot = es_arena_take(a, n_seq, sizeof *c->slot);
+    c->slot = es_arena_take(h, n_seq, sizeof *c->slot);
     for (size_t s = 0; s < n_seq; s++) {
         es_slot x = {0};
-        x.ids = es_arena_take(a, n_ctx, sizeof *x.ids);
+        x.ids = es_arena_take(h, n_ctx, sizeof *x.ids);
         x.k = es_arena_take(a, m->n_layer * n_ctx * kv, c->cache.half ? sizeof(uint16_t) : sizeof(float));
         x.v = es_arena_take(a, m->n_layer * n_ctx * kv, c->cache.half ? sizeof(uint16_t) : sizeof(float));
-        x.logits = es_arena_take(a, m->n_vocab, sizeof(float));
+        x.logits = es_arena_take(h, m->n_vocab, sizeof(float));
+        x.logits_on = card ? es_arena_take(a, m->n_vocab, sizeof(float)) : x.logits;
         if (c->slot)
             c->slot[s] = x;
     }
     c->step_logits = n_seq > 1 ? es_arena_take(a, n_seq * m->n_vocab, sizeof(float)) : NULL;
     es_rope_layout(c->model, n_ctx, a, c->pass.rope);
-    c->site_mask = es_arena_take(a, m->n_layer, 1);
+    c->site_mask = es_arena_take(h, m->n_layer, 1);
     c->acts.x = es_arena_take(a, CHUNK * d, sizeof(float));
     c->acts.mid = c->acts.x;
     c->acts.q = es_arena_take(a, CHUNK * q, sizeof(float));
@@ -58,22 +61,59 @@ static void layout(es_context *c, es_arena *a)
     c->pass.ff_rows = CHUNK;
     c->pass.low_cap = ES_LOW_MIN;
     c->pass.low = es_arena_take(a, c->pass.low_cap, sizeof(float));
-    c->pos = es_arena_take(a, CHUNK, sizeof *c->pos);
-    c->start = es_arena_take(a, n_seq + 1, sizeof *c->start);
-    c->cache.k = es_arena_take(a, n_seq, sizeof *c->cache.k);
-    c->cache.v = es_arena_take(a, n_seq, sizeof *c->cache.v);
-    c->cache.k_half = es_arena_take(a, n_seq, sizeof *c->cache.k_half);
-    c->cache.v_half = es_arena_take(a, n_seq, sizeof *c->cache.v_half);
-    c->cache.shape = es_arena_take(a, n_seq, sizeof *c->cache.shape);
-    c->candidate = es_arena_take(a, m->n_vocab, sizeof *c->candidate);
+    c->pos = es_arena_take(h, CHUNK, sizeof *c->pos);
+    c->pos_on = card ? es_arena_take(a, CHUNK, sizeof *c->pos) : c->pos;
+    c->start = es_arena_take(h, n_seq + 1, sizeof *c->start);
+    c->cache.k = es_arena_take(h, n_seq, sizeof *c->cache.k);
+    c->cache.v = es_arena_take(h, n_seq, sizeof *c->cache.v);
+    c->cache.k_half = es_arena_take(h, n_seq, sizeof *c->cache.k_half);
+    c->cache.v_half = es_arena_take(h, n_seq, sizeof *c->cache.v_half);
+    c->cache.shape = es_arena_take(h, n_seq, sizeof *c->cache.shape);
+    c->candidate = es_arena_take(h, m->n_vocab, sizeof *c->candidate);
+    if (card) {
+        c->pass.ids = es_arena_take(a, CHUNK, sizeof *c->pass.ids);
+        c->pass.host_rows = es_arena_take(h, CHUNK * d, sizeof(float));
+        c->top_on = es_arena_take(a, 2 * ES_TOP_MAX, sizeof *c->top_on);
+        c->top = es_arena_take(h, 2 * ES_TOP_MAX, sizeof *c->top);
+    }
+}
+
+static void measure(const es_model *m, const es_context_options *o, bool card, size_t *host, size_t *on)
+{
+    es_context c = {.model = m, .o = *o, .n_ctx = context_size(m, o), .n_seq = context_sequences(o)};
+    es_arena h = {0}, a = {0};
+    layout(&c, &h, card ? &a : &h);
+    *host = h.used;
+    *on = a.used;
+}
+
+/* Memory, pool and tables, on the model's card when it has one. What a failure leaves, es_context_free takes away. */
+static int set_up(es_context *c, es_error *err)
+{
+    const es_context_options *o = &c->o;
+    const es_cuda_pool_options po = {.high_priority = true, .precision = o->exact ? ES_CUDA_F32 : ES_CUDA_BF16};
+    size_t host, on;
+    int code = es_pass_open(&c->pass, c->model, o->kernels, o->threads, &po, err);
+    if (code)
+        return code;
+    measure(c->model, o, c->pass.card != NULL, &host, &on);
+    code = es_arena_open(&c->arena, host, err);
+    if (!code && c->pass.card)
+        code = es_pass_take(&c->pass, &c->on, on, err);
+    if (code)
+        return code;
+    layout(c, &c->arena, c->pass.card ? &c->on : &c->arena);
+    c->now = &c->slot[0];
+    c->pass.exact = o->exact;
+    c->pass.site_mask = c->site_mask;
+    return es_pass_fill_rope(&c->pass, c->n_ctx, err);
 }
 
 size_t es_context_bytes(const es_model *m, const es_context_options *o)
 {
-    es_context c = {.model = m, .o = *o, .n_ctx = context_size(m, o), .n_seq = context_sequences(o)};
-    es_arena a = {0};
-    layout(&c, &a);
-    return a.used;
+    size_t host, on;
+    measure(m, o, es_on_card(m) && !o->kernels, &host, &on);
+    return host + on;
 }
 
 int es_context_open(es_context **out, const es_model *m, const es_context_options *o, es_error *err)
@@ -91,30 +131,34 @@ int es_context_open(es_context **out, const es_model *m, const es_context_option
     c->o = *o;
     c->n_ctx = n_ctx;
     c->n_seq = context_sequences(o);
-    int code = es_arena_open(&c->arena, es_context_bytes(m, o), err);
-    if (!code)
-        code = es_pool_open(&c->pass.pool, o->threads, err);
+    int code = set_up(c, err);
     if (code) {
         es_context_free(c);
         return code;
     }
-    layout(c, &c->arena);
-    c->now = &c->slot[0];
-    es_rope_fill(m, n_ctx, c->pass.rope);
-    c->pass.model = m;
-    c->pass.k = o->kernels ? o->kernels : es_kernels_cpu();
-    c->pass.exact = o->exact;
-    c->pass.site_mask = c->site_mask;
     *out = c;
     return ES_OK;
+}
+
+bool es_context_on_card(const es_context *c)
+{
+    return c->pass.card != NULL;
+}
+
+static void tear_down(es_context *c)
+{
+    if (c->pass.card)
+        es_pass_release(&c->pass, &c->on);
+    es_pass_close(&c->pass);
 }
 
 void es_context_free(es_context *c)
 {
     if (!c)
         return;
-    es_pool_free(c->pass.pool);
+    tear_down(c);
     es_arena_close(&c->arena);
+    es_arena_close(&c->before);
     free(c);
 }
 
@@ -144,8 +188,17 @@ const int32_t *es_context_ids(const es_context *c)
     return c->now->ids;
 }
 
+static int fall_back(es_context *c, es_error *err);
+
 const float *es_context_logits(const es_context *c)
 {
+    es_slot *s = c->now;
+    if (s->behind) {
+        c->pass.k->download(c->pass.pool, s->logits, s->logits_on, sizeof *s->logits * (size_t)c->model->info.n_vocab);
+        if (c->pass.k->sync(c->pass.pool, NULL)) /* lost meanwhile: feeding again gives them */
+            fall_back((es_context *)(uintptr_t)c, NULL);
+        c->now->behind = false;
+    }
     return c->now->logits;
 }
 
@@ -153,26 +206,37 @@ void es_context_set_patch(es_context *c, const es_patch *p)
 {
     c->has_patch = p != NULL;
     c->patch = p ? *p : (es_patch){0};
+    c->pass.on.current = false;
+    c->recorded = NULL;
 }
 
 void es_context_set_watch(es_context *c, const es_watch *w, int n)
 {
     c->watch = w;
     c->n_watch = n;
+    c->recorded = NULL;
 }
 
-/* Runs ids, a row each, through the blocks; the residual ends in acts.x. pos, start and cache are set. */
-static int run(es_context *c, const int32_t *ids, int n, int n_seq, es_error *err)
+/* The residual in acts.x, a row a token, through all blocks. */
+static void blocks(es_context *c, int n, int n_seq)
 {
-    int code = es_embed(c->model, ids, n, c->acts.x, err);
-    if (code)
-        return code;
-    es_rows rows = {.n = n, .pos = c->pos, .start = c->start, .n_seq = n_seq, .cache = &c->cache};
+    es_rows rows = {.n = n, .pos = c->pos, .pos_on = c->pos_on, .start = c->start, .n_seq = n_seq, .cache = &c->cache};
     es_residual_forward(&c->pass, -1, &rows, c->acts.x, c->watch, c->n_watch);
     for (int l = 0; l < c->model->info.n_layer; l++) {
         es_block_forward(&c->pass, l, &rows, &c->acts, c->acts.x);
         es_residual_forward(&c->pass, l, &rows, c->acts.x, c->watch, c->n_watch);
     }
+}
+
+/* Runs ids, a row each, through the blocks; the residual ends in acts.x. pos, start and cache are set. */
+static int run(es_context *c, const int32_t *ids, int n, int n_seq, es_error *err)
+{
+    if (c->pass.card)
+        c->pass.k->upload(c->pass.pool, c->pos_on, c->pos, sizeof *c->pos * (size_t)n);
+    int code = es_embed(&c->pass, ids, n, c->acts.x, err);
+    if (code)
+        return code;
+    blocks(c, n, n_seq);
     return ES_OK;
 }
 
@@ -188,6 +252,16 @@ static int feed_chunk(es_context *c, const int32_t *ids, int n, int pos0, es_err
     return run(c, ids, n, 1, err);
 }
 
+/* What a call begins with: the patch, and a thawed model's numbers. */
+static int get_ready(es_context *c, es_error *err)
+{
+    if (!c->pass.pool)
+        return es_fail(err, ES_ERR_DEVICE, "the card was lost, and what it held could not be computed again here");
+    int code = es_pass_refresh(&c->pass, c->model, err);
+    code = code ? code : es_pass_set_patch(&c->pass, c->has_patch ? &c->patch : NULL, 0, 0, err);
+    return code ? code : es_pass_upload_patch(&c->pass, err);
+}
+
 static int no_room(const es_context *c, int n, const es_slot *s, es_error *err)
 {
     return es_fail(err, ES_ERR_LIMIT, "%d tokens more than the %d in the context do not fit its %d", n, s->length, c->n_ctx);
@@ -198,7 +272,45 @@ static bool cancelled(const volatile bool *cancel)
     return cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED);
 }
 
-int es_context_feed(es_context *c, const int32_t *ids, int n, const volatile bool *cancel, es_error *err)
+/* Whether a token's pass is the same run of kernels whatever the token: nothing of it is done here. */
+static bool can_record(const es_context *c)
+{
+    return c->pass.card && c->cache.half && !c->no_record && !c->n_watch && !(c->has_patch && c->patch.n_hook);
+}
+
+/* One token on a card, from a recording that is made once and then only started. */
+static int feed_recorded(es_context *c, int32_t id, es_error *err)
+{
+    const es_kernels *k = c->pass.k;
+    es_pool *pool = c->pass.pool;
+    es_slot *s = c->now;
+    const es_weight *w = &c->pass.model->token_embd;
+    if (id < 0 || id >= w->n_out)
+        return es_fail(err, ES_ERR_USAGE, "token 0 is %d, but the vocabulary has %d", id, w->n_out);
+    c->pos[0] = s->length;
+    c->start[0] = 0;
+    c->start[1] = 1;
+    c->cache.k[0] = s->k;
+    c->cache.v[0] = s->v;
+    k->upload(pool, c->pos_on, c->pos, sizeof *c->pos);
+    k->upload(pool, c->pass.ids, &id, sizeof id);
+    if (c->recorded == s)
+        es_cuda_step_again(pool);
+    else {
+        es_cuda_step_begin(pool);
+        c->pass.at_pos = c->n_ctx;
+        k->embed(pool, w, c->pass.ids, 1, c->model->facts.embed_scale, c->acts.x);
+        blocks(c, 1, 1);
+        es_logits(&c->pass, c->acts.x, 1, c->pass.norm, s->logits_on, c->pass.exact);
+        c->pass.at_pos = 0;
+        es_cuda_step_end(pool);
+    }
+    int code = k->sync(pool, err);
+    c->recorded = code ? NULL : s;
+    return code;
+}
+
+static int feed(es_context *c, const int32_t *ids, int n, const volatile bool *cancel, es_error *err)
 {
     const es_model_info *m = &c->model->info;
     es_slot *s = c->now;
@@ -206,9 +318,21 @@ int es_context_feed(es_context *c, const int32_t *ids, int n, const volatile boo
         return es_fail(err, ES_ERR_USAGE, "nothing to feed");
     if (n > c->n_ctx - s->length)
         return no_room(c, n, s, err);
-    int code = es_pass_set_patch(&c->pass, c->has_patch ? &c->patch : NULL, 0, 0, err);
+    int code = get_ready(c, err);
     if (code)
         return code;
+    if (n == 1 && can_record(c)) {
+        if (cancelled(cancel))
+            return es_fail(err, ES_ERR_CANCELLED, "cancelled");
+        code = feed_recorded(c, ids[0], err);
+        if (!code) {
+            s->behind = true;
+            s->ids[s->length++] = ids[0];
+        }
+        if (code != ES_ERR_DEVICE || es_cuda_lost(c->pass.card))
+            return code;
+        c->no_record = true; /* it is there, but does not record this: step by step, then */
+    }
     int chunks = (n + CHUNK - 1) / CHUNK, done = 0, last = 0;
     for (int i = 0; i < chunks; i++) { /* chunks of equal size, so that none is a straggler */
         if (cancelled(cancel))
@@ -218,16 +342,51 @@ int es_context_feed(es_context *c, const int32_t *ids, int n, const volatile boo
             return code;
         done += last;
     }
-    es_logits(&c->pass, c->acts.x + (size_t)(last - 1) * m->d_model, 1, c->pass.norm, s->logits, c->pass.exact);
+    es_logits(&c->pass, c->acts.x + (size_t)(last - 1) * m->d_model, 1, c->pass.norm, s->logits_on, c->pass.exact);
+    if ((code = c->pass.k->sync(c->pass.pool, err)))
+        return code;
+    s->behind = c->pass.card != NULL;
     memcpy(s->ids + s->length, ids, sizeof *ids * n);
     s->length += n;
     return ES_OK;
 }
 
+/* The card is gone, and with it all that it held; ids are here. The context goes on with the processor: every sequence is fed again under the patch
+ * that is set, so that what a patch changed in between is taken as if it had been there from the start. */
+static int fall_back(es_context *c, es_error *err)
+{
+    int now = (int)(c->now - c->slot), code;
+    es_slot *was = c->slot;
+    if (c->before.base)
+        return ES_ERR_DEVICE;
+    c->before = c->arena;
+    c->arena = (es_arena){0};
+    tear_down(c);
+    c->pass = (es_pass){0};
+    c->recorded = NULL;
+    code = set_up(c, err);
+    for (int i = 0; i < c->n_seq && !code; i++) {
+        c->now = &c->slot[i];
+        code = was[i].length ? feed(c, was[i].ids, was[i].length, NULL, err) : ES_OK;
+    }
+    if (c->slot)
+        c->now = &c->slot[now];
+    return code;
+}
+
+int es_context_feed(es_context *c, const int32_t *ids, int n, const volatile bool *cancel, es_error *err)
+{
+    int code = feed(c, ids, n, cancel, err);
+    if (code != ES_ERR_DEVICE || !c->pass.card)
+        return code;
+    code = fall_back(c, err);
+    return code ? code : feed(c, ids, n, cancel, err);
+}
+
 /* One after the other, so that each has the logits that it would have alone, to the bit: a product rounds otherwise with more rows. */
 static int step_exactly(es_context *c, const int *seq, const int32_t *ids, int n, es_error *err)
 {
-    es_slot *now = c->now;
+    const int now = (int)(c->now - c->slot); /* a number: the slots move when a card is lost */
     int code = ES_OK;
     for (int i = 0; i < n && !code; i++) {
         c->now = &c->slot[seq[i]];
@@ -235,11 +394,11 @@ static int step_exactly(es_context *c, const int *seq, const int32_t *ids, int n
         for (int j = i - 1; code && j >= 0; j--)
             c->slot[seq[j]].length--;
     }
-    c->now = now;
+    c->now = &c->slot[now];
     return code;
 }
 
-int es_context_step(es_context *c, const int *seq, const int32_t *ids, int n, const volatile bool *cancel, es_error *err)
+static int step(es_context *c, const int *seq, const int32_t *ids, int n, const volatile bool *cancel, es_error *err)
 {
     const size_t n_vocab = c->model->info.n_vocab;
     if (n < 1 || n > c->n_seq)
@@ -257,7 +416,7 @@ int es_context_step(es_context *c, const int *seq, const int32_t *ids, int n, co
         return es_fail(err, ES_ERR_CANCELLED, "cancelled");
     if (c->pass.exact)
         return step_exactly(c, seq, ids, n, err);
-    int code = es_pass_set_patch(&c->pass, c->has_patch ? &c->patch : NULL, 0, 0, err);
+    int code = get_ready(c, err);
     for (int i = 0; i < n; i++) {
         const es_slot *s = &c->slot[seq[i]];
         c->pos[i] = s->length;
@@ -268,15 +427,27 @@ int es_context_step(es_context *c, const int *seq, const int32_t *ids, int n, co
     c->start[n] = n;
     if (code || (code = run(c, ids, n, n, err)))
         return code;
-    float *logits = n > 1 ? c->step_logits : c->slot[seq[0]].logits;
+    float *logits = n > 1 ? c->step_logits : c->slot[seq[0]].logits_on;
     es_logits(&c->pass, c->acts.x, n, c->pass.norm, logits, false);
+    for (int i = 0; i < n && n > 1; i++)
+        c->pass.k->copy(c->pass.pool, c->slot[seq[i]].logits_on, logits + i * n_vocab, n_vocab * sizeof *logits);
+    if ((code = c->pass.k->sync(c->pass.pool, err)))
+        return code;
     for (int i = 0; i < n; i++) {
         es_slot *s = &c->slot[seq[i]];
-        if (n > 1)
-            memcpy(s->logits, logits + i * n_vocab, n_vocab * sizeof *logits);
+        s->behind = c->pass.card != NULL;
         s->ids[s->length++] = ids[i];
     }
     return ES_OK;
+}
+
+int es_context_step(es_context *c, const int *seq, const int32_t *ids, int n, const volatile bool *cancel, es_error *err)
+{
+    int code = step(c, seq, ids, n, cancel, err);
+    if (code != ES_ERR_DEVICE || !c->pass.card)
+        return code;
+    code = fall_back(c, err);
+    return code ? code : step(c, seq, ids, n, cancel, err);
 }
 
 int es_context_share(es_context *c, int from, int n, es_error *err)
@@ -289,8 +460,8 @@ int es_context_share(es_context *c, int from, int n, es_error *err)
     if (s != c->now) {
         for (int l = 0; l < m->n_layer; l++) {
             size_t at = l * c->cache.layer * size;
-            memcpy((char *)c->now->k + at, (const char *)s->k + at, rows);
-            memcpy((char *)c->now->v + at, (const char *)s->v + at, rows);
+            c->pass.k->copy(c->pass.pool, (char *)c->now->k + at, (const char *)s->k + at, rows);
+            c->pass.k->copy(c->pass.pool, (char *)c->now->v + at, (const char *)s->v + at, rows);
         }
         memcpy(c->now->ids, s->ids, sizeof *s->ids * n);
     }

@@ -7,6 +7,7 @@
 #define ES_ENGINE_H
 
 #include "base.h"
+#include "es_cuda.h"
 #include "kernels.h"
 
 /* ---- model ---------------------------------------------------------------------------------------------------------------- */
@@ -40,6 +41,21 @@ void es_model_unembed_row(const es_model *m, int id, float *out);
 const float *es_model_final_norm(const es_model *m);
 es_weight es_model_head(const es_model *m); /* W[n_vocab, d_model] */
 size_t es_model_decode_bytes(const es_model *m); /* of weights that a token read alone takes from memory: the layers' and the head's matrices */
+
+/* ---- cards ----------------------------------------------------------------------------------------------------------------- */
+
+typedef struct es_card_options {
+    size_t workspace; /* of each context and trainer, bytes; 0: 64 MB */
+    bool exact;       /* all products in f32: no bfloat16, no TF32 */
+} es_card_options;
+
+/* Contexts and trainers of m, and of models thawed from it, that are opened from now on (with no table asked for by name) work on the card: its weights go
+ * there once, quantised as they are, when the first is opened. card NULL: on the processor again. Nothing is refused here; what does not fit the card's
+ * memory is refused when it is opened (ES_ERR_MEMORY). A card that is lost while they work is no error of theirs: a context feeds what it held again
+ * on the processor, a trainer does its pass again there, and both stay there. The card is the caller's and outlives the model. */
+int es_model_use_card(es_model *m, es_cuda *card, const es_card_options *o, es_error *err);
+es_cuda *es_model_card(const es_model *m); /* NULL: the processor */
+void es_model_changed(es_model *m);        /* a thawed model's numbers were changed: a card's copy is made again before it is used */
 
 /* ---- tokenizer and chat template --------------------------------------------------------------------------------------------- */
 
@@ -142,6 +158,7 @@ enum { ES_MAX_SEQUENCES = 64 };
 
 size_t es_context_bytes(const es_model *m, const es_context_options *o); /* the one block that open will take */
 int es_context_open(es_context **out, const es_model *m, const es_context_options *o, es_error *err);
+bool es_context_on_card(const es_context *c); /* false too once its card was lost */
 void es_context_free(es_context *c);
 int es_context_size(const es_context *c);   /* n_ctx */
 int es_context_sequences(const es_context *c);
@@ -150,7 +167,8 @@ void es_context_select(es_context *c, int seq);
 int es_context_length(const es_context *c); /* tokens now in the cache */
 const int32_t *es_context_ids(const es_context *c); /* the tokens now in the cache, borrowed */
 
-/* Set what later feeds use; borrowed until replaced; NULL clears. A change of patch leaves the cache as it is: what it holds
+/* Set what later feeds use; borrowed until replaced; NULL clears. On a card the arrays are copied at the first feed after this: set the patch again when
+ * they have changed. A change of patch leaves the cache as it is: what it holds
  * above the patch belongs to the old one; es_context_truncate decides what is rebuilt. */
 void es_context_set_patch(es_context *c, const es_patch *p);
 void es_context_set_watch(es_context *c, const es_watch *w, int n);
@@ -231,7 +249,9 @@ typedef struct es_trainer_options {
     size_t logit_bytes; /* at most this for the logits of a chunk of wanted tokens (but 16 rows); 0: 100 MB, or 25 without backward.
                            backward makes the logits of all but the last chunk again */
     int threads;
-    const es_kernels *kernels;
+    const es_kernels *kernels; /* NULL: es_kernels_cpu(), or the model's card */
+    bool rough;         /* products may be rounded to bfloat16: es_kernels_half(), and on a card; for gradients and trial passes */
+    bool rough_on_card; /* only there */
 } es_trainer_options;
 
 size_t es_trainer_bytes(const es_model *m, const es_trainer_options *o);

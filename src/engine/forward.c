@@ -10,19 +10,15 @@
 #include <math.h>
 #include <string.h>
 
-int es_embed(const es_model *m, const int32_t *ids, int n, float *out, es_error *err)
+int es_embed(const es_pass *p, const int32_t *ids, int n, float *out, es_error *err)
 {
-    const es_weight *w = &m->token_embd;
-    int d = w->n_in;
-    const es_type_info *type = es_type_get(w->type);
-    size_t row_bytes = (size_t)d / type->block * type->bytes;
+    const es_weight *w = &p->model->token_embd;
     for (int t = 0; t < n; t++)
         if (ids[t] < 0 || ids[t] >= w->n_out)
             return es_fail(err, ES_ERR_USAGE, "token %d is %d, but the vocabulary has %d", t, ids[t], w->n_out);
-    for (int t = 0; t < n; t++)
-        es_dequant(w->type, (const char *)w->data + row_bytes * ids[t], out + (size_t)t * d, d);
-    for (size_t i = 0; m->facts.embed_scale != 1 && i < (size_t)n * d; i++)
-        out[i] *= m->facts.embed_scale;
+    if (p->card)
+        p->k->upload(p->pool, p->ids, ids, sizeof *ids * n);
+    p->k->embed(p->pool, w, p->card ? p->ids : ids, n, p->model->facts.embed_scale, out);
     return ES_OK;
 }
 
@@ -59,6 +55,8 @@ int es_pass_set_patch(es_pass *p, const es_patch *patch, int from_layer, int max
     if (p->hook_in && hooks_back > max_hooks)
         return es_fail(err, ES_ERR_LIMIT, "patch: %d hooks with a backward, %d were planned for (max_hooks)", hooks_back, max_hooks);
     p->patch = patch;
+    p->lowrank = patch->lowrank;
+    p->addend = patch->addend;
     return ES_OK;
 }
 
@@ -67,7 +65,7 @@ static void lowrank_forward(const es_pass *p, int layer, es_site site, const flo
 {
     int n_in = p->model->layer[layer].site[site].n_in, n_out = p->model->layer[layer].site[site].n_out;
     for (int i = 0; i < p->patch->n_lowrank; i++) {
-        const es_lowrank *e = &p->patch->lowrank[i];
+        const es_lowrank *e = &p->lowrank[i];
         if (e->layer != layer || e->site != site || e->scale == 0)
             continue;
         int step = p->low_cap / e->rank;
@@ -99,34 +97,54 @@ static void linears(const es_pass *p, int layer, es_site first, int n_sites, con
             lowrank_forward(p, layer, first + i, x, n, y[i]);
 }
 
+const float *es_rows_down(const es_pass *p, const float *h, int n)
+{
+    p->k->download(p->pool, p->host_rows, h, sizeof *h * n * p->model->info.d_model);
+    return es_cuda_lost(p->card) ? NULL : p->host_rows;
+}
+
+/* A hook works on host memory: with a card the rows come down and what it made of them goes up. */
+static void hook_forward(const es_pass *p, const es_hook *e, const es_rows *r, float *h)
+{
+    int d = p->model->info.d_model;
+    if (!p->card) {
+        e->forward(e->user, h, r->pos, r->n, d);
+        return;
+    }
+    if (!es_rows_down(p, h, r->n))
+        return;
+    e->forward(e->user, p->host_rows, r->pos, r->n, d);
+    p->k->upload(p->pool, h, p->host_rows, sizeof *h * r->n * d);
+}
+
 void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, const es_watch *watch, int n_watch)
 {
     int d = p->model->info.d_model;
     if (p->patch) {
         for (int i = 0; i < p->patch->n_addend; i++) {
-            const es_addend *e = &p->patch->addend[i];
-            if (e->layer != layer || e->scale == 0)
-                continue;
-            for (int t = 0; t < r->n; t++)
-                if (r->pos[t] >= e->min_pos)
-                    for (int j = 0; j < d; j++)
-                        h[(size_t)t * d + j] += e->scale * e->v[j];
+            const es_addend *e = &p->addend[i];
+            if (e->layer == layer && e->scale != 0)
+                p->k->add_vector(p->pool, h, r->pos_on, e->min_pos, e->scale, e->v, r->n, d);
         }
         float *keep = p->hook_in;
         for (int i = 0; i < p->patch->n_hook; i++) {
             const es_hook *e = &p->patch->hook[i];
             if (e->layer == layer) {
                 if (keep && e->backward)
-                    memcpy(keep, h, sizeof *h * r->n * d);
-                e->forward(e->user, h, r->pos, r->n, d);
+                    p->k->copy(p->pool, keep, h, sizeof *h * r->n * d);
+                hook_forward(p, e, r, h);
             }
             if (keep && e->backward)
                 keep += (size_t)p->hook_rows * d;
         }
     }
+    const float *seen = p->card ? NULL : h;
     for (int i = 0; i < n_watch; i++)
-        if (watch[i].layer == layer)
-            watch[i].fn(watch[i].user, layer, r->pos[0], h, r->n, d);
+        if (watch[i].layer == layer) {
+            if (!seen && !(seen = es_rows_down(p, h, r->n)))
+                return;
+            watch[i].fn(watch[i].user, layer, r->pos[0], seen, r->n, d);
+        }
 }
 
 /* ---- the block ------------------------------------------------------------------------------------------------------- */
@@ -143,9 +161,7 @@ const float *es_normed(const es_pass *p, int layer, es_norm which, const float *
 /* x += norm(branch) */
 static void add_normed(const es_pass *p, int layer, es_norm which, const float *branch, int n, float *x)
 {
-    const float *y = es_normed(p, layer, which, branch, n);
-    for (size_t i = 0; i < (size_t)n * p->model->info.d_model; i++)
-        x[i] += y[i];
+    p->k->axpy(p->pool, 1, es_normed(p, layer, which, branch, n), x, (size_t)n * p->model->info.d_model);
 }
 
 /* The norm of q or k, x[n, heads*head_dim] in place: on each head by itself, or on the whole row. keep: x as it was. */
@@ -156,14 +172,14 @@ static void qk_norm(const es_pass *p, int layer, es_norm which, int n, int heads
     if (!weight)
         return;
     if (keep)
-        memcpy(keep, x, sizeof *x * n * row);
+        p->k->copy(p->pool, keep, x, sizeof *x * n * row);
     p->k->rmsnorm(p->pool, x, weight, x, n * (row / width), width, p->model->info.norm_eps);
 }
 
 void es_rotate(const es_pass *p, int layer, const es_rows *r, float *x, int n_head, bool back)
 {
     const es_rope_table *t = &p->rope[p->model->layer[layer].window > 0];
-    p->k->rope(p->pool, x, r->pos, t->cos, t->sin, r->n, n_head, p->model->info.head_dim, !p->model->facts.paired_rope, back);
+    p->k->rope(p->pool, x, r->pos_on, t->cos, t->sin, r->n, n_head, p->model->info.head_dim, !p->model->facts.paired_rope, back);
 }
 
 es_attn es_attention_shape(const es_model *m, int layer, const es_rows *r, int s)
@@ -187,8 +203,20 @@ static void remember(const es_pass *p, int layer, const es_rows *r, int s, const
         if (c->half)
             p->k->to_half(p->pool, x, (uint16_t *)(void *)to, n);
         else
-            memcpy(to, x, n * size);
+            p->k->copy(p->pool, to, x, n * size);
     }
+}
+
+/* One token of one sequence, so that a recorded pass serves all its positions. */
+static void attend_at(const es_pass *p, int layer, const es_rows *r, const es_acts *a)
+{
+    const es_model_info *m = &p->model->info;
+    const es_cache *c = r->cache;
+    const es_attn shape = es_attention_shape(p->model, layer, r, 0);
+    uint16_t *k = (uint16_t *)c->k[0] + (size_t)layer * c->layer, *v = (uint16_t *)c->v[0] + (size_t)layer * c->layer;
+    es_cuda_append_half(p->pool, a->k, k, r->pos_on, m->n_kv * m->head_dim);
+    es_cuda_append_half(p->pool, a->v, v, r->pos_on, m->n_kv * m->head_dim);
+    es_cuda_attention_at(p->pool, &shape, p->at_pos, a->q, k, v, r->pos_on, a->att);
 }
 
 /* Attention, each sequence for itself: over its rows or, with a cache, over all that it has there. */
@@ -198,6 +226,10 @@ static void attend(const es_pass *p, int layer, const es_rows *r, const es_acts 
     const es_cache *c = r->cache;
     size_t q_width = (size_t)m->n_head * m->head_dim, kv_width = (size_t)m->n_kv * m->head_dim;
     int n = 0;
+    if (p->at_pos) {
+        attend_at(p, layer, r, a);
+        return;
+    }
     for (int s = 0; s < r->n_seq; s++) {
         size_t first = r->start[s];
         es_attn shape = es_attention_shape(p->model, layer, r, s);
@@ -237,7 +269,7 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
     es_rotate(p, layer, r, a->k, m->n_kv, false);
     attend(p, layer, r, a);
     if (a->mid != a->x)
-        memcpy(a->mid, a->x, sizeof *a->x * n * d);
+        p->k->copy(p->pool, a->mid, a->x, sizeof *a->x * n * d);
     if (family->post_norm) {
         linear(p, layer, ES_SITE_O, a->att, n, a->att_out, false);
         add_normed(p, layer, ES_NORM_ATTN_POST, a->att_out, n, a->mid);
@@ -247,7 +279,7 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
     /* Feed-forward: each token on its own, through d_ff gated units. */
     in = es_normed(p, layer, ES_NORM_FFN, a->mid, n);
     if (out != a->mid)
-        memcpy(out, a->mid, sizeof *out * n * d);
+        p->k->copy(p->pool, out, a->mid, sizeof *out * n * d);
     for (int t = 0; t < n; t += p->ff_rows) { /* gate and up are kept only when all rows fit in one turn */
         int rows = n - t < p->ff_rows ? n - t : p->ff_rows;
         size_t at = (size_t)t * d;

@@ -3,6 +3,7 @@
 #ifndef ES_FORWARD_H
 #define ES_FORWARD_H
 
+#include "device.h"
 #include "engine.h"
 #include "model.h"
 
@@ -20,6 +21,7 @@ typedef struct es_cache {
 typedef struct es_rows {
     int n;
     const int *pos;   /* [n] position within its sequence */
+    const int *pos_on; /* the same in the table's memory, for ops; pos itself on the processor */
     const int *start; /* [n_seq + 1] */
     int n_seq;
     const es_cache *cache; /* NULL: a sequence's rows are all of it, from position 0 on */
@@ -42,13 +44,29 @@ typedef struct es_rope_table {
     float *cos, *sin; /* [positions, head_dim/2] */
 } es_rope_table;
 
-typedef struct es_pass {
-    const es_model *model;
+/* A patch's arrays in a card's memory (device.c). On the processor none of it is used. */
+typedef struct es_patch_on {
+    es_lowrank *lowrank; /* [n_lowrank], [n_addend]: the patch's own entries with pointers to the card's memory */
+    es_addend *addend;
+    size_t cap_entries, cap_bytes;
+    char *memory;        /* of the card */
+    bool current;        /* it holds the patch that is set */
+} es_patch_on;
+
+struct es_pass {
+    const es_model *model;            /* its weights lie in the table's memory */
     const es_kernels *k;
     es_pool *pool;
+    es_cuda *card;                    /* NULL: the processor. Else every pointer given to an op is to the card's memory */
     bool exact;
     es_rope_table rope[2];            /* of layers that see all tokens, and of those with a window */
     const es_patch *patch;            /* NULL: the plain model */
+    const es_lowrank *lowrank;        /* the patch's, or with a card its copies there */
+    const es_addend *addend;
+    es_patch_on on;                   /* with a card */
+    int32_t *ids;                     /* with a card: [rows] there, for the embedding */
+    int at_pos;                       /* with a card: the one token of this pass finds its position in pos_on, of at most so many; 0: not so */
+    float *host_rows;                 /* with a card: room for the rows of a pass, [rows, d_model], where hooks and watches see them */
     uint8_t *site_mask;               /* [n_layer]: bit s is set when a low-rank entry that acts sits on site s of the layer */
     float *norm;                      /* [n, d_model] scratch: a normalised input */
     float *act;                       /* [ff_rows, d_ff] scratch: silu(gate) * up */
@@ -57,7 +75,7 @@ typedef struct es_pass {
     int low_cap;
     float *hook_in;                   /* NULL, or [hooks with a backward][hook_rows * d_model]: their inputs, kept for it */
     int hook_rows;
-} es_pass;
+};
 
 enum { ES_LOW_MIN = 8192 }; /* the largest rank a low-rank entry may have: low_cap is at least this */
 
@@ -81,14 +99,18 @@ void es_logits(const es_pass *p, const float *h, int n, float *norm, float *logi
 /* Checks the patch against the model (layers, sites, ranks; entries with scale 0 are not looked at) and sets p->patch and
  * p->site_mask. from_layer: entries below it are an error, but for addends and hooks at from_layer - 1. */
 int es_pass_set_patch(es_pass *p, const es_patch *patch, int from_layer, int max_hooks, es_error *err);
+/* With a card: the arrays of the patch that was set go there, unless p->on.current says that they are there. ES_ERR_MEMORY. Without one: nothing. */
+int es_pass_upload_patch(es_pass *p, es_error *err);
 
 /* Rows of the embedding table, scaled where the family has it so, out[n, d_model]. Fails when an id is outside of the vocabulary. */
-int es_embed(const es_model *m, const int32_t *ids, int n, float *out, es_error *err);
+int es_embed(const es_pass *p, const int32_t *ids, int n, float *out, es_error *err);
 
 /* Block `layer`: a->x to out (which may be a->x), filling a on the way. */
 void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out);
 /* The patch's addends and hooks on the residual h[n, d_model] after `layer`, then the watches. */
 void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, const es_watch *watch, int n_watch);
+/* With a card: rows h[n, d_model] in host memory, until the next call. NULL: the card was lost. */
+const float *es_rows_down(const es_pass *p, const float *h, int n);
 
 /* Where a block's backward pass puts its work; all [n, width]. */
 typedef struct es_back {
@@ -104,8 +126,6 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
                        const es_grad *g, bool propagate);
 /* Where the gradient of something that lies among the model's own numbers goes; NULL: nowhere. */
 float *es_weight_grad(const es_pass *p, const es_grad *g, const void *of);
-/* dw[d] += the gradient of a norm's weight, from its input x and the gradient dy of its output, [n, d] each. */
-void es_norm_weight_back(const float *x, const float *dy, float *dw, int n, int d, float eps);
 /* Back through the hooks and addends after `layer`; dh in place. */
 void es_residual_backward(const es_pass *p, int layer, const es_rows *r, float *dh, const es_grad *g);
 

@@ -1,3 +1,4 @@
+#include "device.h"
 #include "model.h"
 #include "folder.h"
 #include "tokenizer.h"
@@ -403,6 +404,7 @@ void es_model_free(es_model *m)
     free(m->shard_name);
     es_arena_close(&m->held);
     es_arena_close(&m->own);
+    es_on_free(m->on);
     free(m->layer);
     free(m->rope_inv);
     free(m);

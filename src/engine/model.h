@@ -67,6 +67,8 @@ struct es_model {
     es_arena own;            /* thawed (weights.h): every number, one after another; matrices, then norms. The map is empty then */
     size_t n_own, n_own_matrix; /* floats */
     char hash[65];   /* "" until known */
+    struct es_on *on;  /* device.h: its copy on a card; NULL: none was asked for */
+    uint64_t version;  /* of a thawed model's numbers: es_model_changed */
 };
 
 #endif

@@ -4,6 +4,7 @@
 #include "context.h"
 
 #include <math.h>
+#include <string.h>
 
 enum { SORT_FIRST = 256 };
 
@@ -60,31 +61,77 @@ static void best_first(es_candidate *all, int n, int k)
 }
 
 /* Once for each distinct token of the last `window`: CTRL's penalty (Keskar et al. 2019, eq. 2), sign-aware. */
-static void penalise(es_candidate *all, const int32_t *history, int n, int window, float penalty)
+/* all: every token at its own place, or some of them. */
+static void penalise(es_candidate *all, int n_all, bool every, const int32_t *history, int n, int window, float penalty)
 {
     int first = n > window ? n - window : 0;
     for (int i = first; i < n; i++) {
         bool seen = false;
         for (int j = first; j < i && !seen; j++)
             seen = history[j] == history[i];
-        if (!seen)
-            all[history[i]].logit *= all[history[i]].logit > 0 ? 1 / penalty : penalty;
+        int at = every ? history[i] : 0;
+        while (!every && at < n_all && all[at].id != history[i])
+            at++;
+        if (!seen && at < n_all)
+            all[at].logit *= all[at].logit > 0 ? 1 / penalty : penalty;
     }
+}
+
+/* How many of the largest logits hold all that can be drawn; 0: all are needed. A penalty above 1 only lowers, at most one logit a token of its window. */
+static int enough(const es_context *c, const es_sampling *s)
+{
+    bool penalty = s->repeat_penalty > 0 && s->repeat_penalty != 1;
+    int k = s->temperature > 0 ? s->top_k : 1, n = c->model->info.n_vocab;
+    if (k < 1 || (penalty && s->repeat_penalty < 1))
+        return 0;
+    int more = !penalty ? 0 : s->repeat_window < c->now->length ? s->repeat_window : c->now->length;
+    return k > ES_TOP_MAX || more < 0 || more > ES_TOP_MAX - k || k + more >= n ? 0 : k + more;
+}
+
+/* The k largest, from the card to all[k]: only these come down. false: something failed there. */
+static bool top_from_card(es_context *c, int k)
+{
+    es_slot *s = c->now;
+    const es_kernels *ops = c->pass.k;
+    float *value = (float *)(void *)(c->top_on + k);
+    ops->top(c->pass.pool, s->logits_on, c->model->info.n_vocab, k, c->top_on, value, NULL);
+    ops->download(c->pass.pool, c->top, c->top_on, 2 * (size_t)k * sizeof *c->top);
+    if (ops->sync(c->pass.pool, NULL))
+        return false;
+    for (int i = 0; i < k; i++) {
+        float logit;
+        memcpy(&logit, c->top + k + i, sizeof logit);
+        c->candidate[i] = (es_candidate){logit, c->top[i]};
+    }
+    return true;
+}
+
+/* What may be drawn, with the penalty, in c->candidate; how many. */
+static int gather(es_context *c, const es_sampling *s)
+{
+    es_candidate *all = c->candidate;
+    int n = c->model->info.n_vocab, k = c->now->behind ? enough(c, s) : 0;
+    bool penalty = s->repeat_penalty > 0 && s->repeat_penalty != 1;
+    if (k && top_from_card(c, k))
+        n = k;
+    else {
+        const float *logits = es_context_logits(c);
+        for (int i = 0; i < n; i++)
+            all[i] = (es_candidate){isnan(logits[i]) ? -INFINITY : logits[i], i};
+    }
+    if (penalty)
+        penalise(all, n, n == c->model->info.n_vocab, c->now->ids, c->now->length, s->repeat_window, s->repeat_penalty);
+    return n;
 }
 
 int32_t es_sample(es_context *c, const es_sampling *s, es_rng *rng)
 {
     es_candidate *all = c->candidate;
-    int n = c->model->info.n_vocab;
-    const float *logits = c->now->logits;
-    for (int i = 0; i < n; i++)
-        all[i] = (es_candidate){isnan(logits[i]) ? -INFINITY : logits[i], i};
-    if (s->repeat_penalty > 0 && s->repeat_penalty != 1)
-        penalise(all, c->now->ids, c->now->length, s->repeat_window, s->repeat_penalty);
+    int n = gather(c, s);
 
     es_candidate best = all[0];
     for (int i = 1; i < n; i++)
-        if (all[i].logit > best.logit)
+        if (better(all[i], best))
             best = all[i];
     if (!(s->temperature > 0) || !isfinite(best.logit))
         return best.id;

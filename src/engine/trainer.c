@@ -11,7 +11,9 @@
 struct es_trainer {
     const es_model *model;
     es_trainer_options o;
-    es_arena arena;
+    es_arena arena; /* host memory: all, or with a card what is not the ops' */
+    es_arena on;    /* of the card */
+    es_arena grad;  /* of the card: what a backward adds up before it is the caller's; as large as any so far */
     es_pass pass;
     es_back back; /* also the scratch of passes that keep nothing */
     es_acts *acts; /* [n_layer], those from from_layer on, when o.backward */
@@ -19,6 +21,11 @@ struct es_trainer {
     float *h;      /* [max_tokens, d_model]: the residual; after a forward, the last one */
     float *dh;
     int *pos, *start;
+    int *pos_on;   /* pos, wanted, target and head_dlogprob where ops see them: themselves on the processor */
+    int *wanted_on;
+    int32_t *target_on;
+    float *head_dlogprob_on, *pick_on;
+    float *host_row; /* with a card: [n_vocab] a row of gradients that a caller adds to */
     uint8_t *site_mask;
 
     int head_rows, head_first, head_n; /* the wanted tokens whose logits lie in `logits`; head_n 0: none */
@@ -27,10 +34,12 @@ struct es_trainer {
     float *logits, *p_row;             /* [head_rows, n_vocab], [n_vocab] */
     float *cap_row;                    /* [n_vocab], where logits are capped: a row's, which its gradient needs */
     float *head_x, *head_norm, *head_dx, *head_dlogprob; /* rows of a chunk, gathered */
+    float *head_slope;                 /* [head_rows] what head_dlogprob was, where a caller adds gradients */
     float *pick, *logsum;              /* [max_tokens], by place in wanted */
 
     es_rows rows; /* of the last forward */
     bool forward_done;
+    int seen; /* the watches of layers up to this one have been called: not again when a lost card's pass is repeated */
 };
 
 enum { FF_ROWS = 512, HEAD_ROWS_MIN = 16, LOGIT_BYTES = 192 << 20 };
@@ -40,17 +49,24 @@ static int max_hooks(const es_trainer_options *o)
     return o->max_hooks > 0 ? o->max_hooks : 2;
 }
 
-static void layout(es_trainer *t, es_arena *a)
+/* h: host memory; a: the ops' memory, which is h on the processor. */
+static void layout(es_trainer *t, es_arena *h, es_arena *a)
 {
+    const bool card = h != a;
     const es_model_info *m = &t->model->info;
     size_t n = t->o.max_tokens, d = m->d_model, ff = m->d_ff, q = (size_t)m->n_head * m->head_dim, kv = (size_t)m->n_kv * m->head_dim;
     size_t ff_n = t->o.backward || n < FF_ROWS ? n : FF_ROWS;
     const es_family *family = t->model->facts.family;
     bool back = t->o.backward;
 
-    t->pos = es_arena_take(a, n, sizeof *t->pos);
-    t->start = es_arena_take(a, n + 1, sizeof *t->start);
-    t->site_mask = es_arena_take(a, m->n_layer, 1);
+    t->pos = es_arena_take(h, n, sizeof *t->pos);
+    t->pos_on = card ? es_arena_take(a, n, sizeof *t->pos) : t->pos;
+    t->start = es_arena_take(h, n + 1, sizeof *t->start);
+    t->site_mask = es_arena_take(h, m->n_layer, 1);
+    if (card) {
+        t->pass.ids = es_arena_take(a, n, sizeof *t->pass.ids);
+        t->pass.host_rows = es_arena_take(h, (back ? 2 : 1) * n * d, sizeof(float));
+    }
     es_rope_layout(t->model, n, a, t->pass.rope);
     t->h = es_arena_take(a, n * d, sizeof(float));
 
@@ -76,7 +92,7 @@ static void layout(es_trainer *t, es_arena *a)
         t->back.dnorm = es_arena_take(a, n * d, sizeof(float));
         t->back.dact = es_arena_take(a, ff_n * ff, sizeof(float));
         t->dh = es_arena_take(a, n * d, sizeof(float));
-        t->acts = es_arena_take(a, m->n_layer, sizeof *t->acts);
+        t->acts = es_arena_take(h, m->n_layer, sizeof *t->acts);
         for (int l = t->o.from_layer; l < m->n_layer; l++) {
             es_acts acts = {0};
             acts.x = es_arena_take(a, n * d, sizeof(float));
@@ -105,28 +121,76 @@ static void layout(es_trainer *t, es_arena *a)
     rows = rows < HEAD_ROWS_MIN ? HEAD_ROWS_MIN : rows;
     t->head_rows = (int)(rows > n ? n : rows);
     rows = t->head_rows;
-    t->wanted = es_arena_take(a, n, sizeof *t->wanted);
-    t->target = es_arena_take(a, rows, sizeof *t->target);
-    t->pick = es_arena_take(a, n, sizeof(float));
+    t->wanted = es_arena_take(h, n, sizeof *t->wanted);
+    t->wanted_on = card ? es_arena_take(a, n, sizeof *t->wanted) : t->wanted;
+    t->target = es_arena_take(h, rows, sizeof *t->target);
+    t->target_on = card ? es_arena_take(a, rows, sizeof *t->target) : t->target;
+    t->pick = es_arena_take(h, n, sizeof(float));
+    t->pick_on = card ? es_arena_take(a, n, sizeof(float)) : t->pick;
     t->logsum = es_arena_take(a, n, sizeof(float));
     t->logits = es_arena_take(a, rows * m->n_vocab, sizeof(float));
     t->head_x = es_arena_take(a, rows * d, sizeof(float));
     t->head_norm = es_arena_take(a, rows * d, sizeof(float));
     if (back) {
-        t->p_row = es_arena_take(a, m->n_vocab, sizeof(float));
+        t->p_row = es_arena_take(h, m->n_vocab, sizeof(float));
+        t->host_row = card ? es_arena_take(h, m->n_vocab, sizeof(float)) : NULL;
         if (t->model->facts.final_cap > 0)
             t->cap_row = es_arena_take(a, m->n_vocab, sizeof(float));
         t->head_dx = es_arena_take(a, rows * d, sizeof(float));
-        t->head_dlogprob = es_arena_take(a, rows, sizeof(float));
+        t->head_dlogprob = es_arena_take(h, rows, sizeof(float));
+        t->head_slope = es_arena_take(h, rows, sizeof(float));
+        t->head_dlogprob_on = card ? es_arena_take(a, rows, sizeof(float)) : t->head_dlogprob;
     }
+}
+
+static void measure(const es_model *m, const es_trainer_options *o, bool card, size_t *host, size_t *on)
+{
+    es_trainer t = {.model = m, .o = *o};
+    es_arena h = {0}, a = {0};
+    layout(&t, &h, card ? &a : &h);
+    *host = h.used;
+    *on = a.used;
 }
 
 size_t es_trainer_bytes(const es_model *m, const es_trainer_options *o)
 {
-    es_trainer t = {.model = m, .o = *o};
-    es_arena a = {0};
-    layout(&t, &a);
-    return a.used;
+    size_t host, on;
+    measure(m, o, es_on_card(m) && !o->kernels, &host, &on);
+    return host + on;
+}
+
+/* Memory, pool and tables, on the model's card when it has one. What a failure leaves, es_trainer_free takes away. */
+static int set_up(es_trainer *t, es_error *err)
+{
+    const es_trainer_options *o = &t->o;
+    const bool rough = o->rough || o->rough_on_card;
+    const es_cuda_pool_options po = {.precision = rough ? ES_CUDA_BF16 : ES_CUDA_F32, .exact_too = rough};
+    size_t host, on;
+    int code = es_pass_open(&t->pass, t->model, o->kernels, o->threads, &po, err);
+    if (code)
+        return code;
+    if (!t->pass.card && !o->kernels && o->rough)
+        t->pass.k = es_kernels_half();
+    measure(t->model, o, t->pass.card != NULL, &host, &on);
+    code = es_arena_open(&t->arena, host, err);
+    if (!code && t->pass.card)
+        code = es_pass_take(&t->pass, &t->on, on, err);
+    if (code)
+        return code;
+    layout(t, &t->arena, t->pass.card ? &t->on : &t->arena);
+    t->pass.exact = true;
+    t->pass.site_mask = t->site_mask;
+    return es_pass_fill_rope(&t->pass, o->max_tokens, err);
+}
+
+static void tear_down(es_trainer *t)
+{
+    if (t->pass.card) {
+        es_pass_release(&t->pass, &t->on);
+        es_pass_release(&t->pass, &t->grad);
+    }
+    es_pass_close(&t->pass);
+    es_arena_close(&t->arena);
 }
 
 int es_trainer_open(es_trainer **out, const es_model *m, const es_trainer_options *o, es_error *err)
@@ -139,29 +203,35 @@ int es_trainer_open(es_trainer **out, const es_model *m, const es_trainer_option
         return es_fail(err, ES_ERR_MEMORY, "trainer: no memory");
     t->model = m;
     t->o = *o;
-    int code = es_arena_open(&t->arena, es_trainer_bytes(m, o), err);
-    if (!code)
-        code = es_pool_open(&t->pass.pool, o->threads, err);
+    int code = set_up(t, err);
     if (code) {
         es_trainer_free(t);
         return code;
     }
-    layout(t, &t->arena);
-    es_rope_fill(m, o->max_tokens, t->pass.rope);
-    t->pass.model = m;
-    t->pass.k = o->kernels ? o->kernels : es_kernels_cpu();
-    t->pass.exact = true;
-    t->pass.site_mask = t->site_mask;
     *out = t;
     return ES_OK;
+}
+
+/* The card is gone: this trainer goes on with the processor. What its last forward left is gone too. */
+static int fall_back(es_trainer *t, es_error *err)
+{
+    tear_down(t);
+    t->pass = (es_pass){0};
+    t->forward_done = false;
+    t->head_n = t->n_wanted = 0;
+    return set_up(t, err);
+}
+
+static int lost(es_error *err)
+{
+    return es_fail(err, ES_ERR_DEVICE, "the card was lost, and there is no memory to go on without it");
 }
 
 void es_trainer_free(es_trainer *t)
 {
     if (!t)
         return;
-    es_pool_free(t->pass.pool);
-    es_arena_close(&t->arena);
+    tear_down(t);
     free(t);
 }
 
@@ -186,28 +256,46 @@ static int set_rows(es_trainer *t, const es_batch *b, es_error *err)
             t->pos[i] = i - b->start[s];
     }
     memcpy(t->start, b->start, sizeof *t->start * (b->n_seq + 1));
-    t->rows = (es_rows){.n = b->n, .pos = t->pos, .start = t->start, .n_seq = b->n_seq};
+    if (t->pass.card)
+        t->pass.k->upload(t->pass.pool, t->pos_on, t->pos, sizeof *t->pos * (size_t)b->n);
+    t->rows = (es_rows){.n = b->n, .pos = t->pos, .pos_on = t->pos_on, .start = t->start, .n_seq = b->n_seq};
     return ES_OK;
+}
+
+static int residual(es_trainer *t, const es_batch *b, int layer, float *out, const volatile bool *cancel, es_error *err)
+{
+    t->forward_done = false; /* the rows are this batch's now */
+    if (!t->pass.pool)
+        return lost(err);
+    if (layer < -1 || layer >= t->model->info.n_layer)
+        return es_fail(err, ES_ERR_USAGE, "residual after layer %d: the model has %d layers", layer, t->model->info.n_layer);
+    int code = es_pass_refresh(&t->pass, t->model, err);
+    if (!code)
+        code = set_rows(t, b, err);
+    if (!code)
+        code = es_pass_set_patch(&t->pass, NULL, 0, 0, err);
+    float *x = t->pass.card ? t->h : out;
+    if (!code)
+        code = es_embed(&t->pass, b->ids, b->n, x, err);
+    es_acts lean = t->lean;
+    lean.x = lean.mid = x;
+    for (int l = 0; !code && l <= layer; l++) {
+        code = cancelled(cancel, err);
+        if (!code)
+            es_block_forward(&t->pass, l, &t->rows, &lean, x);
+    }
+    if (!code && t->pass.card)
+        t->pass.k->download(t->pass.pool, out, x, sizeof *out * (size_t)b->n * (size_t)t->model->info.d_model);
+    return code ? code : t->pass.k->sync(t->pass.pool, err);
 }
 
 int es_trainer_residual(es_trainer *t, const es_batch *b, int layer, float *out, const volatile bool *cancel, es_error *err)
 {
-    t->forward_done = false; /* the rows are this batch's now */
-    if (layer < -1 || layer >= t->model->info.n_layer)
-        return es_fail(err, ES_ERR_USAGE, "residual after layer %d: the model has %d layers", layer, t->model->info.n_layer);
-    int code = set_rows(t, b, err);
-    if (!code)
-        code = es_pass_set_patch(&t->pass, NULL, 0, 0, err);
-    if (!code)
-        code = es_embed(t->model, b->ids, b->n, out, err);
-    es_acts lean = t->lean;
-    lean.x = lean.mid = out;
-    for (int l = 0; !code && l <= layer; l++) {
-        code = cancelled(cancel, err);
-        if (!code)
-            es_block_forward(&t->pass, l, &t->rows, &lean, out);
-    }
-    return code;
+    int code = residual(t, b, layer, out, cancel, err);
+    if (code != ES_ERR_DEVICE || !t->pass.card)
+        return code;
+    code = fall_back(t, err);
+    return code ? code : residual(t, b, layer, out, cancel, err);
 }
 
 /* ---- the head ---------------------------------------------------------------------------------------------------------- */
@@ -215,9 +303,7 @@ int es_trainer_residual(es_trainer *t, const es_batch *b, int layer, float *out,
 /* Gathers the last residual of wanted tokens [first, first+n), norms it and makes their logits, unless they are there. */
 static void head_logits(es_trainer *t, int first, int n, bool want_logits)
 {
-    size_t d = t->model->info.d_model;
-    for (int i = 0; i < n; i++)
-        memcpy(t->head_x + i * d, t->h + t->wanted[first + i] * d, sizeof(float) * d);
+    t->pass.k->gather_rows(t->pass.pool, t->h, t->wanted_on + first, n, t->model->info.d_model, t->head_x);
     if (!want_logits || (t->head_n == n && t->head_first == first))
         return;
     es_logits(&t->pass, t->head_x, n, t->head_norm, t->logits, true);
@@ -229,6 +315,8 @@ static void chunk_targets(es_trainer *t, const es_batch *b, int first, int n)
 {
     for (int i = 0; i < n; i++)
         t->target[i] = b->target[t->wanted[first + i]];
+    if (t->pass.card)
+        t->pass.k->upload(t->pass.pool, t->target_on, t->target, sizeof *t->target * (size_t)n);
 }
 
 static int head_forward(es_trainer *t, const es_batch *b, float *logprob, const volatile bool *cancel, es_error *err)
@@ -239,8 +327,10 @@ static int head_forward(es_trainer *t, const es_batch *b, float *logprob, const 
             return code;
         head_logits(t, first, n, true);
         chunk_targets(t, b, first, n);
-        t->pass.k->log_softmax_pick(t->pass.pool, t->logits, t->target, n, t->model->info.n_vocab, t->pick + first, t->logsum + first);
+        t->pass.k->log_softmax_pick(t->pass.pool, t->logits, t->target_on, n, t->model->info.n_vocab, t->pick_on + first, t->logsum + first);
     }
+    if (t->pass.card && logprob)
+        t->pass.k->download(t->pass.pool, t->pick, t->pick_on, sizeof *t->pick * (size_t)t->n_wanted);
     if (logprob) {
         memset(logprob, 0, sizeof *logprob * b->n);
         for (int i = 0; i < t->n_wanted; i++)
@@ -249,17 +339,33 @@ static int head_forward(es_trainer *t, const es_batch *b, float *logprob, const 
     return ES_OK;
 }
 
+/* What the caller's loss adds for wanted token first + i, whose row holds p - onehot: the row becomes the gradient of its logits. */
+static void callers_gradient(es_trainer *t, int first, int i, float *row, void (*dlogits)(void *user, int token, const float *p, float *dl), void *user)
+{
+    size_t n_vocab = t->model->info.n_vocab;
+    float *dl = t->pass.card ? t->host_row : row;
+    if (t->pass.card)
+        t->pass.k->download(t->pass.pool, dl, row, sizeof(float) * n_vocab);
+    memcpy(t->p_row, dl, sizeof(float) * n_vocab);
+    t->p_row[t->target[i]] += 1;
+    for (size_t j = 0; j < n_vocab; j++)
+        dl[j] *= -t->head_slope[i];
+    dlogits(user, t->wanted[first + i], t->p_row, dl);
+    if (t->pass.card)
+        t->pass.k->upload(t->pass.pool, row, dl, sizeof(float) * n_vocab);
+}
+
 /* dh = the gradient of the last residual, through the head and the final norm. */
 static int head_backward(es_trainer *t, const es_batch *b, const float *dlogprob,
                          void (*dlogits)(void *user, int token, const float *p, float *dl), void *user, const es_grad *g,
                          const volatile bool *cancel, es_error *err)
 {
-    float *dhead = es_weight_grad(&t->pass, g, t->model->head.data), *dnorm = es_weight_grad(&t->pass, g, t->model->final_norm);
+    float *dhead = es_weight_grad(&t->pass, g, t->pass.model->head.data), *dnorm = es_weight_grad(&t->pass, g, t->pass.model->final_norm);
     const es_model_info *m = &t->model->info;
     const es_kernels *k = t->pass.k;
     es_pool *pool = t->pass.pool;
     size_t d = m->d_model, n_vocab = m->n_vocab;
-    memset(t->dh, 0, sizeof(float) * b->n * d);
+    k->clear(pool, t->dh, sizeof(float) * b->n * d);
     if (!t->n_wanted)
         return ES_OK;
     /* From the last chunk, whose logits the forward left, to the first. */
@@ -277,32 +383,30 @@ static int head_backward(es_trainer *t, const es_batch *b, const float *dlogprob
         head_logits(t, first, n, true);
         chunk_targets(t, b, first, n);
         t->head_n = 0; /* the logits become their gradient */
+        for (int i = 0; dlogits && i < n; i++) /* with -1 the kernel gives p - onehot, which serves both gradients */
+            t->head_slope[i] = t->head_dlogprob[i], t->head_dlogprob[i] = -1;
+        if (t->pass.card)
+            k->upload(pool, t->head_dlogprob_on, t->head_dlogprob, sizeof(float) * (size_t)n);
         if (!dlogits && !t->cap_row)
-            k->log_softmax_pick_back(pool, t->logits, t->target, t->logsum + first, t->head_dlogprob, n, m->n_vocab);
+            k->log_softmax_pick_back(pool, t->logits, t->target_on, t->logsum + first, t->head_dlogprob_on, n, m->n_vocab);
         for (int i = 0; (dlogits || t->cap_row) && i < n; i++) {
-            /* With dlogprob = -1 the same kernel gives p - onehot, so one pass over the row serves both gradients. */
-            float *row = t->logits + i * n_vocab, minus = -1, cap = t->model->facts.final_cap;
+            float *row = t->logits + i * n_vocab;
             if (t->cap_row)
-                memcpy(t->cap_row, row, sizeof(float) * n_vocab);
-            k->log_softmax_pick_back(pool, row, t->target + i, t->logsum + first + i, &minus, 1, m->n_vocab);
-            memcpy(t->p_row, row, sizeof(float) * n_vocab);
-            t->p_row[t->target[i]] += 1;
-            for (size_t j = 0; j < n_vocab; j++)
-                row[j] *= -t->head_dlogprob[i];
+                k->copy(pool, t->cap_row, row, sizeof(float) * n_vocab);
+            k->log_softmax_pick_back(pool, row, t->target_on + i, t->logsum + first + i, t->head_dlogprob_on + i, 1, m->n_vocab);
             if (dlogits)
-                dlogits(user, t->wanted[first + i], t->p_row, row);
-            for (size_t j = 0; t->cap_row && j < n_vocab; j++) /* d cap tanh(x / cap) / dx */
-                row[j] *= 1 - t->cap_row[j] / cap * (t->cap_row[j] / cap);
+                callers_gradient(t, first, i, row, dlogits, user);
+            if (t->cap_row)
+                k->soft_cap_back(pool, t->cap_row, row, n_vocab, t->model->facts.final_cap);
         }
         if (dhead) /* head_norm: the rows that entered the head, until the next line */
             k->gemm(pool, true, false, m->n_vocab, m->d_model, n, 1, t->logits, m->n_vocab, t->head_norm, m->d_model, 1, dhead, m->d_model);
-        k->matmul_back(pool, &t->model->head, t->logits, n, t->head_norm, false);
+        k->matmul_back(pool, &t->pass.model->head, t->logits, n, t->head_norm, false);
         if (dnorm)
-            es_norm_weight_back(t->head_x, t->head_norm, dnorm, n, m->d_model, m->norm_eps);
-        memset(t->head_dx, 0, sizeof(float) * n * d);
-        k->rmsnorm_back(pool, t->head_x, t->model->final_norm, t->head_norm, t->head_dx, n, m->d_model, m->norm_eps);
-        for (int i = 0; i < n; i++)
-            memcpy(t->dh + t->wanted[first + i] * d, t->head_dx + i * d, sizeof(float) * d);
+            k->rmsnorm_weight_back(pool, t->head_x, t->head_norm, dnorm, n, m->d_model, m->norm_eps);
+        k->clear(pool, t->head_dx, sizeof(float) * n * d);
+        k->rmsnorm_back(pool, t->head_x, t->pass.model->final_norm, t->head_norm, t->head_dx, n, m->d_model, m->norm_eps);
+        k->scatter_rows(pool, t->head_dx, t->wanted_on + first, n, m->d_model, t->dh);
     }
     return ES_OK;
 }
@@ -312,8 +416,8 @@ int es_trainer_logits(es_trainer *t, int token, float *out, es_error *err)
     size_t n_vocab = t->model->info.n_vocab;
     for (int i = 0; t->forward_done && i < t->head_n; i++)
         if (t->wanted[t->head_first + i] == token) {
-            memcpy(out, t->logits + i * n_vocab, sizeof *out * n_vocab);
-            return ES_OK;
+            t->pass.k->download(t->pass.pool, out, t->logits + i * n_vocab, sizeof *out * n_vocab);
+            return t->pass.k->sync(t->pass.pool, err);
         }
     return es_trainer_logits_rows(t, token, 1, out, err);
 }
@@ -324,8 +428,17 @@ int es_trainer_logits_rows(es_trainer *t, int token, int n, float *out, es_error
     int have = t->forward_done ? t->rows.n : 0;
     if (token < 0 || n < 1 || n > have || token > have - n)
         return es_fail(err, ES_ERR_USAGE, "logits of %d tokens from %d: the last forward had %d", n, token, have);
-    es_logits(&t->pass, t->h + (size_t)token * m->d_model, n, t->pass.norm, out, true);
-    return ES_OK;
+    if (!t->pass.card) {
+        es_logits(&t->pass, t->h + (size_t)token * m->d_model, n, t->pass.norm, out, true);
+        return ES_OK;
+    }
+    t->head_n = 0; /* their place is needed */
+    for (int i = 0, rows; i < n; i += rows) {
+        rows = n - i < t->head_rows ? n - i : t->head_rows;
+        es_logits(&t->pass, t->h + (size_t)(token + i) * m->d_model, rows, t->pass.norm, t->logits, true);
+        t->pass.k->download(t->pass.pool, out + (size_t)i * m->n_vocab, t->logits, sizeof *out * (size_t)rows * (size_t)m->n_vocab);
+    }
+    return t->pass.k->sync(t->pass.pool, err);
 }
 
 int es_trainer_site_input(es_trainer *t, int layer, es_site site, float *out, es_error *err)
@@ -334,27 +447,45 @@ int es_trainer_site_input(es_trainer *t, int layer, es_site site, float *out, es
     if (!t->forward_done || !t->o.backward || layer < t->o.from_layer || layer >= m->n_layer || (site != ES_SITE_O && site != ES_SITE_DOWN))
         return es_fail(err, ES_ERR_USAGE, "input of %s in layer %d: it is not kept, or no forward was run", es_site_name(site), layer);
     const es_acts *a = &t->acts[layer];
-    if (site == ES_SITE_O)
-        memcpy(out, a->att, sizeof *out * t->rows.n * m->n_head * m->head_dim);
-    else
-        es_glu(&t->pass, a->gate, a->up, out, (size_t)t->rows.n * m->d_ff);
-    return ES_OK;
+    if (site == ES_SITE_O) {
+        t->pass.k->download(t->pass.pool, out, a->att, sizeof *out * t->rows.n * m->n_head * m->head_dim);
+        return t->pass.k->sync(t->pass.pool, err);
+    }
+    es_glu(&t->pass, a->gate, a->up, t->pass.card ? t->pass.act : out, (size_t)t->rows.n * m->d_ff);
+    if (t->pass.card)
+        t->pass.k->download(t->pass.pool, out, t->pass.act, sizeof *out * t->rows.n * m->d_ff);
+    return t->pass.k->sync(t->pass.pool, err);
 }
 
 /* ---- forward and backward ------------------------------------------------------------------------------------------------- */
 
-int es_trainer_forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
+/* What happens to the residual after a layer. */
+static void look(es_trainer *t, int layer, float *h, const es_watch *watch, int n_watch)
+{
+    es_residual_forward(&t->pass, layer, &t->rows, h, watch, layer > t->seen ? n_watch : 0);
+    if (layer > t->seen && !(t->pass.card && es_cuda_lost(t->pass.card)))
+        t->seen = layer;
+}
+
+static int forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
                        int n_watch, float *logprob, const volatile bool *cancel, es_error *err)
 {
     const es_model_info *m = &t->model->info;
     int from = t->o.from_layer;
     t->forward_done = false;
     t->head_n = t->n_wanted = 0;
+    if (!t->pass.pool)
+        return lost(err);
     if (from > 0 && !resid)
         return es_fail(err, ES_ERR_USAGE, "forward from layer %d without the residual that enters it", from);
-    int code = set_rows(t, b, err);
+    int code = es_pass_refresh(&t->pass, t->model, err);
+    if (!code)
+        code = set_rows(t, b, err);
     if (!code)
         code = es_pass_set_patch(&t->pass, patch, from, max_hooks(&t->o), err);
+    t->pass.on.current = false;
+    if (!code)
+        code = es_pass_upload_patch(&t->pass, err);
     if (code)
         return code;
     for (int i = 0; b->wanted && i < b->n; i++)
@@ -363,13 +494,15 @@ int es_trainer_forward(es_trainer *t, const es_batch *b, const float *resid, con
                 return es_fail(err, ES_ERR_USAGE, "batch: token %d wants a target outside of the vocabulary", i);
             t->wanted[t->n_wanted++] = i;
         }
+    if (t->pass.card)
+        t->pass.k->upload(t->pass.pool, t->wanted_on, t->wanted, sizeof *t->wanted * (size_t)t->n_wanted);
 
     float *h = t->o.backward ? t->acts[from].x : t->h;
     if (resid)
-        memcpy(h, resid, sizeof *h * b->n * m->d_model);
-    else if ((code = es_embed(t->model, b->ids, b->n, h, err)))
+        t->pass.k->upload(t->pass.pool, h, resid, sizeof *h * b->n * m->d_model);
+    else if ((code = es_embed(&t->pass, b->ids, b->n, h, err)))
         return code;
-    es_residual_forward(&t->pass, from - 1, &t->rows, h, watch, n_watch);
+    look(t, from - 1, h, watch, n_watch);
     for (int l = from; l < m->n_layer; l++) {
         if ((code = cancelled(cancel, err)))
             return code;
@@ -380,11 +513,147 @@ int es_trainer_forward(es_trainer *t, const es_batch *b, const float *resid, con
             h = l + 1 < m->n_layer ? t->acts[l + 1].x : t->h;
         }
         es_block_forward(&t->pass, l, &t->rows, &acts, h);
-        es_residual_forward(&t->pass, l, &t->rows, h, watch, n_watch);
+        look(t, l, h, watch, n_watch);
     }
     code = head_forward(t, b, logprob, cancel, err);
+    code = code ? code : t->pass.k->sync(t->pass.pool, err);
     t->forward_done = !code;
     return code;
+}
+
+int es_trainer_forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
+                       int n_watch, float *logprob, const volatile bool *cancel, es_error *err)
+{
+    t->seen = t->o.from_layer - 2;
+    int code = forward(t, b, resid, patch, watch, n_watch, logprob, cancel, err);
+    if (code != ES_ERR_DEVICE || !t->pass.card)
+        return code;
+    code = fall_back(t, err);
+    return code ? code : forward(t, b, resid, patch, watch, n_watch, logprob, cancel, err);
+}
+
+/* ---- gradients on a card: added up there, then handed over ---------------------------------------------------------------- */
+
+typedef struct mirror { /* of es_grad, whose arrays lie on the card */
+    es_grad g;
+    es_arena host; /* its lists of pointers, and `row` */
+    size_t bytes;  /* of the card's memory */
+    float *row;    /* room to receive the largest array */
+} mirror;
+
+/* Calls for each array of g, in one order: what with the array, its twin's place among the mirror's, and its numbers. */
+static void each_array(const es_trainer *t, const es_patch *patch, const es_grad *g, const es_grad *on, void (*what)(void *user, float *host, float **on, size_t n), void *user)
+{
+    size_t slots = g->seq_slot ? (size_t)g->n_slot : 1, d = (size_t)t->model->info.d_model;
+    for (int i = 0; patch && i < patch->n_lowrank; i++) {
+        const es_lowrank *e = &patch->lowrank[i];
+        if (e->scale == 0)
+            continue;
+        const es_weight *w = &t->model->layer[e->layer].site[e->site];
+        if (g->a && g->a[i])
+            what(user, g->a[i], on ? &on->a[i] : NULL, slots * (size_t)e->rank * (size_t)w->n_in);
+        if (g->b && g->b[i])
+            what(user, g->b[i], on ? &on->b[i] : NULL, slots * (size_t)e->rank * (size_t)w->n_out);
+    }
+    for (int i = 0; patch && g->addend && i < patch->n_addend; i++)
+        if (patch->addend[i].scale != 0 && g->addend[i])
+            what(user, g->addend[i], on ? &on->addend[i] : NULL, slots * d);
+    if (g->weights)
+        what(user, g->weights, on ? (float **)(uintptr_t)&on->weights : NULL, t->model->n_own);
+}
+
+static void count_array(void *user, float *host, float **on, size_t n)
+{
+    (void)host, (void)on;
+    size_t *sum = user;
+    sum[0] += (n * sizeof(float) + 255) & ~(size_t)255;
+    sum[1] = n > sum[1] ? n : sum[1];
+}
+
+static void place_array(void *user, float *host, float **on, size_t n)
+{
+    (void)host;
+    *on = es_arena_take(user, (n + 63) & ~(size_t)63, sizeof(float));
+}
+
+typedef struct handing { es_trainer *t; float *row; } handing;
+
+static void hand_over(void *user, float *host, float **on, size_t n)
+{
+    const handing *h = user;
+    h->t->pass.k->download(h->t->pass.pool, h->row, *on, sizeof *host * n);
+    for (size_t i = 0; i < n; i++)
+        host[i] += h->row[i];
+}
+
+static void mirror_close(mirror *m)
+{
+    es_arena_close(&m->host);
+}
+
+static int mirror_open(es_trainer *t, const es_patch *patch, const es_grad *g, mirror *m, es_error *err)
+{
+    size_t sum[2] = {0, 0}, n_low = patch ? (size_t)patch->n_lowrank : 0, n_add = patch ? (size_t)patch->n_addend : 0;
+    *m = (mirror){.g = *g};
+    each_array(t, patch, g, NULL, count_array, sum);
+    size_t lists = (2 * n_low + n_add) * sizeof(float *) + 4 * 64;
+    int code = es_arena_open(&m->host, lists + sum[1] * sizeof(float) + 64, err);
+    if (code)
+        return code;
+    if (sum[0] > t->grad.size) {
+        es_pass_release(&t->pass, &t->grad);
+        if ((code = es_pass_take(&t->pass, &t->grad, sum[0], err))) {
+            if (err)
+                es_fail_prefix(err, "gradients");
+            mirror_close(m);
+            return code;
+        }
+    } else if (sum[0])
+        t->pass.k->clear(t->pass.pool, t->grad.base, sum[0]);
+    m->g.a = g->a ? es_arena_take(&m->host, n_low, sizeof(float *)) : NULL;
+    m->g.b = g->b ? es_arena_take(&m->host, n_low, sizeof(float *)) : NULL;
+    m->g.addend = g->addend ? es_arena_take(&m->host, n_add, sizeof(float *)) : NULL;
+    m->row = es_arena_take(&m->host, sum[1], sizeof(float));
+    t->grad.used = 0;
+    each_array(t, patch, g, &m->g, place_array, &t->grad);
+    return ES_OK;
+}
+
+/* The rows of the embedding that were read, run by run: where a residual came in their place, ids need not be of the vocabulary. */
+static void embedding_back(es_trainer *t, const es_batch *b, float *embd)
+{
+    const int d = t->model->info.d_model, n_vocab = t->model->info.n_vocab;
+    if (t->pass.card)
+        t->pass.k->upload(t->pass.pool, t->pass.ids, b->ids, sizeof *b->ids * (size_t)b->n);
+    const int32_t *ids = t->pass.card ? t->pass.ids : b->ids;
+    for (int i = 0, end; i < b->n; i = end) {
+        const bool known = b->ids[i] >= 0 && b->ids[i] < n_vocab;
+        for (end = i + 1; end < b->n && known == (b->ids[end] >= 0 && b->ids[end] < n_vocab);)
+            end++;
+        if (known)
+            t->pass.k->embed_back(t->pass.pool, t->dh + (size_t)i * d, ids + i, end - i, d, t->model->facts.embed_scale, embd, n_vocab);
+    }
+}
+
+/* From the logits to to_layer; g in the table's memory. */
+static int backward(es_trainer *t, const es_batch *b, const float *dlogprob, void (*dlogits)(void *user, int token, const float *p, float *dl), void *user,
+                    const es_grad *g, int to_layer, const volatile bool *cancel, es_error *err)
+{
+    const es_model_info *m = &t->model->info;
+    int code = head_backward(t, b, dlogprob, dlogits, user, g, cancel, err);
+    for (int l = m->n_layer - 1; !code && l >= to_layer; l--) {
+        if (g && g->resid && l >= 0 && g->resid[l])
+            t->pass.k->download(t->pass.pool, g->resid[l], t->dh, sizeof(float) * b->n * m->d_model);
+        es_residual_backward(&t->pass, l, &t->rows, t->dh, g);
+        if (l < t->o.from_layer)
+            break;
+        if (!(code = cancelled(cancel, err)))
+            es_block_backward(&t->pass, l, &t->rows, &t->acts[l], &t->back, t->dh, g, l > to_layer);
+    }
+    float *embd = !code && to_layer < 0 ? es_weight_grad(&t->pass, g, t->pass.model->token_embd.data) : NULL;
+    if (embd)
+        embedding_back(t, b, embd);
+    return code ? code : t->pass.k->sync(t->pass.pool, err);
 }
 
 int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch, const float *dlogprob,
@@ -407,20 +676,18 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
 
     int code = es_pass_set_patch(&t->pass, patch, t->o.from_layer, max_hooks(&t->o), err);
     if (!code)
-        code = head_backward(t, b, dlogprob, dlogits, user, g, cancel, err);
-    for (int l = m->n_layer - 1; !code && l >= to_layer; l--) {
-        if (g && g->resid && l >= 0 && g->resid[l])
-            memcpy(g->resid[l], t->dh, sizeof(float) * b->n * m->d_model);
-        es_residual_backward(&t->pass, l, &t->rows, t->dh, g);
-        if (l < t->o.from_layer)
-            break;
-        if (!(code = cancelled(cancel, err)))
-            es_block_backward(&t->pass, l, &t->rows, &t->acts[l], &t->back, t->dh, g, l > to_layer);
+        code = es_pass_upload_patch(&t->pass, err);
+    if (code || !t->pass.card || !g)
+        return code ? code : backward(t, b, dlogprob, dlogits, user, g, to_layer, cancel, err);
+    mirror on;
+    if ((code = mirror_open(t, patch, g, &on, err)))
+        return code;
+    code = backward(t, b, dlogprob, dlogits, user, &on.g, to_layer, cancel, err);
+    if (!code) {
+        handing h = {t, on.row};
+        each_array(t, patch, g, &on.g, hand_over, &h);
+        code = t->pass.k->sync(t->pass.pool, err);
     }
-    float *embd = !code && to_layer < 0 ? es_weight_grad(&t->pass, g, t->model->token_embd.data) : NULL;
-    size_t d = (size_t)m->d_model;
-    for (int i = 0; embd && i < b->n; i++)
-        for (size_t j = 0; j < d && b->ids[i] >= 0 && b->ids[i] < m->n_vocab; j++) /* a residual may have come in their place */
-            embd[(size_t)b->ids[i] * d + j] += t->model->facts.embed_scale * t->dh[(size_t)i * d + j];
+    mirror_close(&on);
     return code;
 }

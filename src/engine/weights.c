@@ -1,5 +1,5 @@
 #include "weights.h"
-#include "model.h"
+#include "device.h"
 #include "tokenizer.h"
 
 #include <math.h>
@@ -144,6 +144,10 @@ int es_model_thaw(es_model **out, es_model *base, size_t limit, es_error *err)
     }
     if (m->info.tied_head)
         m->head = m->token_embd;
+    if ((rc = es_on_inherit(m, base, err))) {
+        es_model_free(m);
+        return rc;
+    }
     *out = m;
     return ES_OK;
 }
@@ -168,6 +172,7 @@ int es_model_assign(es_model *to, const es_model *from, es_error *err)
     if (!to->own.base || !from->own.base || !same_shapes(to, from))
         return es_fail(err, ES_ERR_USAGE, "weights are copied between thawed models of the same shapes only");
     memcpy(to->own.base, from->own.base, to->n_own * sizeof(float));
+    es_model_changed(to);
     return ES_OK;
 }
 
@@ -283,5 +288,7 @@ int es_weights_load(es_model *m, const char *path, const es_weights_more *more, 
     free(chunk);
     free(list);
     es_safetensors_free(s);
+    if (!rc)
+        es_model_changed(m);
     return rc;
 }

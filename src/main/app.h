@@ -11,7 +11,7 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 typedef struct app {
     /* global options */
-    const char *home_option, *model_option, *labels_option, *data_option;
+    const char *home_option, *model_option, *labels_option, *data_option, *device_option;
     opt_texts dictionaries; /* --dictionary: the first is the one in use, the others are at hand for adapters that want several */
     uint64_t memory; /* 0: what the machine has available */
     int threads; /* 0: the processors there are */
@@ -24,7 +24,7 @@ typedef struct app {
     const char *hub, *hub_token, *ca_file; /* HF_ENDPOINT, HF_TOKEN, SSL_CERT_FILE; NULL: not set */
     const char *api_key; /* ESPALIER_API_KEY, of the endpoint for automatic labels; NULL: not set */
     /* config.ini, see config.c */
-    char *config_model, *config_dictionary, *config_system, *config_author, *config_data;
+    char *config_model, *config_dictionary, *config_system, *config_author, *config_data, *config_device;
     char *endpoint_url, *endpoint_model, *endpoint_key_file;
     double endpoint_price_in, endpoint_price_out; /* of a million tokens */
     int endpoint_concurrency; /* 0: not set */
@@ -56,6 +56,12 @@ const char *app_shown(const char *s, char *out, size_t size); /* s made harmless
 /* A JSON string of bytes that may not be UTF-8: what is not whole becomes U+FFFD. */
 json_t *app_json_text(const char *s, size_t n);
 int app_flush(void); /* EXIT_DONE, or EXIT_FAILED when stdout could not be written */
+
+/* ---- the device (device.c) ---- */
+bool app_device_valid(const char *s);              /* auto, cpu, cuda or cuda:N */
+int app_device(es_cuda **out, es_error *err);      /* borrowed; NULL: the processor. ES_ERR_MISSING when a card was asked for and there is none */
+int app_on_device(es_model *m, es_error *err);     /* what is opened on m from now on works there */
+void app_device_describe(char *out, size_t size, bool *ok);
 
 /* ---- where things are ---- */
 void app_remove_tree(const char *folder); /* a temporary folder of ours, with what is in it */

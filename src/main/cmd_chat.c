@@ -166,6 +166,9 @@ static int workbench(const chat_options *o)
     so.memory = the_app.memory;
     so.learn = the_app.learn;
     so.prefer_loss = the_app.prefer_loss;
+    rc = app_device(&so.card, &err);
+    if (rc != ES_OK)
+        return app_fail(&err);
     es_studio *studio = NULL;
     rc = es_studio_open(&studio, &so, &err);
     if (rc != ES_OK)

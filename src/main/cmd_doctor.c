@@ -97,6 +97,9 @@ int cmd_doctor(int argc, char **argv)
     finding(&c, "program", true, "espalier %s, %s %s", ESPALIER_VERSION, u.sysname, u.machine);
     es_kernels_describe(text, sizeof text);
     finding(&c, "kernels", true, "%s, %ld processors", text, sysconf(_SC_NPROCESSORS_ONLN));
+    bool usable;
+    app_device_describe(text, sizeof text, &usable);
+    finding(&c, "device", usable, "%s", text);
     double total = memory("MemTotal"), available = memory("MemAvailable");
     finding(&c, "memory", total == 0 || available > 0.6, "%.1f GiB, %.1f GiB free", total, available);
     finding(&c, "home", true, "%s", the_app.home);
@@ -106,6 +109,8 @@ int cmd_doctor(int argc, char **argv)
     char path[1200], hash[65];
     bool is_default;
     app_model_path(path, sizeof path, &is_default);
+    if (!usable)
+        the_app.device_option = "cpu"; /* the rest is looked at all the same */
     rc = app_model(&m, &err);
     if (rc == ES_OK)
         rc = es_model_hash(m, hash, &err);

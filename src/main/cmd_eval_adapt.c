@@ -473,6 +473,8 @@ int eval_adapt(int argc, char **argv)
     }
     if (!rc && a.teacher)
         rc = es_model_open(&o.teacher, a.teacher, &err);
+    if (!rc && a.teacher)
+        rc = app_on_device(o.teacher, &err);
     o.neutral = texts.item;
     o.n_neutral = texts.n;
     o.choice = items.item;

@@ -3,6 +3,7 @@
  *   dictionary = FOLDER        system = TEXT
  *   author = NAME              temperature = 0.7
  *   threads = 2                max_tokens = 512
+ *   device = auto              (or cpu, cuda, cuda:0)
  *   mouse = no                 context = 2048
  *   data = FOLDER              learn = yes
  *                              prefer_loss = pairs   (or sampled, top-20, forward)
@@ -109,6 +110,8 @@ static int take(void *user, const char *section, const char *name, const char *v
         ok = text(value, &a->config_author);
     else if (!chat && !strcmp(name, "data"))
         ok = text(value, &a->config_data);
+    else if (!chat && !strcmp(name, "device"))
+        ok = app_device_valid(value) && text(value, &a->config_device);
     else if (!chat && !strcmp(name, "threads"))
         ok = whole(value, 0, 256, &a->config_threads);
     else if (!chat && !strcmp(name, "mouse"))

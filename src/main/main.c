@@ -17,6 +17,7 @@ const opt app_global_options[] = {
     {"model", "FILE.gguf", OPT_TEXT, &the_app.model_option, 0, 0, "another model than the default one", NULL},
     {"dictionary", "PATH", OPT_TEXTS, &the_app.dictionaries, 0, 0, "another dictionary than the model's own; again: more of them, for adapters of several", NULL},
     {"threads", "N", OPT_INT, &the_app.threads, 0, 256, "processors to use (default: all)", NULL},
+    {"device", "DEVICE", OPT_TEXT, &the_app.device_option, 0, 0, "auto (default: a card when there is one), cpu, cuda or cuda:N", NULL},
     {"memory", "BYTES", OPT_COUNT, &the_app.memory, 1, 9e18, "refuse a model that needs more, such as 4G (default: what is free)", NULL},
     {"json", NULL, OPT_FLAG, &the_app.json, 0, 0, "answer in JSON on standard output", NULL},
     {"quiet", NULL, OPT_FLAG, &the_app.quiet, 0, 0, "no progress on standard error", NULL},
@@ -139,6 +140,8 @@ int app_settle(app *a, es_error *err)
     a->hub_token = env_text("HF_TOKEN");
     a->ca_file = env_text("SSL_CERT_FILE");
     a->api_key = env_text("ESPALIER_API_KEY");
+    if (a->device_option && !app_device_valid(a->device_option))
+        return es_fail(err, ES_ERR_USAGE, "--device wants auto, cpu, cuda or cuda:N, not '%.40s'", a->device_option);
     int rc = *a->config_path ? config_load(a, err) : ES_OK;
     if (a->threads == 0)
         a->threads = a->config_threads;

@@ -15,7 +15,10 @@ int app_model(es_model **out, es_error *err)
     *out = NULL;
     if (is_default && access(path, F_OK) != 0)
         return es_fail(err, ES_ERR_MISSING, "there is no model at %s: start with ./run, which gets it, or name one with --model FILE.gguf", path);
-    return es_model_open_within(out, path, the_app.config_context, the_app.memory, err);
+    es_cuda *card = NULL;
+    int rc = app_device(&card, err); /* before anything is read */
+    rc = rc ? rc : es_model_open_within(out, path, the_app.config_context, the_app.memory, err);
+    return rc ? rc : es_model_use_card(*out, card, NULL, err);
 }
 
 /* A dictionary's folder with what lies in it. labels: instead of those in the folder; NULL: those. */

@@ -111,6 +111,7 @@ struct cudaDeviceProp {
 cudaError_t cudaGetLastError(void);
 const char *cudaGetErrorString(cudaError_t e);
 cudaError_t cudaGetDeviceCount(int *n);
+cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int index);
 cudaError_t cudaSetDevice(int index);
 cudaError_t cudaMemGetInfo(size_t *left, size_t *all);
@@ -142,10 +143,15 @@ cudaError_t cudaGraphDestroy(cudaGraph_t g);
 // Runs body once for every thread of the grid, now or, while the stream is recorded, whenever the graph is started.
 void shim_start(cudaStream_t s, dim3 grid, dim3 block, size_t shared, const char *name, std::function<void()> body);
 
+void shim_look(const char *kernel, const void *p); // p must be of the card's memory, or NULL
+template <class T> static inline void shim_look_at(const char *, const T &) {}
+template <class T> static inline void shim_look_at(const char *kernel, T *const &p) { shim_look(kernel, p); }
+
 template <class... P, class... A>
 static inline void shim_launch(const char *name, cudaStream_t s, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...), const A &...args)
 {
     std::tuple<P...> values(static_cast<P>(args)...); // what a launch copies
+    std::apply([name](const P &...value) { (shim_look_at(name, value), ...); }, values);
     shim_start(s, grid, block, shared, name, [kernel, values] { std::apply(kernel, values); });
 }
 

@@ -5,15 +5,20 @@
 // is a parameter (shim_order): code that lacks a barrier gives another result in another order. Threads that wait for one another in different
 // places, or for one that has left, are a mistake that a card might forgive: here the program says which kernel and ends.
 //
-// Memory of the card is memory of its own allocation, filled with NaNs, so that AddressSanitizer sees what reaches past its end and a test sees
-// what was never written. Streams do their work at once; a stream that is recorded keeps it.
+// Memory of the card is memory of its own allocation, filled with NaNs, so that a test sees what was never written. It can be touched only while
+// a kernel or a copy runs: host code that follows a pointer of the card's dies, and the program says so (under AddressSanitizer, which then sees
+// what reaches past an end, that is left out). The other way round, a kernel is not started with a pointer that is not the card's.
+// Streams do their work at once, in the thread that asks, one at a time; a stream that is recorded keeps it.
 #include "cuda_runtime.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <map>
+#include <mutex>
 #include <vector>
 
 #include "shim.h"
@@ -296,11 +301,121 @@ struct shim_graph { std::vector<std::function<void()>> work; std::vector<int> ki
 struct shim_stream { bool recording; shim_graph recorded; };
 struct shim_event { int unused; };
 
-static cudaError_t last = cudaSuccess;
+static thread_local cudaError_t last = cudaSuccess;
 static bool lost, blas_there = true;
+static long records;
+static long lose_after = -1; // kernels until the card is lost; negative: never
 static int cards = 1;
 static size_t memory_all = (size_t)4 << 30, memory_used;
-static std::map<void *, size_t> allocated;
+
+// ---- the card's memory -----------------------------------------------------------------------------------------------------------------
+
+struct piece { size_t n; char *map; size_t mapped; }; // map: pages of its own, the last of which is never opened; NULL under AddressSanitizer
+static std::map<char *, piece> allocated;
+static std::recursive_mutex one_at_a_time;
+static int open_depth;
+enum { PAGE = 4096, GUARDED = 16 << 20 /* a real model's weights stay open: closing them takes longer than many a kernel */ };
+
+static const piece *piece_at(const void *p, char **start)
+{
+    auto after = allocated.upper_bound((char *)p);
+    if (after == allocated.begin())
+        return NULL;
+    auto at = std::prev(after);
+    *start = at->first;
+    return (char *)p <= at->first + at->second.n ? &at->second : NULL;
+}
+
+static void protect(const piece &a, int how)
+{
+    if (a.map && a.n <= GUARDED && mprotect(a.map, a.mapped - PAGE, how) != 0)
+        abort();
+}
+
+// While one of these lives, its thread works for the card and may touch the card's memory.
+struct on_card {
+    std::lock_guard<std::recursive_mutex> alone;
+    on_card() : alone(one_at_a_time)
+    {
+        if (open_depth++ == 0)
+            for (auto &a : allocated)
+                protect(a.second, PROT_READ | PROT_WRITE);
+    }
+    ~on_card()
+    {
+        if (--open_depth == 0)
+            for (auto &a : allocated)
+                protect(a.second, PROT_NONE);
+    }
+};
+
+#ifndef FIBERS_TOLD
+static void touched(int, siginfo_t *info, void *)
+{
+    char *start; // the map is only read, and by the thread that fell
+    const char *what = piece_at(info->si_addr, &start) ? "shim: host code touched the card's memory\n" : "shim: a bad address was touched\n";
+    ssize_t ignored = write(2, what, strlen(what));
+    (void)ignored;
+    signal(SIGSEGV, SIG_DFL);
+    raise(SIGSEGV);
+}
+#endif
+
+static char *take_memory(size_t n, piece *a)
+{
+    *a = piece{n, NULL, 0};
+#ifdef FIBERS_TOLD
+    // Aligned as a card's memory is, and not a byte longer than asked for: reading past the end shows.
+    void *p;
+    return posix_memalign(&p, 256, n ? n : 1) == 0 ? (char *)p : NULL;
+#else
+    static const bool told = [] {
+        struct sigaction how = {};
+        how.sa_sigaction = touched;
+        how.sa_flags = SA_SIGINFO;
+        return sigaction(SIGSEGV, &how, NULL) == 0;
+    }();
+    (void)told;
+    const size_t used = (n + 255) / 256 * 256, pages = (used + PAGE - 1) / PAGE * PAGE + (used ? 0 : PAGE);
+    void *map = mmap(NULL, pages + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED)
+        return NULL;
+    a->map = (char *)map;
+    a->mapped = pages + PAGE;
+    if (n > GUARDED && mprotect(map, pages, PROT_READ | PROT_WRITE) != 0)
+        return NULL;
+    return a->map + pages - used;
+#endif
+}
+
+static void give_memory(char *p, const piece &a)
+{
+    if (a.map)
+        munmap(a.map, a.mapped);
+    else
+        free(p);
+}
+
+void shim_look(const char *kernel, const void *p)
+{
+    std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
+    char *start;
+    if (p && !piece_at(p, &start)) {
+        fprintf(stderr, "shim: kernel %s was given %p, which is not in the card's memory\n", kernel, p);
+        abort();
+    }
+}
+
+static void look(const char *what, const void *p, size_t n, bool wanted)
+{
+    char *start;
+    const piece *a = piece_at(p, &start);
+    const bool there = a && (const char *)p < start + a->n;
+    if (n == 0 || (wanted ? there && (const char *)p + n <= start + a->n : !there))
+        return;
+    fprintf(stderr, "shim: %s: %p, %zu bytes, %s the card's memory\n", what, p, n, wanted ? "is not in" : "is in");
+    abort();
+}
 
 static cudaError_t fail(cudaError_t e)
 {
@@ -349,6 +464,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int index)
     return answer();
 }
 
+cudaError_t cudaDriverGetVersion(int *version) { *version = 12040; return answer(); }
 cudaError_t cudaSetDevice(int) { return answer(); }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *low, int *high) { *low = 0, *high = -5; return answer(); }
 
@@ -364,14 +480,14 @@ cudaError_t cudaMalloc(void **out, size_t n)
     *out = NULL;
     if (answer() != cudaSuccess)
         return last;
-    if (n > memory_all || memory_used > memory_all - n)
+    std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
+    piece a;
+    if (n > memory_all || memory_used > memory_all - n || !(*out = take_memory(n, &a)))
         return fail(cudaErrorMemoryAllocation);
-    // Aligned as a card's memory is, and not a byte longer than asked for: reading past the end shows under AddressSanitizer.
-    if (posix_memalign(out, 256, n ? n : 1) != 0)
-        return fail(cudaErrorMemoryAllocation);
-    memset(*out, 0xff, n);
-    allocated[*out] = n;
+    allocated[(char *)*out] = a;
     memory_used += n;
+    on_card working;
+    memset(*out, 0xff, n);
     return cudaSuccess;
 }
 
@@ -379,13 +495,15 @@ cudaError_t cudaFree(void *p)
 {
     if (!p)
         return cudaSuccess;
-    if (!allocated.count(p)) {
+    std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
+    auto at = allocated.find((char *)p);
+    if (at == allocated.end()) {
         fprintf(stderr, "shim: cudaFree of what was not allocated\n");
         abort();
     }
-    memory_used -= allocated[p];
-    allocated.erase(p);
-    free(p);
+    memory_used -= at->second.n;
+    give_memory(at->first, at->second);
+    allocated.erase(at);
     return answer();
 }
 
@@ -397,19 +515,29 @@ static void give(cudaStream_t s, int kind, std::function<void()> what)
     if (s->recording) {
         s->recorded.work.push_back(what);
         s->recorded.kind.push_back(kind);
-    } else
-        what();
+        return;
+    }
+    on_card working;
+    what();
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t s)
 {
-    if (answer() == cudaSuccess)
+    if (answer() == cudaSuccess) {
+        std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
+        look("a copy's target", to, n, kind != cudaMemcpyDeviceToHost);
+        look("a copy's source", from, n, kind != cudaMemcpyHostToDevice);
         give(s, 10 + kind, [=] { memcpy(to, from, n); });
+    }
     return lost ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStream_t s)
 {
+    if (answer() == cudaSuccess) {
+        std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
+        look("what is cleared", p, n, true);
+    }
     if (answer() == cudaSuccess)
         give(s, 20, [=] { memset(p, byte, n); });
     return lost ? cudaErrorLaunchFailure : cudaSuccess;
@@ -417,6 +545,11 @@ cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStream_t s)
 
 void shim_start(cudaStream_t s, dim3 grid, dim3 block, size_t shared, const char *name, std::function<void()> what)
 {
+    {
+        std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
+        if (lose_after >= 0 && lose_after-- == 0)
+            lost = true;
+    }
     if (lost)
         return;
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || !block.x || block.x > 1024 || block.x % 32 || block.y != 1 ||
@@ -445,6 +578,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 {
     s->recording = true;
+    records++;
     s->recorded = shim_graph{};
     return answer();
 }
@@ -470,8 +604,13 @@ cudaError_t cudaGraphExecUpdate(cudaGraphExec_t e, cudaGraph_t g, cudaGraphExecU
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t)
 {
-    for (const std::function<void()> &f : e->work)
-        f();
+    on_card working;
+    for (const std::function<void()> &f : e->work) {
+        if (lose_after >= 0 && lose_after-- == 0)
+            lost = true;
+        if (!lost)
+            f();
+    }
     return answer();
 }
 
@@ -481,7 +620,9 @@ void shim_order(int order) { order_mode = order; }
 void shim_cards(int n) { cards = n; }
 void shim_memory(size_t bytes) { memory_all = bytes; }
 size_t shim_memory_used(void) { return memory_used; }
-void shim_lose_card(int lose) { lost = lose != 0; last = cudaSuccess; }
+void shim_lose_card(int lose) { lost = lose != 0; last = cudaSuccess; lose_after = -1; }
+void shim_lose_after(long n) { lose_after = n; }
 void shim_blas(int there) { blas_there = there != 0; }
+long shim_records(void) { return records; }
 long shim_launches(void) { return launches; }
 bool shim_blas_there(void) { return blas_there; }

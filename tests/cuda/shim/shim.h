@@ -14,7 +14,9 @@ void shim_cards(int n);            /* cards there are; 1 to begin with */
 void shim_memory(size_t bytes);    /* of the card; allocations beyond fail */
 size_t shim_memory_used(void);
 void shim_lose_card(int lose);     /* every call fails from now on, as after a fault; 0: a new process, so to speak */
+void shim_lose_after(long n);      /* the card is lost when n more kernels have been started */
 void shim_blas(int there);         /* whether a new pool finds cuBLAS */
+long shim_records(void);           /* recordings made so far */
 long shim_launches(void);          /* kernels started so far; those of a graph count each time */
 #ifdef __cplusplus
 }
