@@ -467,7 +467,7 @@ static void draw_wait(es_ui *u, ui_box b, es_map_state state, double done)
     if (state == ES_MAP_MAKING) {
         ui_printf(u, b, 2, 2, UI_PLAIN, "The map of %d features is being made: %.0f%%", u->names.n, 100 * done);
         ui_bar(u, b, 3, 2, b.w - 4 < 50 ? b.w - 4 : 50, UI_ACCENT, done);
-        ui_put_cut(u, b, 4, 2, b.w - 3, UI_DIM, "It is made once and kept. Go on meanwhile; Esc goes back, and Jobs (F6) can end it.");
+        ui_put_cut(u, b, 4, 2, b.w - 3, UI_DIM, "Made once and kept. Go on meanwhile: Esc goes back, Jobs (F6) can end it.");
     } else if (state == ES_MAP_FAILED) {
         ui_put_cut(u, b, 2, 2, b.w - 3, UI_BAD, "The map could not be made; Jobs (F6) says why.");
     } else {

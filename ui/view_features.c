@@ -697,6 +697,6 @@ static void draw(es_ui *u, ui_box b)
 
 const ui_view ui_features = {
     .name = "Features", .letter = 'f', .keys = keys,
-    .help = {"A filter is any of these, all of which must hold; a value with blanks in quotes:"}, .more_help = es_find_help,
+    .help = {"Filters, all of which must hold; a value with blanks in quotes:"}, .more_help = es_find_help,
     .open = open_features, .close = close_features, .update = update, .typed = ui_test_typed, .mode = mode, .hint = hint, .draw = draw,
 };

@@ -16,14 +16,35 @@ want 0 encode texts.jsonl "${d[@]}" --top 2 --json
 is 'len(v["tokens"]) > 100 and max(len(t["features"]) for t in v["tokens"]) <= 2' out || fail "encode"
 want 0 features for-text "the same world" "${d[@]}" --json --top 4
 is 'len(v) <= 4' out || fail "for-text"
+want 0 features for-text "the same world" "${d[@]}" --json --sort token
+is '[a["position"] for a in v] == sorted(a["position"] for a in v) and all(a["times"] > 0 for a in v)' out || fail "for-text --sort token"
+refused 2 "max, token or surprise" features for-text "the same world" "${d[@]}" --sort size
 printf 'the old house\nthe old school\n' >a.txt; printf 'you and me\nyou and us\n' >b.txt
 want 0 features contrast a.txt b.txt "${d[@]}" --json --top 4 --quiet
 is 'len(v) <= 8' out || fail "contrast"
 want 0 features list "${d[@]}" --sort density --limit 1 --json
-feature=$(value 'v[0]["feature"]' out)
+feature=$(value 'v[0]["feature"]' out) half=$(value 'v[0]["density"] / 2' out)
 want 0 features show "$feature" "${d[@]}" --json
 is 'len(v["examples"]) > 0 and len(v["histogram"]) == 50 and len(v["promoted"]) > 0' out || fail "features show"
+is 'len(v["intervals"]) == 5 and abs(sum(i["share"] for i in v["intervals"]) - 1) < 1e-6' out || fail "features show: intervals"
+is 'all(i["from"] * 0.99 <= e["values"][e["peak"]] <= i["to"] * 1.01 for i in v["intervals"] for e in i["examples"])' out || fail "features show: places from intervals"
+is 'len(v["neurons"]) == 10 and sum(v["logits"]["histogram"]) > 300 and all(c["pearson"] <= 1 for c in v["correlated"])' out || fail "features show: neurons, logits, correlated"
 want 0 features show "$feature" "${d[@]}"; plain out
+# Filters: of what the atlas knows, of directions, of a text
+want 0 features list "density>$half" "${d[@]}" --json --limit 0 --sort density
+is 'len(v) > 0 and all(f["density"] > v[0]["density"] * 0.499 for f in v) and len(v) < 96 and v == sorted(v, key=lambda f: -f["density"])' out || fail "features list density>"
+want 0 features list "like:$feature" "${d[@]}" --json --limit 8; cp out like
+want 0 features show "$feature" "${d[@]}" --json
+python3 -c 'import json; a = [f["feature"] for f in json.load(open("like"))]; b = [f["feature"] for f in json.load(open("out"))["neighbours"]]; assert a == b[:8], (a, b)' || fail "like: is not the neighbours"
+want 0 features search text:"the same world" is:unlabelled "${d[@]}" --json --sort surprise
+is '[f["surprise"] for f in v] == sorted((f["surprise"] for f in v), reverse=True) and len(v) > 0' out || fail "features search text:"
+refused 1 "not a number" features list 'density<' "${d[@]}"
+refused 2 "--sort is" features list --sort size "${d[@]}"
+want 0 dictionary map dict --json --quiet; cp out map1
+is 'len(v["points"]) == 96 and all(math.isfinite(x) for p in v["points"] for x in p)' out || fail "dictionary map"
+want 0 dictionary map dict --json --quiet; cmp -s out map1 || fail "a map that is kept is another one"
+want 0 dictionary map dict --json --quiet --again --threads 1; cmp -s out map1 || fail "a map made again is another one"
+want 0 dictionary map dict --json --quiet --seed 5; cmp -s out map1 && fail "the seed does nothing"
 
 # Labels: add, find, undo, export, import
 want 0 label add --feature 5 --text "polite words" --tags "tone good" --author ann "${d[@]}" --json

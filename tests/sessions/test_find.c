@@ -156,6 +156,7 @@ static void figures_and_bases(void **state)
 {
     (void)state;
     const float *density = es_atlas_density(atlas), *max = es_atlas_max(atlas);
+    es_found none; /* of what is refused: nothing to free */
     assert_string_equal(find("rating>=4"), "3 20");
     assert_string_equal(find("rating:2..4"), "3 4");
     assert_string_equal(find("rating=2"), "4");
@@ -179,23 +180,23 @@ static void figures_and_bases(void **state)
     assert_string_equal(find("is:basis"), "7 20");
     assert_string_equal(find("basis:kept"), "20");
     assert_string_equal(find("basis:kept@1 -is:labelled"), "");
-    assert_error(es_find(&finder, "basis:absent", ES_FIND_BEST, &found, NULL, &err), &err, "absent");
+    assert_error(es_find(&finder, "basis:absent", ES_FIND_BEST, &none, NULL, &err), &err, "absent");
     static const char *const wrong[] = {"density<", "density<x", "density:1", "density:1..", "rating>1x", "like:", "like:x", "promotes:", "-like:3"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-        assert_error(es_find(&finder, wrong[i], ES_FIND_BEST, &found, NULL, &err), &err, NULL);
-    assert_error(es_find(&finder, "like:5000", ES_FIND_BEST, &found, NULL, &err), &err, "no feature");
-    assert_error(es_find(&finder, "is:labelled", ES_FIND_TOKEN, &found, NULL, &err), &err, "text:");
+        assert_error(es_find(&finder, wrong[i], ES_FIND_BEST, &none, NULL, &err), &err, NULL);
+    assert_error(es_find(&finder, "like:5000", ES_FIND_BEST, &none, NULL, &err), &err, "no feature");
+    assert_error(es_find(&finder, "is:labelled", ES_FIND_TOKEN, &none, NULL, &err), &err, "text:");
     es_buf long_one = {0};
     for (int i = 0; i < 40; i++)
         es_buf_str(&long_one, "max>1 ");
-    assert_error(es_find(&finder, long_one.data, ES_FIND_BEST, &found, NULL, &err), &err, "at most 32");
+    assert_error(es_find(&finder, long_one.data, ES_FIND_BEST, &none, NULL, &err), &err, "at most 32");
     es_buf_free(&long_one);
     bool stop = true;
-    assert_int_equal(es_find(&finder, "max>1", ES_FIND_BEST, &found, &stop, &err), ES_ERR_CANCELLED);
+    assert_int_equal(es_find(&finder, "max>1", ES_FIND_BEST, &none, &stop, &err), ES_ERR_CANCELLED);
     es_finder bare = {.n_features = F, .hash = ""};
-    assert_error(es_find(&bare, "density<1", ES_FIND_BEST, &found, NULL, &err), &err, "atlas");
-    assert_error(es_find(&bare, "words", ES_FIND_BEST, &found, NULL, &err), &err, "workspace");
-    assert_error(es_find(&bare, "text:a", ES_FIND_BEST, &found, NULL, &err), &err, "model");
+    assert_error(es_find(&bare, "density<1", ES_FIND_BEST, &none, NULL, &err), &err, "atlas");
+    assert_error(es_find(&bare, "words", ES_FIND_BEST, &none, NULL, &err), &err, "workspace");
+    assert_error(es_find(&bare, "text:a", ES_FIND_BEST, &none, NULL, &err), &err, "model");
     es_finder_free(&bare);
 }
 
