@@ -3,11 +3,11 @@ _espalier() {
   local word=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]-} choices=
   case $COMP_CWORD/$command in
     1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench fetch doctor --home --model --dictionary --threads --memory --json --quiet --help --version" ;;
-    2/features) choices="list show search for-text contrast --help" ;;
-    2/label) choices="add import export undo --help" ;;
-    2/basis) choices="new add remove show list export import --help" ;;
+    2/features) choices="list show search for-text contrast next --help" ;;
+    2/label) choices="add import export undo redo merge conflicts choose show-first agreement test --help" ;;
+    2/basis) choices="new add remove show list export import report --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
-    2/dictionary) choices="info stats convert --help" ;;
+    2/dictionary) choices="info stats convert map --help" ;;
     *)
       choices="--home --model --dictionary --threads --memory --json --quiet --help"
       case "$command ${COMP_WORDS[2]-}" in
@@ -18,16 +18,22 @@ _espalier() {
         "encode "*) choices+=" --top" ;;
         "features list"*) choices+=" --sort --limit --from --labelled" ;;
         "features show"*) choices+=" --examples" ;;
-        "features search"*) choices+=" --limit" ;;
-        "features for-text"*) choices+=" --top" ;;
+        "features search"*) choices+=" --sort --limit" ;;
+        "features for-text"*) choices+=" --top --sort" ;;
         "features contrast"*) choices+=" --top --limit" ;;
-        "label add"*) choices+=" --feature --text --tags --rating --author" ;;
+        "features next"*) choices+=" --n --experiences" ;;
+        "label add"*) choices+=" --feature --text --tags --rating --confidence --note --author" ;;
         "label import"*) choices+=" --author" ;;
+        "label merge"*) choices+=" --author" ;;
+        "label choose"*) choices+=" --none" ;;
+        "label show-first"*) choices+=" --none" ;;
+        "label test"*) choices+=" --seed --answers --auto --author --dry" ;;
         "basis new"*) choices+=" --suggest --size --signs" ;;
         "basis add"*) choices+=" --lo --hi" ;;
         "basis show"*) choices+=" --experiences" ;;
         "basis export"*) choices+=" --to --feature --strength" ;;
         "basis import"*) choices+=" --name" ;;
+        "basis report"*) choices+=" --format --out" ;;
         "adapt "*) choices+=" --basis --experiences --out --form --prefer --prefer-loss --steps --rate --rank --layers --unconstrained --batch --beta --kappa --replay --hold-out --adam --prior --prior-weight --one-sided --direction --no-weighting --seed --force" ;;
         "drift "*) choices+=" --top" ;;
         "eval margin"*) choices+=" --experiences --adapter --max-reply --each" ;;
@@ -40,7 +46,8 @@ _espalier() {
         "train "*) choices+=" --layer --out --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --checkpoint --seed --f32" ;;
         "dictionary stats"*) choices+=" --tokens" ;;
         "dictionary convert"*) choices+=" --to" ;;
-        "atlas "*) choices+=" --harvest --out --examples --window --tokens" ;;
+        "dictionary map"*) choices+=" --neighbours --epochs --seed --again" ;;
+        "atlas "*) choices+=" --harvest --out --examples --window --intervals --tokens" ;;
         "bench "*) choices+=" --repeat --prompt --tokens --context --only --against --python --model-hf" ;;
         "fetch "*) choices+=" --to --sha256 --token-file --limit --tries --stall" ;;
       esac ;;

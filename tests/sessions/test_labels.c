@@ -474,7 +474,7 @@ static int set_up(void **state)
 {
     (void)state;
     static const char *const word[] = {"the", "of", "and", "list", "sorry", "code", "king", "river", "number", "please", "because", "letter"};
-    const char *text = strdup(test_path("text.jsonl")), *folder = strdup(test_path("dictionary")), *harvest = strdup(test_path("harvest")), *path = strdup(test_path("tiny.gguf"));
+    const char *text = test_path("text.jsonl"), *folder = test_path("dictionary"), *harvest = test_path("harvest"), *path = test_path("tiny.gguf");
     char file[1100], hash[65];
     es_rng r;
     es_rng_seed(&r, 3);
