@@ -24,9 +24,19 @@ void es_blind_pool_free(es_blind_pool *p)
 
 /* ---- candidates -------------------------------------------------------------------------------------------------------------------------- */
 
-static bool same_window(const es_blind_window *a, const es_blind_window *b)
+/* Of the same place in the same document: a run of tokens in common. */
+static bool same_place(const es_blind_window *a, const es_blind_window *b)
 {
-    return a->n == b->n && !memcmp(a->id, b->id, (size_t)a->n * sizeof *a->id);
+    enum { RUN = 8 };
+    for (int shift = 1 - b->n; shift < a->n; shift++) { /* b's first token beside a's token `shift` */
+        int run = 0;
+        for (int i = shift > 0 ? shift : 0; i < a->n && i - shift < b->n; i++) {
+            run = a->id[i] == b->id[i - shift] ? run + 1 : 0;
+            if (run == RUN || (run == a->n && a->n == b->n))
+                return true;
+        }
+    }
+    return false;
 }
 
 static void add(es_blind_pool *p, const es_example *e, int source, bool own, bool near)
@@ -39,7 +49,7 @@ static void add(es_blind_pool *p, const es_example *e, int source, bool own, boo
     *w = (es_blind_window){.n = e->n < ES_BLIND_TOKENS ? e->n : ES_BLIND_TOKENS, .active = own, .near = near, .source = source, .activation = own ? e->max : 0};
     memcpy(w->id, e->id + first, (size_t)w->n * sizeof *w->id);
     for (int i = 0; i < p->n; i++)
-        if (same_window(&p->item[i], w))
+        if (same_place(&p->item[i], w))
             return;
     p->n++;
 }
@@ -165,8 +175,7 @@ static int measure(es_blind_pool *p, const es_model *m, const es_dictionary *s, 
             rc = es_dictionary_encode_some(s, pool, h, n, &p->feature, 1, act, err);
         for (int t = 1; t < n && !rc; t++)
             w->activation = act[t] > w->activation ? act[t] : w->activation;
-        w->active = w->activation > 0;
-        w->unsound = has_sink(h, n, d) || w->activation > p->max;
+        w->unsound = has_sink(h, n, d) || w->activation > 0; /* what it does on a text cut out of another is no proof that it does so in the whole */
     }
     es_pool_free(pool);
     es_context_free(c);
@@ -206,6 +215,8 @@ static void choose_active(es_blind *out, es_blind_pool *p, es_blind_window *list
     for (int k = FIFTHS; k-- > 0;)
         for (int i = 0; i < n && out->n < ACTIVE; i++) {
             double share = p->max > 0 ? (double)(list[i].activation / p->max) : 0;
+            if (list[i].activation < 0)
+                continue;
             int fifth = share >= 1 ? FIFTHS - 1 : (int)(share * FIFTHS);
             if (fifth == k) {
                 out->window[out->n++] = list[i];

@@ -107,9 +107,9 @@ int es_workspace_score_get(es_workspace *w, const char *dictionary, int feature,
 
 /* ---- the blind test ---------------------------------------------------------------------------------------------------------------------- */
 
-/* Ten windows of text, five of which activate the feature where it fired that often: one from each fifth of (0, its largest activation] where one is known, from a
- * tenth of it on. The others do not, and up to three of them are near misses: windows on which features fire that fire together with it or have the nearest
- * decoder directions. Shuffled by the seed; the same seed gives the same test. */
+/* Ten windows of text, five of which activate the feature where it fired that often: examples of its own from the atlas, one from each fifth of (0, its largest
+ * activation] where one is known (an atlas of version 1 knows the strongest only), from a tenth of it on. The others do not, and up to three of them are near
+ * misses: examples of features that fire together with it or have the nearest decoder directions. Shuffled by the seed; the same seed gives the same test. */
 enum { ES_BLIND = 10, ES_BLIND_TOKENS = 64 };
 typedef struct es_blind_window {
     int n; int32_t id[ES_BLIND_TOKENS];

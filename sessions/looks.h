@@ -67,6 +67,7 @@ int es_studio_window_text(es_studio *s, const int32_t *id, int n, es_buf *text, 
 /* Finds in the background; only the newest request counts. */
 void es_studio_find(es_studio *s, const char *query, es_find_order order);
 void es_studio_contrast(es_studio *s, const char *file_a, const char *file_b); /* what differs between two files of texts; comes as found, "score"; a job */
+void es_studio_next(es_studio *s); /* what is most worth labelling (es_workspace_next, with what the experiences ask for); comes as found, "worth" */
 bool es_studio_finding(es_studio *s);
 /* true once for each result: *out is the caller's. A failed one has n 0, and error (of [240]) says why; "" otherwise. */
 bool es_studio_found(es_studio *s, es_found *out, char error[240]);

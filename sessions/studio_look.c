@@ -98,6 +98,38 @@ static void make_dashboard(es_studio *s, es_looks *l, int feature)
     changed(s);
 }
 
+#define QUEUE "\1next" /* no query: what es_studio_next puts in its place */
+enum { QUEUE_LENGTH = 1000 };
+
+static int next(es_studio *s, es_looks *l, es_found *out, es_error *err)
+{
+    *out = (es_found){.measure = "worth"};
+    pthread_mutex_lock(&s->lock);
+    int n = s->n_suggested, *suggested = calloc((size_t)n + 1, sizeof *suggested);
+    float *score = calloc((size_t)n + 1, sizeof *score);
+    if (suggested && score && n) {
+        memcpy(suggested, s->suggested, (size_t)n * sizeof *suggested);
+        memcpy(score, s->suggested_score, (size_t)n * sizeof *score);
+    }
+    pthread_mutex_unlock(&s->lock);
+    es_next *list = calloc(QUEUE_LENGTH, sizeof *list);
+    out->feature = calloc(QUEUE_LENGTH, sizeof *out->feature);
+    out->value = calloc(QUEUE_LENGTH, sizeof *out->value);
+    int rc = suggested && score && list && out->feature && out->value ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory for the queue");
+    if (!rc)
+        rc = es_workspace_next(l->reader, s->dictionary_hash, &(es_next_options){suggested, score, n}, list, QUEUE_LENGTH, &out->n, err);
+    for (int i = 0; i < out->n && !rc; i++) {
+        out->feature[i] = list[i].feature;
+        out->value[i] = (float)list[i].value;
+    }
+    free(suggested);
+    free(score);
+    free(list);
+    if (rc)
+        es_found_free(out);
+    return rc;
+}
+
 static void find(es_studio *s, es_looks *l, const char *query, es_find_order order)
 {
     es_found found;
@@ -107,7 +139,7 @@ static void find(es_studio *s, es_looks *l, const char *query, es_find_order ord
     pthread_mutex_lock(&s->lock);
     es_studio_basis_copy(&l->basis, &s->basis);
     pthread_mutex_unlock(&s->lock);
-    int rc = es_find(&l->finder, query, order, &found, &l->cancel, &err);
+    int rc = !strcmp(query, QUEUE) ? next(s, l, &found, &err) : es_find(&l->finder, query, order, &found, &l->cancel, &err);
     pthread_mutex_lock(&l->lock);
     if (l->query) { /* a newer one is wanted: nobody is interested */
         es_found_free(&found);
@@ -528,6 +560,11 @@ void es_studio_contrast(es_studio *s, const char *file_a, const char *file_b)
     l->finding = true;
     pthread_cond_signal(&l->slow_wake);
     pthread_mutex_unlock(&l->lock);
+}
+
+void es_studio_next(es_studio *s)
+{
+    es_studio_find(s, QUEUE, ES_FIND_BEST);
 }
 
 bool es_studio_finding(es_studio *s)

@@ -33,22 +33,12 @@ static double doubt_of(bool labelled, double score /* NAN: not tested */)
 }
 
 typedef struct row { es_next next; double effect; } row;
+typedef struct place { double key; size_t row; } place; /* small, so that a hundred thousand are sorted soon */
 
-static int by_effect(const void *a, const void *b)
+static int rising(const void *a, const void *b)
 {
-    double x = ((const row *)a)->effect, y = ((const row *)b)->effect;
-    return x < y ? -1 : x > y ? 1 : 0;
-}
-
-static int by_feature(const void *a, const void *b)
-{
-    return ((const row *)a)->next.feature - ((const row *)b)->next.feature;
-}
-
-static int by_worth(const void *a, const void *b)
-{
-    const row *x = a, *y = b;
-    return x->next.value < y->next.value ? 1 : x->next.value > y->next.value ? -1 : x->next.feature - y->next.feature;
+    const place *x = a, *y = b;
+    return x->key < y->key ? -1 : x->key > y->key ? 1 : x->row < y->row ? -1 : x->row > y->row;
 }
 
 /* Every feature with its effect, how much it is used, and doubt: -1 for those that are not asked for. */
@@ -57,7 +47,7 @@ static int read_rows(es_workspace *w, int64_t id, es_buf *out, es_error *err)
     sqlite3_stmt *q = ws_query(w, err,
                                "SELECT feature.feature, feature.density, feature.effect, label.skipped, label.text, label.author, label.score FROM feature"
                                " LEFT JOIN label ON label.dictionary = feature.dictionary AND label.feature = feature.feature"
-                               " WHERE feature.dictionary = ? AND feature.effect IS NOT NULL",
+                               " WHERE feature.dictionary = ? AND feature.effect IS NOT NULL ORDER BY feature.feature",
                                "i", id);
     int rc = q ? ES_OK : w->failed;
     while (q && (rc = ws_step(w, q, err)) > 0) {
@@ -78,6 +68,20 @@ static int read_rows(es_workspace *w, int64_t id, es_buf *out, es_error *err)
     return rc;
 }
 
+/* Rows are by rising number. */
+static row *row_of(row *r, size_t n, int feature)
+{
+    size_t lo = 0, hi = n;
+    while (lo < hi) {
+        size_t middle = (lo + hi) / 2;
+        if (r[middle].next.feature < feature)
+            lo = middle + 1;
+        else
+            hi = middle;
+    }
+    return lo < n && r[lo].next.feature == feature ? &r[lo] : NULL;
+}
+
 static void take_suggested(row *r, size_t n, const es_next_options *o)
 {
     float most = 0;
@@ -87,11 +91,23 @@ static void take_suggested(row *r, size_t n, const es_next_options *o)
         return;
     for (size_t i = 0; i < n; i++)
         r[i].next.effect /= 2;
-    qsort(r, n, sizeof *r, by_feature);
     for (int i = 0; i < o->n_suggested; i++) {
-        row key = {.next = {.feature = o->suggested[i]}}, *at = bsearch(&key, r, n, sizeof *r, by_feature);
+        row *at = row_of(r, n, o->suggested[i]);
         if (at)
             at->next.effect = 0.5 + 0.5 * (double)(fabsf(o->score[i]) / most);
+    }
+}
+
+/* The share of all whose logit effect is smaller: equal ones have equal shares. */
+static void rank_effects(row *r, place *p, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        p[i] = (place){r[i].effect, i};
+    qsort(p, n, sizeof *p, rising);
+    for (size_t i = 0, first = 0; i < n; i++) {
+        if (i && p[i].key > p[i - 1].key)
+            first = i;
+        r[p[i].row].next.effect = n > 1 ? (double)first / (double)(n - 1) : 1;
     }
 }
 
@@ -105,22 +121,24 @@ int es_workspace_next(es_workspace *w, const char *dictionary, const es_next_opt
     rc = rc == ES_ERR_MISSING ? es_fail(err, rc, "nothing is known of that dictionary") : rc ? rc : read_rows(w, id, &list, err);
     ws_leave(w);
     row *r = (row *)(void *)list.data;
-    size_t count = list.len / sizeof *r;
+    size_t count = list.len / sizeof *r, some = 0;
+    place *p = rc ? NULL : malloc((count + 1) * sizeof *p);
+    if (!rc && !p)
+        rc = es_fail(err, ES_ERR_MEMORY, "not enough memory for the queue");
     if (!rc) {
-        qsort(r, count, sizeof *r, by_effect);
-        for (size_t i = 0, first = 0; i < count; i++) { /* the share that is smaller: equal ones have equal shares */
-            if (i && r[i].effect > r[i - 1].effect)
-                first = i;
-            r[i].next.effect = count > 1 ? (double)first / (double)(count - 1) : 1;
-        }
+        rank_effects(r, p, count);
         if (o && o->n_suggested > 0)
             take_suggested(r, count, o);
-        for (size_t i = 0; i < count; i++)
+        for (size_t i = 0; i < count; i++) {
             r[i].next.value = r[i].next.effect * r[i].next.use * r[i].next.doubt;
-        qsort(r, count, sizeof *r, by_worth);
-        for (size_t i = 0; i < count && *n < max && r[i].next.value > 0; i++)
-            out[(*n)++] = r[i].next;
+            if (r[i].next.value > 0)
+                p[some++] = (place){-r[i].next.value, i};
+        }
+        qsort(p, some, sizeof *p, rising);
+        for (size_t i = 0; i < some && *n < max; i++)
+            out[(*n)++] = r[p[i].row].next;
     }
+    free(p);
     es_buf_free(&list);
     return rc;
 }

@@ -118,7 +118,7 @@ void ui_test_hint(const es_ui *u, es_buf *out)
     else if (l->test.done)
         es_buf_str(out, "Enter closes  B another test  j k scroll");
     else
-        es_buf_str(out, "1-9 0: this one activates it, or not  Enter: that is all  Esc gives up");
+        es_buf_str(out, "Which activate it? Five do, as a rule. 1-9 0 yes or no  Enter that is all  Esc");
 }
 
 /* ---- drawing --------------------------------------------------------------------------------------------------------------------------------- */
@@ -169,10 +169,9 @@ static void draw_test(es_ui *u, ui_box b)
 {
     ui_labelling *l = lab(u);
     const es_blind *t = test_of(u);
-    ui_put_cut(u, b, 0, 1, b.w - 2, UI_BOLD, l->test.done ? "Blind test: what was so" : "Blind test: which of these texts activate it? Five do, as a rule");
-    int x = ui_printf(u, b, 1, 1, UI_ACCENT, "%d ", l->test.feature);
-    ui_put_cut(u, b, 1, x, b.w - x - 1, UI_ACCENT, l->test.label);
-    ui_box in = ui_inside(b, 2, 0, 0, 0);
+    int x = ui_printf(u, b, 0, 1, UI_BOLD, "%s %d: ", l->test.done ? "Tested" : "Blind test of", l->test.feature); /* one row, so that ten texts have two each on 24 */
+    ui_put_cut(u, b, 0, x, b.w - x - 1, UI_ACCENT, l->test.label);
+    ui_box in = ui_inside(b, 1, 0, 0, 0);
     if (!t) {
         ui_put_cut(u, in, 1, 2, in.w - 3, UI_DIM, u->v->blind_serial != l->test.asked && *u->v->blind_text ? u->v->blind_text : "choosing the texts, and reading some of them");
         return;

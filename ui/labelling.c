@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FEW = 64 /* labels read one by one after a change; of more, all are read */, QUEUE = 1000 };
+enum { FEW = 64 /* labels read one by one after a change; of more, all are read */ };
 
 static ui_labelling *lab(const es_ui *u)
 {
@@ -591,29 +591,13 @@ ui_result ui_key_next(es_ui *u, int key)
 
 void ui_features_next(es_ui *u)
 {
-    es_error err;
-    es_next *next = calloc(QUEUE, sizeof *next);
-    int *feature = malloc(QUEUE * sizeof *feature), n = 0;
-    float *value = malloc(QUEUE * sizeof *value);
-    es_next_options o = {u->v->suggested, u->v->suggested_score, u->v->suggested && u->v->suggested_score ? u->v->n_suggested : 0};
-    if (!next || !feature || !value) {
-        ui_say(u, UI_BAD, "no memory for the queue");
-    } else if (u->names.n == 0 || es_workspace_next(es_studio_workspace(u->studio), u->names.hash, &o, next, QUEUE, &n, &err) < 0) {
-        ui_say(u, UI_BAD, "%s", u->names.n ? err.text : "there is no dictionary, so no features");
-    } else {
-        for (int i = 0; i < n; i++) {
-            feature[i] = next[i].feature;
-            value[i] = (float)next[i].value;
-        }
-        ui_features_queue(u, feature, value, n);
-        if (o.n_suggested)
-            ui_say(u, UI_PLAIN, "first those that your experiences ask for (Basis view, s)");
-        feature = NULL;
-        value = NULL;
+    if (u->names.n == 0) {
+        ui_say(u, UI_BAD, "there is no dictionary, so no features");
+        return;
     }
-    free(next);
-    free(feature);
-    free(value);
+    ui_features_queue(u);
+    if (u->v->n_suggested)
+        ui_say(u, UI_PLAIN, "first those that your experiences ask for (Basis view, s)");
 }
 
 ui_result ui_key_queue(es_ui *u, int key)

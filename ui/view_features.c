@@ -114,7 +114,7 @@ static void take_rows(es_ui *u)
     char error[240];
     if (!es_studio_found(u->studio, &found, error))
         return;
-    if (f->queue || (!f->contrast && (!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER))) {
+    if (!f->queue && (!f->contrast && (!f->filter || !*f->filter) && (f->order == ES_FIND_BEST || f->order == ES_FIND_NUMBER))) {
         es_found_free(&found); /* comes too late */
         return;
     }
@@ -443,7 +443,7 @@ bool ui_features_unlabelled(es_ui *u)
     return false;
 }
 
-void ui_features_queue(es_ui *u, int *feature, float *value, int n)
+void ui_features_queue(es_ui *u)
 {
     features *f = state(u);
     free(f->filter);
@@ -453,10 +453,11 @@ void ui_features_queue(es_ui *u, int *feature, float *value, int n)
     f->map_open = f->card_open = false;
     f->shown = -1;
     all_rows(u, -1);
-    f->found = (es_found){.n = n, .feature = feature, .value = value, .measure = "worth"};
-    f->have = f->queue = true;
-    f->list.n = n;
-    f->list.at = f->list.top = 0;
+    f->have = f->queue = true; /* of nothing, until it comes */
+    f->reset = true;
+    f->keep = -1;
+    f->list.n = f->list.at = f->list.top = 0;
+    es_studio_next(u->studio);
     ui_show(u, UI_FEATURES);
 }
 

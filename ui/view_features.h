@@ -72,7 +72,7 @@ int ui_features_row(const es_ui *u, int i);         /* -1: none */
 int ui_features_rows(const es_ui *u);
 void ui_features_go(es_ui *u, int feature);         /* to its row, where it has one */
 bool ui_features_unlabelled(es_ui *u);              /* to the next one without a label; false: there is none below */
-void ui_features_queue(es_ui *u, int *feature, float *value, int n); /* these rows, taken over */
+void ui_features_queue(es_ui *u);                    /* asks for the rows most worth labelling */
 
 /* labelling.c: keys by their names in the table; each acts on the marked features, or on the chosen one when none is marked. */
 ui_result ui_key_label(es_ui *u, int key), ui_key_tag(es_ui *u, int key), ui_key_rate(es_ui *u, int key), ui_key_skip(es_ui *u, int key);

@@ -226,6 +226,11 @@ static void label_session(es_ui *u)
     char label[40];
     open.n = typed.n = saved.n = next.n = undone.n = 0;
     press(u, &open, "N");
+    double asked = es_seconds();
+    while (es_studio_finding(u->studio))
+        wait(u, 0.002);
+    printf("  the queue came after %.0f ms\n", (es_seconds() - asked) * 1e3);
+    wait(u, 0.05);
     double began = es_seconds(), waited = 0;
     for (int i = 0; i < FEATURES; i++) {
         snprintf(label, sizeof label, "%s of kind %d", words[i % WORDS], i);

@@ -474,7 +474,7 @@ static int set_up(void **state)
 {
     (void)state;
     static const char *const word[] = {"the", "of", "and", "list", "sorry", "code", "king", "river", "number", "please", "because", "letter"};
-    const char *text = strdup(test_path("text.jsonl")), *folder = strdup(test_path("dictionary")), *harvest = strdup(test_path("harvest")), *path = strdup(test_path("tiny.gguf"));
+    const char *text = test_path("text.jsonl"), *folder = test_path("dictionary"), *harvest = test_path("harvest"), *path = test_path("tiny.gguf");
     char file[1100], hash[65];
     es_rng r;
     es_rng_seed(&r, 3);
@@ -585,12 +585,8 @@ static void blind(void **state)
         assert_ok(make(&other, f, 6), &err);
         assert_int_not_equal(memcmp(&b, &other, sizeof b), 0);
         assert_ok(es_atlas_card(atlas, f, &c, &err), &err);
-        int active = 0, fifths = 0, known = 0;
-        bool in[5] = {0}, there[5] = {0};
-        for (int i = 0; i < c.n_example + c.n_spread; i++) { /* fifths of which the atlas has windows */
-            float x = (i < c.n_example ? c.example[i].max : c.spread[i - c.n_example].max) / c.max;
-            there[x >= 1 ? 4 : (int)(5 * x)] = x >= 0.1f;
-        }
+        int active = 0, fifths = 0;
+        bool in[5] = {0};
         for (int i = 0; i < b.n; i++) {
             const es_blind_window *w = &b.window[i];
             active += w->active;
@@ -601,16 +597,14 @@ static void blind(void **state)
             }
             if (w->source != f) { /* what the test says of a window that is another feature's */
                 float x = largest(w, f);
-                assert_true(w->active ? fabsf(x - w->activation) < 0.02f * x + 0.05f : x < 2.3f); /* the threshold, and rounding */
+                assert_false(w->active);
+                assert_true(x < 2.3f); /* the threshold, and rounding */
             }
             for (int k = 0; k < i; k++)
                 assert_true(b.window[k].n != w->n || memcmp(b.window[k].id, w->id, (size_t)w->n * sizeof *w->id));
         }
-        for (int i = 0; i < 5; i++) {
+        for (int i = 0; i < 5; i++)
             fifths += in[i];
-            known += there[i];
-        }
-        assert_true(fifths >= known);
         most_fifths = fifths > most_fifths ? fifths : most_fifths;
         assert_int_equal(active, b.n_active);
         assert_int_equal(active, 5);

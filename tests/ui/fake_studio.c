@@ -659,6 +659,20 @@ void es_studio_find(es_studio *s, const char *query, es_find_order order)
     found(s, f);
 }
 
+/* 10 and 12 first, then from the last on those without a label. */
+void es_studio_next(es_studio *s)
+{
+    es_found f = {.measure = "worth", .feature = calloc(30, sizeof(int)), .value = calloc(30, sizeof(float))};
+    s->find_error[0] = 0;
+    for (int i = s->n_features - 1; i >= 0 && f.n < 30; i--)
+        if (i >= LABELS || !*s->label[i].text) {
+            f.feature[f.n] = f.n < 2 ? 10 + 2 * f.n : i;
+            f.value[f.n] = .9f - .01f * (float)f.n;
+            f.n++;
+        }
+    found(s, f);
+}
+
 void es_studio_contrast(es_studio *s, const char *a, const char *b)
 {
     es_found f = {.measure = "score", .n = 4};
@@ -867,17 +881,6 @@ int es_workspace_score_add(es_workspace *w, const char *d, int f, const char *te
         of(w)->label[f].tested = score->n;
     }
     note(of(w), "score %d %s %d %d %d %d by %s", f, text, score->hit, score->miss, score->rejection, score->alarm, score->judge);
-    return 0;
-}
-int es_workspace_next(es_workspace *w, const char *d, const es_next_options *o, es_next *out, int max, int *n, es_error *err)
-{
-    (void)d, (void)err, (void)o;
-    *n = 0;
-    for (int f = of(w)->n_features - 1; f >= 0 && *n < max && *n < 30; f--)
-        if (f >= LABELS || !*of(w)->label[f].text) {
-            out[*n] = (es_next){.feature = *n < 2 ? 10 + 2 * *n : f, .value = .9 - .01 * *n}; /* 10 and 12 first */
-            (*n)++;
-        }
     return 0;
 }
 int es_workspace_label_import(es_workspace *w, const char *d, int n, const char *path, const char *author, int *imported, es_error *err)
