@@ -7,7 +7,7 @@ _espalier() {
     2/label) choices="add import export undo --help" ;;
     2/basis) choices="new add remove show list export import --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
-    2/dictionary) choices="info stats convert --help" ;;
+    2/dictionary) choices="info stats evaluate convert --help" ;;
     *)
       choices="--home --model --dictionary --threads --memory --json --quiet --help"
       case "$command ${COMP_WORDS[2]-}" in
@@ -39,6 +39,7 @@ _espalier() {
         "harvest "*) choices+=" --layers --out --tokens --context --seed --with-first" ;;
         "train "*) choices+=" --layer --out --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --checkpoint --seed --f32" ;;
         "dictionary stats"*) choices+=" --tokens" ;;
+        "dictionary evaluate"*) choices+=" --parts --tokens --sample --concepts --texts --words --task --kl --replies --work --seed --data" ;;
         "dictionary convert"*) choices+=" --to" ;;
         "atlas "*) choices+=" --harvest --out --examples --window --tokens" ;;
         "bench "*) choices+=" --repeat --prompt --tokens --context --only --against --python --model-hf" ;;
