@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Generates a dictionary of 2^20 random features for a model of width 640 (Gemma 3 270M), with labels: what `tools/million.sh` measures. Numpy only.
+"""Generates a dictionary of 2^20 random features for a model of width 640 (Gemma 3 270M), with labels: what `tools/million.py` measures. Numpy only.
 
 usage: make_million.py OUT [--features F] [--width D] [--layer L] [--labels N] [--model-sha256 HEX]
 

@@ -518,7 +518,7 @@ static int encode_tile(encode_job *b, es_pool *p, size_t block, es_error *err)
         block_product(b, p);
         run(p, collect_part, b);
         read += b->n * (size_t)s->info.d * sizeof(float);
-        if (!s->enc && read > RELEASE) {
+        if (!s->enc && (read > RELEASE || !s->w.enc.by_row)) { /* where a product reads a bit of every column of the file itself */
             es_matrix_release(&s->w.enc);
             read = 0;
         }
