@@ -55,7 +55,7 @@ static int basis_vector(es_workspace *w, int64_t id, int number, float lo, float
         v.length = (float)sqlite3_column_double(q, 3);
         v.d = (int)(bytes / sizeof(float));
         v.unit = es_calloc((size_t)v.d + 1, sizeof *v.unit);
-        if (v.unit)
+        if (v.unit && v.d)
             memcpy(v.unit, sqlite3_column_blob(q, 4), (size_t)v.d * sizeof *v.unit);
         rc = v.unit ? es_basis_add_vector(out, &v, lo, hi, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory for the basis %s", out->name);
         if (!rc)
