@@ -124,11 +124,15 @@ typedef struct es_dictionary_training {
     int threads;
     double checkpoint_seconds;
     bool half;                      /* write f16 weights */
+    es_cuda *card;                  /* NULL: the processor. On a card products are in TF32 */
+    size_t card_workspace;          /* bytes; 0: 256 MB */
+    bool card_exact;                /* products in f32 */
 } es_dictionary_training;
 es_dictionary_training es_dictionary_training_default(void);
 /* Trains on a harvest's layer and writes a SAELens folder (architecture jumprelu, threshold estimated over training as BatchTopK
  * does). DIR/checkpoint holds optimiser state; an interrupted run resumes from it and ends with the same kind of result.
- * progress.report carries "fvu=.. l0=.. dead=.." in `what`. */
+ * progress.report carries "fvu=.. l0=.. dead=.." in `what` (on a card the error is that of 256 tokens a batch, and l0 counts kept activations only).
+ * When a card is lost the run ends with ES_ERR_DEVICE; the same call goes on from the last checkpoint. */
 int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, const es_dictionary_training *o,
                         const es_progress *progress, es_error *err);
 

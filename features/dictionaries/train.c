@@ -13,11 +13,9 @@
 #include <unistd.h>
 
 #include "dictionary.h"
-#include "harvest.h"
 #include "safetensors.h"
+#include "train.h"
 #include "vector.h"
-
-enum { TILE = 512, MAX_THREADS = 256, SAMPLE = 8192 };
 
 es_dictionary_training es_dictionary_training_default(void)
 {
@@ -26,55 +24,6 @@ es_dictionary_training es_dictionary_training_default(void)
         .warmup = 0.03, .decay = 0.25, .seed = 1, .checkpoint_seconds = 120, .half = true,
     };
 }
-
-typedef struct kept { int32_t token, feature; float value; } kept;
-
-typedef struct kept_list { kept *e; size_t n, cap; bool failed; } kept_list;
-
-/* Kept entries ordered by token, with what the feature pass needs. */
-typedef struct entries {
-    size_t n, cap;
-    int32_t *token, *feature;
-    float *value, *grad;  /* grad: dLoss/dvalue */
-    size_t *by_feature;   /* [n]: places ordered by feature */
-    size_t *token_start;  /* [B + 1] */
-    size_t *feature_start; /* [F + 1] into by_feature */
-} entries;
-
-typedef struct training {
-    es_dictionary_training o;
-    es_harvest_reader h;
-    es_pool *pool;
-    size_t d, F, B, n_row;
-    uint64_t fresh_from; /* from this place on come ... */
-    size_t fresh;        /* ... the last `fresh` rows, once each, before all rows again: the harvest has grown since the checkpoint */
-    float scale;  /* what inputs are multiplied by */
-    /* parameters and Adam's moments */
-    float *enc, *dec, *b_enc, *b_dec;
-    float *enc_m, *enc_v, *dec_m, *dec_v, *b_enc_m, *b_enc_v, *b_dec_m, *b_dec_v;
-    float *age;   /* [F] tokens since the feature was last kept */
-    double threshold;
-    uint64_t tokens, steps;
-    float cut;    /* candidates are pre-activations above it */
-    /* the batch */
-    float *x, *e; /* [B, d]: scaled input less b_dec; error */
-    float *pre;   /* [TILE, F] */
-    float *select; /* [cap] */
-    size_t select_cap;
-    kept_list list[MAX_THREADS];
-    entries main, aux;
-    float *aux_e;          /* [A, d] */
-    size_t A;              /* tokens of a batch that the auxiliary loss looks at */
-    int32_t *dead;
-    size_t n_dead;
-    float *dead_enc;       /* [F, d] their encoder rows, gathered */
-    float *part_b_dec;     /* [threads, d] */
-    float *part_row;       /* [threads, 2, d] */
-    double part_error[MAX_THREADS];
-    int tile_first, tile_n;
-    float rate, eps;       /* of this step, bias corrections included */
-    double fvu, l0;        /* running means */
-} training;
 
 /* ---- order of reading: a permutation of the rows, a new one an epoch, without storing it --------------------------------------- */
 
@@ -106,7 +55,7 @@ static uint64_t permuted(uint64_t i, uint64_t n, uint64_t key)
     return i;
 }
 
-static size_t row_at(const training *t, uint64_t place)
+size_t es_train_row(const training *t, uint64_t place)
 {
     if (t->fresh && place >= t->fresh_from && place - t->fresh_from < t->fresh)
         return t->n_row - t->fresh + (size_t)permuted(place - t->fresh_from, t->fresh, mix(t->o.seed));
@@ -149,6 +98,7 @@ static void entries_free(entries *l)
 
 static void close_training(training *t)
 {
+    es_train_card_close(t);
     es_harvest_reader_close(&t->h);
     es_pool_free(t->pool);
     float *all[] = {t->enc,     t->dec,     t->b_enc,   t->b_dec,   t->enc_m, t->enc_v,    t->dec_m,      t->dec_v,    t->b_enc_m,
@@ -203,7 +153,7 @@ static int start_parameters(training *t, es_error *err)
     const es_vector_ops *ops = es_vector();
     for (size_t i = 0; i < n; i++) {
         float *row = sample + used * d;
-        es_harvest_reader_rows(&t->h, row_at(t, i), 1, row);
+        es_harvest_reader_rows(&t->h, es_train_row(t, i), 1, row);
         float norm = sqrtf(ops->dot(row, row, d));
         if (norm > t->h.norm_limit)
             continue;
@@ -260,7 +210,7 @@ static void load_part(void *user, int part, int parts)
     const es_vector_ops *ops = es_vector();
     for (size_t i = (size_t)part; i < t->B; i += (size_t)parts) {
         float *x = t->x + i * t->d;
-        es_harvest_reader_rows(&t->h, row_at(t, t->tokens + i), 1, x);
+        es_harvest_reader_rows(&t->h, es_train_row(t, t->tokens + i), 1, x);
         bool sink = sqrtf(ops->dot(x, x, t->d)) > t->h.norm_limit; /* stands where b_dec is, and so teaches nothing */
         for (size_t k = 0; k < t->d; k++)
             x[k] = sink ? 0 : x[k] * t->scale - t->b_dec[k];
@@ -405,9 +355,21 @@ static void index_entries(entries *l, size_t rows, size_t F)
 }
 
 /* What the newest batch counts in the figures shown: a mean over some twenty steps. */
-static double running_share(const training *t)
+double es_train_share(const training *t)
 {
     return fmax(0.05, 1 / ((double)t->steps + 1));
+}
+
+/* As SAELens and dictionary_learning: a running mean of the smallest kept value. */
+void es_train_threshold(training *t, double smallest)
+{
+    t->threshold = t->steps ? t->threshold + fmax(0.01, 4 / ((double)t->steps + 4)) * (smallest - t->threshold) : smallest;
+}
+
+int es_train_out_of_bounds(const training *t, es_error *err)
+{
+    return es_fail(err, ES_ERR_FORMAT, "training went out of bounds at step %llu (the error is no number): try a smaller learning rate",
+                   (unsigned long long)t->steps);
 }
 
 static int batch_topk(training *t, es_error *err)
@@ -447,12 +409,12 @@ static int batch_topk(training *t, es_error *err)
                 smallest = fminf(smallest, e->value);
             }
     index_entries(&t->main, t->B, t->F);
-    if (t->main.n) { /* as SAELens and dictionary_learning: a running mean of the smallest kept value */
-        t->threshold = t->steps ? t->threshold + fmax(0.01, 4 / ((double)t->steps + 4)) * ((double)smallest - t->threshold) : (double)smallest;
+    if (t->main.n) {
+        es_train_threshold(t, (double)smallest);
         t->cut = 0.8f * smallest;
     }
     double l0 = (double)over / (double)t->B;
-    t->l0 += (l0 - t->l0) * running_share(t);
+    t->l0 += (l0 - t->l0) * es_train_share(t);
     return ES_OK;
 }
 
@@ -560,7 +522,7 @@ static double base_rate(const training *t)
     return t->o.learning_rate > 0 ? t->o.learning_rate : 8e-4 * sqrt(6144.0 / (double)t->F);
 }
 
-static double learning_rate(const training *t)
+double es_train_rate(const training *t)
 {
     double base = base_rate(t);
     double at = (double)t->tokens / (double)t->o.tokens, rate = base;
@@ -599,13 +561,12 @@ static int step(training *t, es_error *err)
     }
     variance -= (double)t->B * (double)ops->dot(mean, mean, t->d);
     if (!isfinite(error))
-        return es_fail(err, ES_ERR_FORMAT, "training went out of bounds at step %llu (the error is no number): try a smaller learning rate",
-                       (unsigned long long)t->steps);
+        return es_train_out_of_bounds(t, err);
     double fvu = variance > 0 ? error / variance : 0;
-    t->fvu += (fvu - t->fvu) * running_share(t);
+    t->fvu += (fvu - t->fvu) * es_train_share(t);
 
     double n = (double)t->steps + 1, c1 = 1 - pow(0.9, n), c2 = sqrt(1 - pow(0.999, n));
-    t->rate = (float)(learning_rate(t) * c2 / c1);
+    t->rate = (float)(es_train_rate(t) * c2 / c1);
     t->eps = (float)(1e-8 * c2);
     es_pool_run(t->pool, update_part, t);
     for (int i = 1; i < es_pool_threads(t->pool); i++)
@@ -642,8 +603,11 @@ static void settings_text(const training *t, char *out, size_t size)
              (unsigned long long)o->seed, t->h.layer, t->h.model_hash);
 }
 
-static int save_checkpoint(const training *t, const char *path, es_error *err)
+static int save_checkpoint(training *t, const char *path, es_error *err)
 {
+    int fetched = t->card ? es_train_card_fetch(t, err) : ES_OK;
+    if (fetched)
+        return fetched;
     es_tensor_spec s[N_STATE];
     char settings[400], counts[200];
     state_specs(t, s);
@@ -749,7 +713,7 @@ static int run(training *t, const char *checkpoint, const es_progress *progress,
             last = now;
         }
         if (!rc)
-            rc = step(t, err);
+            rc = t->card ? es_train_card_step(t, err) : step(t, err);
         if (rc)
             return rc;
         if (now - shown > 0.2) {
@@ -798,8 +762,12 @@ int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, con
         rc = es_dir_make(folder, err);
     if (!rc)
         rc = resumed ? load_checkpoint(t, checkpoint, err) : start_parameters(t, err);
+    if (!rc && o->card)
+        rc = es_train_card_open(t, err);
     if (!rc)
         rc = run(t, checkpoint, progress, err);
+    if (!rc && t->card)
+        rc = es_train_card_fetch(t, err);
     if (!rc)
         rc = finish(t, dir, err);
     if (!rc) {

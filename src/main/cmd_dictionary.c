@@ -100,6 +100,9 @@ int cmd_train(int argc, char **argv)
     es_error err = {0};
     es_progress progress = app_progress();
     double began = es_seconds();
+    rc = app_device(&o.card, &err);
+    if (rc != ES_OK)
+        return app_fail(&err);
     rc = es_dictionary_train(argv[1], layer, out, &o, &progress, &err);
     app_progress_end();
     if (rc != ES_OK)
