@@ -2,14 +2,14 @@
 _espalier() {
   local word=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]-} choices=
   case $COMP_CWORD/$command in
-    1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench fetch doctor --home --model --dictionary --threads --memory --json --quiet --help --version" ;;
+    1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench fetch doctor --home --model --dictionary --threads --device --memory --json --quiet --help --version" ;;
     2/features) choices="list show search for-text contrast next --help" ;;
     2/label) choices="add auto import export undo redo merge conflicts choose show-first agreement test --help" ;;
     2/basis) choices="new add remove show list export import report --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
     2/dictionary) choices="info stats evaluate convert map --help" ;;
     *)
-      choices="--home --model --dictionary --threads --memory --json --quiet --help"
+      choices="--home --model --dictionary --threads --device --memory --json --quiet --help"
       case "$command ${COMP_WORDS[2]-}" in
         "chat "*) choices+=" --prompt --system --adapter --temperature --top-k --top-p --repeat-penalty --seed --max-tokens --context --exact" ;;
         "answer "*) choices+=" --out --max-tokens --limit --temperature --seed --jobs" ;;
@@ -51,7 +51,7 @@ _espalier() {
         "dictionary convert"*) choices+=" --to" ;;
         "dictionary map"*) choices+=" --neighbours --epochs --seed --again" ;;
         "atlas "*) choices+=" --harvest --out --examples --window --intervals --tokens" ;;
-        "bench "*) choices+=" --repeat --prompt --tokens --context --only --against --python --model-hf" ;;
+        "bench "*) choices+=" --repeat --prompt --tokens --context --only --small --against --python --model-hf" ;;
         "fetch "*) choices+=" --to --sha256 --token-file --limit --tries --stall" ;;
       esac ;;
   esac

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 128 };
+enum { CHUNK = 128, CHUNK_ON_CARD = 1024 }; /* a card is idle with fewer rows, and unpacks the weights once a chunk */
 
 static int context_size(const es_model *m, const es_context_options *o)
 {
@@ -27,6 +27,8 @@ static int context_sequences(const es_context_options *o)
 static void layout(es_context *c, es_arena *h, es_arena *a)
 {
     const bool card = h != a;
+    const size_t chunk = card ? ((size_t)c->n_ctx < CHUNK ? CHUNK : (size_t)c->n_ctx < CHUNK_ON_CARD ? (size_t)c->n_ctx : CHUNK_ON_CARD) : CHUNK;
+    c->chunk = (int)chunk;
     const es_model_info *m = &c->model->info;
     size_t d = m->d_model, ff = m->d_ff, q = (size_t)m->n_head * m->head_dim, kv = (size_t)m->n_kv * m->head_dim;
     size_t n_ctx = c->n_ctx, n_seq = c->n_seq;
@@ -46,23 +48,23 @@ static void layout(es_context *c, es_arena *h, es_arena *a)
     c->step_logits = n_seq > 1 ? es_arena_take(a, n_seq * m->n_vocab, sizeof(float)) : NULL;
     es_rope_layout(c->model, n_ctx, a, c->pass.rope);
     c->site_mask = es_arena_take(h, m->n_layer, 1);
-    c->acts.x = es_arena_take(a, CHUNK * d, sizeof(float));
+    c->acts.x = es_arena_take(a, chunk * d, sizeof(float));
     c->acts.mid = c->acts.x;
-    c->acts.q = es_arena_take(a, CHUNK * q, sizeof(float));
-    c->acts.k = es_arena_take(a, CHUNK * kv, sizeof(float));
-    c->acts.v = es_arena_take(a, CHUNK * kv, sizeof(float));
-    c->acts.att = es_arena_take(a, CHUNK * q, sizeof(float));
+    c->acts.q = es_arena_take(a, chunk * q, sizeof(float));
+    c->acts.k = es_arena_take(a, chunk * kv, sizeof(float));
+    c->acts.v = es_arena_take(a, chunk * kv, sizeof(float));
+    c->acts.att = es_arena_take(a, chunk * q, sizeof(float));
     if (c->model->facts.family->post_norm)
-        c->acts.att_out = c->acts.ff_out = es_arena_take(a, CHUNK * d, sizeof(float));
-    c->acts.gate = es_arena_take(a, CHUNK * ff, sizeof(float));
-    c->acts.up = es_arena_take(a, CHUNK * ff, sizeof(float));
-    c->pass.norm = es_arena_take(a, CHUNK * d, sizeof(float));
-    c->pass.act = es_arena_take(a, CHUNK * ff, sizeof(float));
-    c->pass.ff_rows = CHUNK;
+        c->acts.att_out = c->acts.ff_out = es_arena_take(a, chunk * d, sizeof(float));
+    c->acts.gate = es_arena_take(a, chunk * ff, sizeof(float));
+    c->acts.up = es_arena_take(a, chunk * ff, sizeof(float));
+    c->pass.norm = es_arena_take(a, chunk * d, sizeof(float));
+    c->pass.act = es_arena_take(a, chunk * ff, sizeof(float));
+    c->pass.ff_rows = (int)chunk;
     c->pass.low_cap = ES_LOW_MIN;
     c->pass.low = es_arena_take(a, c->pass.low_cap, sizeof(float));
-    c->pos = es_arena_take(h, CHUNK, sizeof *c->pos);
-    c->pos_on = card ? es_arena_take(a, CHUNK, sizeof *c->pos) : c->pos;
+    c->pos = es_arena_take(h, chunk, sizeof *c->pos);
+    c->pos_on = card ? es_arena_take(a, chunk, sizeof *c->pos) : c->pos;
     c->start = es_arena_take(h, n_seq + 1, sizeof *c->start);
     c->cache.k = es_arena_take(h, n_seq, sizeof *c->cache.k);
     c->cache.v = es_arena_take(h, n_seq, sizeof *c->cache.v);
@@ -71,8 +73,8 @@ static void layout(es_context *c, es_arena *h, es_arena *a)
     c->cache.shape = es_arena_take(h, n_seq, sizeof *c->cache.shape);
     c->candidate = es_arena_take(h, m->n_vocab, sizeof *c->candidate);
     if (card) {
-        c->pass.ids = es_arena_take(a, CHUNK, sizeof *c->pass.ids);
-        c->pass.host_rows = es_arena_take(h, CHUNK * d, sizeof(float));
+        c->pass.ids = es_arena_take(a, chunk, sizeof *c->pass.ids);
+        c->pass.host_rows = es_arena_take(h, chunk * d, sizeof(float));
         c->top_on = es_arena_take(a, 2 * ES_TOP_MAX, sizeof *c->top_on);
         c->top = es_arena_take(h, 2 * ES_TOP_MAX, sizeof *c->top);
     }
@@ -240,7 +242,7 @@ static int run(es_context *c, const int32_t *ids, int n, int n_seq, es_error *er
     return ES_OK;
 }
 
-/* ids[0..n), n <= CHUNK, at positions pos0 .. pos0+n-1 of the sequence. */
+/* ids[0..n), n <= c->chunk, at positions pos0 .. pos0+n-1 of the sequence. */
 static int feed_chunk(es_context *c, const int32_t *ids, int n, int pos0, es_error *err)
 {
     for (int t = 0; t < n; t++)
@@ -333,7 +335,7 @@ static int feed(es_context *c, const int32_t *ids, int n, const volatile bool *c
             return code;
         c->no_record = true; /* it is there, but does not record this: step by step, then */
     }
-    int chunks = (n + CHUNK - 1) / CHUNK, done = 0, last = 0;
+    int chunks = (n + c->chunk - 1) / c->chunk, done = 0, last = 0;
     for (int i = 0; i < chunks; i++) { /* chunks of equal size, so that none is a straggler */
         if (cancelled(cancel))
             return es_fail(err, ES_ERR_CANCELLED, "cancelled");

@@ -34,12 +34,13 @@ struct es_context {
     bool no_record;          /* the card would not have it */
 
     int n_ctx, n_seq;
+    int chunk;     /* rows that go through at once */
     es_slot *slot; /* [n_seq] */
     es_slot *now;  /* the one that calls act on */
     uint8_t *site_mask;
 
-    es_acts acts; /* of the chunk that is being fed, CHUNK rows */
-    int *pos, *start; /* [CHUNK], [n_seq + 1] */
+    es_acts acts; /* of the chunk that is being fed */
+    int *pos, *start; /* [chunk], [n_seq + 1] */
     int *pos_on;      /* pos, where ops see it */
     es_cache cache;   /* of the sequences in a pass */
     float *step_logits; /* [n_seq, n_vocab]; NULL with one sequence */

@@ -29,6 +29,9 @@ int es_model_open(es_model **out, const char *path, es_error *err);
 /* The same, but refused with the numbers (ES_ERR_MEMORY), before any weight is read from a GGUF, when its weights and the keys and values of n_ctx
  * positions (0: as a context has by default) need more than memory bytes (0: what the machine has available). */
 int es_model_open_within(es_model **out, const char *path, int n_ctx, size_t memory, es_error *err);
+/* A model of this shape with random weights of this type, in memory, without a tokenizer: for measuring and tests. Of shape the sizes, architecture,
+ * rope_base and norm_eps count. Rows beyond the first 64 of a matrix repeat them. */
+int es_model_random(es_model **out, const es_model_info *shape, es_type type, uint64_t seed, es_error *err);
 size_t es_model_cache_bytes(const es_model *m, int n_ctx); /* those keys and values, in half precision */
 void es_model_free(es_model *m);
 const es_model_info *es_model_get_info(const es_model *m);
@@ -174,7 +177,7 @@ void es_context_set_patch(es_context *c, const es_patch *p);
 void es_context_set_watch(es_context *c, const es_watch *w, int n);
 
 /* Appends ids to the cache. Only the last token's logits are computed. cancel (may be NULL) is polled between chunks of at most
- * 128 tokens; on ES_ERR_CANCELLED or any other error the cache is as before the call. ES_ERR_LIMIT when it would not fit. */
+ * 128 tokens (on a card 1,024); on ES_ERR_CANCELLED or any other error the cache is as before the call. ES_ERR_LIMIT when it would not fit. */
 int es_context_feed(es_context *c, const int32_t *ids, int n, const volatile bool *cancel, es_error *err);
 const float *es_context_logits(const es_context *c); /* [n_vocab] after the last fed token; borrowed */
 int es_context_truncate(es_context *c, int n, es_error *err); /* keep the first n tokens */

@@ -10,55 +10,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-
-static const char *const site_names[ES_N_SITES] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
-
-const char *es_site_name(es_site s)
-{
-    return (unsigned)s < ES_N_SITES ? site_names[s] : "?";
-}
-
-int es_site_n_in(const es_model *m, es_site s)
-{
-    const es_model_info *i = &m->info;
-    return s == ES_SITE_O ? i->n_head * i->head_dim : s == ES_SITE_DOWN ? i->d_ff : i->d_model;
-}
-
-int es_site_n_out(const es_model *m, es_site s)
-{
-    const es_model_info *i = &m->info;
-    switch (s) {
-    case ES_SITE_Q: return i->n_head * i->head_dim;
-    case ES_SITE_K:
-    case ES_SITE_V: return i->n_kv * i->head_dim;
-    case ES_SITE_GATE:
-    case ES_SITE_UP: return i->d_ff;
-    default: return i->d_model;
-    }
-}
-
-static const char *const norm_names[ES_N_NORMS] = {"attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm"};
-
-const char *es_norm_name(es_norm n)
-{
-    return (unsigned)n < ES_N_NORMS ? norm_names[n] : "?";
-}
-
-int es_norm_width(const es_model *m, es_norm n)
-{
-    const es_family *f = m->facts.family;
-    switch (n) {
-    case ES_NORM_ATTN:
-    case ES_NORM_FFN: return f->pre_norm ? m->info.d_model : 0;
-    case ES_NORM_ATTN_POST:
-    case ES_NORM_FFN_POST: return f->post_norm ? m->info.d_model : 0;
-    case ES_NORM_Q:
-    case ES_NORM_K:
-        return f->qk_norm == ES_QK_HEAD ? m->info.head_dim : f->qk_norm == ES_QK_WHOLE ? (n == ES_NORM_Q ? m->info.n_head : m->info.n_kv) * m->info.head_dim : 0;
-    default: return 0;
-    }
-}
-
 /* ---- opening ---- */
 
 static void copy_str(char *out, size_t size, const char *s, size_t n)
@@ -266,12 +217,12 @@ static int read_layers(es_model *m, es_error *err)
         char name[64];
         es_layer *layer = &m->layer[l];
         for (int i = 0; i < ES_N_NORMS && rc == ES_OK; i++) {
-            snprintf(name, sizeof name, "blk.%d.%s.weight", l, norm_names[i]);
+            snprintf(name, sizeof name, "blk.%d.%s.weight", l, es_norm_name((es_norm)i));
             if (es_norm_width(m, (es_norm)i))
                 rc = get_vector(m, name, es_norm_width(m, (es_norm)i), &layer->norm[i], err);
         }
         for (int s = 0; s < ES_N_SITES && rc == ES_OK; s++) {
-            snprintf(name, sizeof name, "blk.%d.%s.weight", l, site_names[s]);
+            snprintf(name, sizeof name, "blk.%d.%s.weight", l, es_site_name((es_site)s));
             rc = get_weight(m, name, es_site_n_out(m, (es_site)s), es_site_n_in(m, (es_site)s), &layer->site[s], err);
         }
     }
@@ -389,33 +340,7 @@ int es_model_open_within(es_model **out, const char *path, int n_ctx, size_t mem
     return open_model(out, path, true, n_ctx, memory, err);
 }
 
-void es_model_free(es_model *m)
-{
-    if (!m)
-        return;
-    es_tokenizer_free(m->tokenizer);
-    es_gguf_close(&m->gguf);
-    for (size_t i = 0; i < m->n_shard; i++) {
-        es_safetensors_free(m->shard ? m->shard[i] : NULL);
-        if (m->shard_name)
-            free(m->shard_name[i]);
-    }
-    free(m->shard);
-    free(m->shard_name);
-    es_arena_close(&m->held);
-    es_arena_close(&m->own);
-    es_on_free(m->on);
-    free(m->layer);
-    free(m->rope_inv);
-    free(m);
-}
-
 /* ---- what others ask ---- */
-
-const es_model_info *es_model_get_info(const es_model *m)
-{
-    return &m->info;
-}
 
 int es_model_hash(es_model *m, char out[65], es_error *err)
 {
@@ -473,16 +398,4 @@ const float *es_model_post_norm(const es_model *m, int layer)
 es_weight es_model_head(const es_model *m)
 {
     return m->head;
-}
-
-size_t es_model_decode_bytes(const es_model *m)
-{
-    size_t bytes = 0;
-    for (int l = -1; l < m->info.n_layer; l++)
-        for (int s = 0; s < (l < 0 ? 1 : ES_N_SITES); s++) {
-            const es_weight *w = l < 0 ? &m->head : &m->layer[l].site[s];
-            const es_type_info *type = es_type_get(w->type);
-            bytes += (size_t)w->n_out * ((size_t)w->n_in / (size_t)type->block * (size_t)type->bytes);
-        }
-    return bytes;
 }

@@ -10,6 +10,7 @@
 enum { ES_MAX_LAYERS = 512, ES_MAX_WIDTH = 1 << 20, ES_MAX_HEADS = 4096, ES_MAX_CONTEXT = 1 << 24, ES_MAX_HEAD_DIM = 4096, ES_DEFAULT_CONTEXT = 2048 };
 
 typedef struct es_tokenizer es_tokenizer;
+void es_tokenizer_free(es_tokenizer *t); /* tokenizer.h; here for shape.c, which needs nothing else of it */
 
 /* The norms that a block may have: before its two halves, after them, and on q and k. */
 typedef enum es_norm {

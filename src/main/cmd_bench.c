@@ -1,4 +1,5 @@
 /* bench: rates of the program's own work on this machine. Random tokens: no rate here depends on what they mean. */
+#include "bench_card.h"
 #include "cmd_bench.h"
 
 #include <math.h>
@@ -213,7 +214,7 @@ static int dictionary(bench *b, const char *folder, es_error *err)
 }
 
 /* What --only names; those of the plain model first, in the order they run: memory before anything else is taken. */
-static const char *const part[] = {"memory", "load", "chat", "context", "batch", "encode", "adapt", "learning", "dictionary"};
+static const char *const part[] = {"memory", "load", "chat", "context", "batch", "encode", "adapt", "learning", "dictionary", "card"};
 
 static bool known_part(const char *name)
 {
@@ -223,8 +224,48 @@ static bool known_part(const char *name)
     return false;
 }
 
+static void take_row(void *user, const bench_card_row *r)
+{
+    json_t *row = json_pack("{s:s,s:s,s:f,s:s}", "name", r->name, "what", r->what, "rate", r->rate, "unit", r->unit);
+    if (r->of)
+        json_object_update_new(row, json_pack("{s:f,s:s}", "share", r->share, "of", r->of));
+    json_array_append_new(user, row);
+    app_progress_end();
+    if (the_app.json)
+        return;
+    printf("%-18s %12.1f %-9s ", r->name, r->rate, r->unit);
+    if (r->of)
+        printf("%5.1f %% of %-15s", 100 * r->share, r->of);
+    printf(" %s\n", r->what);
+    fflush(stdout);
+}
+
+/* The card, with models of random weights made for it. */
+static int card_bench(bool small)
+{
+    es_error err = {0};
+    es_cuda *card = NULL;
+    int rc = app_device(&card, &err);
+    if (rc == ES_OK && !card)
+        rc = es_fail(&err, ES_ERR_MISSING, "bench --only card: there is no card that could be measured; espalier doctor tells why");
+    json_t *rows = json_array();
+    rc = rc ? rc : bench_card(card, 400, small, take_row, rows, &err);
+    if (rc != ES_OK) {
+        json_decref(rows);
+        return app_fail(&err);
+    }
+    if (!the_app.json) {
+        json_decref(rows);
+        return app_flush();
+    }
+    char line[300];
+    es_cuda_describe(card, line, sizeof line);
+    return app_print_json(json_pack("{s:s,s:o}", "device", line, "rows", rows));
+}
+
 int cmd_bench(int argc, char **argv)
 {
+    bool small = false;
     bench b = {.repeat = 5, .prompt = 512, .tokens = 64};
     const char *only = NULL, *against = NULL, *python = NULL, *model_hf = NULL;
     const opt table[] = {
@@ -232,7 +273,8 @@ int cmd_bench(int argc, char **argv)
         {"prompt", "N", OPT_INT, &b.prompt, 1, 4096, "tokens of the prompt (default 512)", NULL},
         {"tokens", "N", OPT_INT, &b.tokens, 1, 4096, "tokens decoded after it (default 64)", NULL},
         {"context", "N", OPT_INT, &b.context, 16, 1 << 20, "positions that --only context goes through (default 8192, or what the model was trained for)", NULL},
-        {"only", "NAME", OPT_TEXT, &only, 0, 0, "memory, load, chat, context, batch, encode, adapt, learning or dictionary", NULL},
+        {"only", "NAME", OPT_TEXT, &only, 0, 0, "memory, load, chat, context, batch, encode, adapt, learning, dictionary or card", NULL},
+        {"small", NULL, OPT_FLAG, &small, 0, 0, "with --only card: tiny models, to see that it works", NULL},
         {"against", "PEER", OPT_TEXT, &against, 0, 0, "instead of all this: llama.cpp, prefill, decode and load beside its; peft, a learning step on 4 x 256 tokens beside PEFT's; torch, a dictionary's training step and the residual beside PyTorch's", NULL},
         {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with llama-cpp-python, or with torch, transformers, gguf and (for peft) peft (default python3)", NULL},
         {"model-hf", "DIR", OPT_TEXT, &model_hf, 0, 0, "the model for PEFT or PyTorch, as transformers saves it (default: the GGUF file)", NULL},
@@ -240,7 +282,8 @@ int cmd_bench(int argc, char **argv)
     };
     static const command_help help = {"bench", "", "How fast this machine loads, prefills, decodes, encodes, adapts and trains dictionaries: medians, with the range. What needs a\n"
                                       "dictionary is left out where there is none, and decoding far into a text (--only context) where it is not asked for: it takes\n"
-                                      "a minute. With --against, the same work on the same tokens, the two in turns.",
+                                      "a minute. With --against, the same work on the same tokens, the two in turns. With --device cuda, or --only card: models of random\n"
+                                      "weights of 135M to 8B parameters on the card, as shares of the copies and products it does.",
                                       "  espalier bench\n  espalier bench --only chat --repeat 9 --json\n  espalier bench --only context --context 8192\n"
                                       "  espalier bench --against llama.cpp --python venv/bin/python --json\n  espalier bench --against peft --python venv/bin/python", 0, 0};
     int n;
@@ -248,7 +291,7 @@ int cmd_bench(int argc, char **argv)
     if (rc != OPTS_GO)
         return rc;
     if (only && !known_part(only))
-        return opts_usage_error("bench", "--only is memory, load, chat, context, batch, encode, adapt, learning or dictionary, not '%s'", only);
+        return opts_usage_error("bench", "--only is memory, load, chat, context, batch, encode, adapt, learning, dictionary or card, not '%s'", only);
     if (against && strcmp(against, "peft") && strcmp(against, "llama.cpp") && strcmp(against, "torch"))
         return opts_usage_error("bench", "--against is llama.cpp, peft or torch, not '%s'", against);
     if (against && only)
@@ -256,6 +299,8 @@ int cmd_bench(int argc, char **argv)
     bool peft = against && !strcmp(against, "peft"), torch = against && !strcmp(against, "torch");
     if ((python && !against) || (model_hf && !peft && !torch))
         return opts_usage_error("bench", "%s is for --against%s", python && !against ? "--python" : "--model-hf", python && !against ? "" : " peft or torch");
+    if (only ? !strcmp(only, "card") : !against && the_app.device_option && !strncmp(the_app.device_option, "cuda", 4))
+        return card_bench(small);
     es_error err = {0}, missing = {0};
     b.all = json_object();
     es_rng_seed(&b.rng, 1);

@@ -17,7 +17,7 @@ typedef struct suite_test {
     const char *name;
     void (*run)(void);
 } suite_test;
-extern const suite_test device_tests[], rows_tests[], matmul_tests[], attention_tests[], sparse_tests[], model_tests[];
+extern const suite_test device_tests[], rows_tests[], matmul_tests[], attention_tests[], sparse_tests[], model_tests[], engine_tests[];
 
 extern es_cuda *card;
 extern es_pool *pool;            /* of the card; F32, a workspace of 64 KiB, so that tiles are many */

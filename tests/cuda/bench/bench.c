@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "es_cuda.h"
+#include "bench_card.h"
 #include "internal.h"
 #include "sparse.h"
 
@@ -321,6 +322,17 @@ static void bench_dictionary(void)
         k->release(pool, all[i]);
 }
 
+/* The engine's rows, between those of the kernels and the dictionary's. */
+static void engine_row(void *user, const bench_card_row *r)
+{
+    int *n = user;
+    printf("%s\n    {\"name\":\"%s\",\"what\":\"%s\",\"rate\":%.4g,\"unit\":\"%s\"", (*n)++ ? "," : "", r->name, r->what, r->rate, r->unit);
+    if (r->of)
+        printf(",\"share\":%.3f,\"of\":\"%s\"", r->share, r->of);
+    printf("}");
+    fflush(stdout);
+}
+
 int main(int argc, char **argv)
 {
     es_error err;
@@ -352,8 +364,12 @@ int main(int argc, char **argv)
         bench_attention();
     if (time_left())
         bench_dictionary();
-    printf("\n]}\n");
+    printf("\n],\"engine\":[");
     es_pool_free(pool);
+    int rows_said = 0;
+    if (time_left() && bench_card(card, stop_at - es_seconds(), false, engine_row, &rows_said, &err))
+        die(err.text);
+    printf("\n]}\n");
     es_cuda_close(card);
     return 0;
 }

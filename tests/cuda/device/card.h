@@ -30,7 +30,7 @@ static int close_card(void **state)
     return 0;
 }
 
-static void use_card(es_model *m, bool exact)
+static inline void use_card(es_model *m, bool exact)
 {
     es_error err;
     assert_ok(es_model_use_card(m, card, &(es_card_options){.workspace = WORKSPACE, .exact = exact}, &err), &err);
@@ -38,7 +38,7 @@ static void use_card(es_model *m, bool exact)
 }
 
 /* The largest difference as a share of want's range. */
-static double off(const float *got, const float *want, size_t n)
+static inline double off(const float *got, const float *want, size_t n)
 {
     double most = 0, low = want[0], high = want[0];
     for (size_t i = 0; i < n; i++) {
@@ -50,7 +50,7 @@ static double off(const float *got, const float *want, size_t n)
     return most / (high > low ? high - low : 1);
 }
 
-static void near(const char *label, const char *what, const float *got, const float *want, size_t n, double bound)
+static inline void near(const char *label, const char *what, const float *got, const float *want, size_t n, double bound)
 {
     double d = off(got, want, n);
     if (!(d <= bound))

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# --device: what is refused, what falls back, and the program on the shim's card beside the same on the processor.
+. "$(dirname "$0")/lib.sh"
+tiny
+
+refused 1 "--device wants auto, cpu, cuda or cuda:N" chat --device gpu --prompt x --model tiny.gguf
+refused 1 "--device cuda:7" chat --device cuda:7 --prompt x --model tiny.gguf # no machine of these tests has eight cards
+want 0 chat --device cpu --prompt x --model tiny.gguf --max-tokens 2
+want 0 chat --prompt x --model tiny.gguf --max-tokens 2 # auto
+mkdir -p "$HOME/.config/espalier"
+echo "device = cpu" >"$HOME/.config/espalier/config.ini"
+want 0 doctor --json --model tiny.gguf
+is '[f for f in v["findings"] if f["name"] == "device"][0]["text"].startswith("the processor, as")' out || fail "device in config.ini"
+echo "device = gpu" >"$HOME/.config/espalier/config.ini"
+refused 1 "'gpu' is no value for device" chat --prompt x --model tiny.gguf
+rm "$HOME/.config/espalier/config.ini"
+
+[ -x "${ESPALIER_SHIM:-}" ] || { echo "the program on the shim was not built: the rest is left out"; exit 0; }
+want 0 chat --prompt "say something" --model tiny.gguf --max-tokens 12 --temperature 0 --exact --json; cp out cpu.json
+ESPALIER_BIN=$ESPALIER_SHIM
+want 0 doctor --json --device cuda:0 --model tiny.gguf
+is '"compute capability" in [f for f in v["findings"] if f["name"] == "device"][0]["text"]' out || fail "doctor does not tell of the card"
+refused 1 "there is no card 1" chat --device cuda:1 --prompt x --model tiny.gguf
+want 0 chat --device cuda:0 --prompt "say something" --model tiny.gguf --max-tokens 12 --temperature 0 --exact --json; cp out card.json
+[ "$(value 'v["text"]' cpu.json)" = "$(value 'v["text"]' card.json)" ] || fail "another answer on the card than on the processor"
+want 0 bench --device cuda:0 --small --json
+is 'len(v["rows"]) == 7 and all(r["rate"] > 0 for r in v["rows"]) and sum("share" in r for r in v["rows"]) == 5' out || fail "bench on the card"
+want 0 bench --only card --device cuda:0 --small; plain out
