@@ -20,11 +20,7 @@ static json_t *token_json(const es_model *m, int32_t id)
 {
     size_t n;
     const char *s = es_token_bytes(m, id, &n);
-    es_buf b = {0};
-    es_utf8_mend(&b, s, n);
-    json_t *v = json_stringn(b.data ? b.data : "", b.len);
-    es_buf_free(&b);
-    return v;
+    return es_json_mended(s, n);
 }
 
 /* The TOP most likely tokens with their log-probabilities. */

@@ -77,8 +77,9 @@ void es_buf_free(es_buf *b);
 
 /* Bytes of the longest prefix of s[0..n) that is whole, valid UTF-8 (an incomplete last character is left out). */
 size_t es_utf8_whole(const char *s, size_t n);
-/* Appends s to out with U+FFFD for what is no UTF-8: for JSON and others that take nothing else. */
+/* Appends s to out with U+FFFD for what is no UTF-8, and for NUL: for JSON and others that take nothing else. */
 void es_utf8_mend(es_buf *out, const char *s, size_t n);
+json_t *es_json_mended(const char *s, size_t n); /* such a text as a JSON string; NULL: no memory */
 /* Appends s to out so that a terminal only shows it: invalid bytes and control characters (C0 but \n and \t when
  * keep_space, DEL, C1, bidi overrides) become visible escapes like \x1b. */
 void es_text_show(es_buf *out, const char *s, size_t n, bool keep_space);

@@ -131,7 +131,8 @@ size_t es_show_step(const char *s, size_t n, bool keep_space, char *esc)
 void es_utf8_mend(es_buf *out, const char *s, size_t n)
 {
     while (n > 0) {
-        size_t whole = es_utf8_whole(s, n);
+        const char *nul = memchr(s, 0, n); /* valid UTF-8, but JSON's readers refuse it */
+        size_t whole = es_utf8_whole(s, nul ? (size_t)(nul - s) : n);
         es_buf_add(out, s, whole);
         s += whole;
         n -= whole;
@@ -145,6 +146,15 @@ void es_utf8_mend(es_buf *out, const char *s, size_t n)
             }
         }
     }
+}
+
+json_t *es_json_mended(const char *s, size_t n)
+{
+    es_buf b = {0};
+    es_utf8_mend(&b, s, n);
+    json_t *v = b.failed ? NULL : json_stringn(b.data ? b.data : "", b.len);
+    es_buf_free(&b);
+    return v;
 }
 
 void es_text_show(es_buf *out, const char *s, size_t n, bool keep_space)

@@ -172,6 +172,14 @@ static void widths(void **state)
     assert_int_equal(es_text_width("\xf0\x9f\x98\x80", 4), 2);
     assert_int_equal(es_text_width("", 0), 0);
     assert_int_equal(es_utf8_whole("ab\xf0\x9f\x98", 5), 2);
+    es_buf mended = {0};
+    es_utf8_mend(&mended, "a\0b\xe6\xbc\0\xff" "c\xe6", 8);
+    es_buf_add(&mended, "", 1);
+    assert_string_equal(mended.data, "a\xef\xbf\xbd" "b\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" "c\xef\xbf\xbd");
+    es_buf_free(&mended);
+    json_t *text = es_json_mended("\0\xc3", 2);
+    assert_string_equal(json_string_value(text), "\xef\xbf\xbd\xef\xbf\xbd");
+    json_decref(text);
     assert_int_equal(es_utf8_whole("\xf0\x9f\x98\x80x", 5), 5);
     assert_int_equal(es_utf8_whole("\x80x", 2), 0);
     assert_int_equal(es_utf8_whole("a\0b", 3), 3);
