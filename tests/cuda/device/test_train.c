@@ -143,22 +143,64 @@ static void lost(void **state)
     es_dictionary_free(want);
 }
 
+static es_train *opened(const es_dictionary_training *o, es_harvest_reader *h)
+{
+    es_error err;
+    es_train *t;
+    assert_ok(es_harvest_reader_open(h, test_path("harvest"), LAYER, &err), &err);
+    es_train_rows rows = {h->n_row, h->d, read_row, h, h->norm_limit};
+    assert_ok(es_train_open(&t, o, &rows, &err), &err);
+    assert_ok(es_train_start(t, &err), &err);
+    return t;
+}
+
+/* After one step Adam's first moment is a tenth of the gradient; without dead features, and with. */
+static void gradients(void **state)
+{
+    (void)state;
+    es_error err;
+    for (int dead = 0; dead < 2; dead++) {
+        es_train *t[2];
+        es_harvest_reader h[2];
+        for (int i = 0; i < 2; i++) {
+            es_dictionary_training o = options(200);
+            o.card = i ? card : NULL;
+            o.aux_weight = 1;
+            t[i] = opened(&o, &h[i]);
+            for (int j = 0; j < F; j += 3)
+                t[i]->age[j] = dead ? (float)o.dead_tokens : 0;
+            assert_ok(es_train_step(t[i], &err), &err);
+            assert_int_equal(t[i]->n_dead, dead ? (F + 2) / 3 : 0);
+        }
+        assert_ok(es_train_card_fetch(t[1], &err), &err);
+        for (int p = 0; p < ES_TRAIN_PARAMETERS; p++) {
+            double size = 0, away = 0;
+            for (size_t i = 0; i < t[0]->p[p].n; i++) {
+                size += pow((double)t[0]->p[p].m[i], 2);
+                away += pow((double)t[0]->p[p].m[i] - (double)t[1]->p[p].m[i], 2);
+            }
+            if (t[0]->p[p].n && !(size > 0 && sqrt(away / size) < 1e-4))
+                fail_msg("the gradient of %s is away by %.2g of its size, dead features %d", t[0]->p[p].name, sqrt(away / size), dead);
+        }
+        for (int i = 0; i < 2; i++) {
+            es_train_close(t[i]);
+            es_harvest_reader_close(&h[i]);
+        }
+    }
+}
+
 /* The figure comes of the card's decoder, not of the one that the processor started with. */
 static void neighbours(void **state)
 {
     (void)state;
     es_error err;
     double near[2], first[2];
+    es_harvest_reader h;
     for (int i = 0; i < 2; i++) {
         es_dictionary_training o = options(200);
         o.learning_rate = 0.03;
         o.card = i ? card : NULL;
-        es_harvest_reader h;
-        es_train *t;
-        assert_ok(es_harvest_reader_open(&h, test_path("harvest"), LAYER, &err), &err);
-        es_train_rows rows = {h.n_row, h.d, read_row, &h, h.norm_limit};
-        assert_ok(es_train_open(&t, &o, &rows, &err), &err);
-        assert_ok(es_train_start(t, &err), &err);
+        es_train *t = opened(&o, &h);
         assert_ok(es_train_near(t, &first[i], &err), &err);
         for (int s = 0; s < 4; s++)
             assert_ok(es_train_step(t, &err), &err);
@@ -222,7 +264,7 @@ static void no_memory(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(as_on_the_processor), cmocka_unit_test(neighbours), cmocka_unit_test(refused),
-                                       cmocka_unit_test(planned), cmocka_unit_test(lost), cmocka_unit_test(no_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(gradients), cmocka_unit_test(as_on_the_processor), cmocka_unit_test(neighbours),
+                                       cmocka_unit_test(refused), cmocka_unit_test(planned), cmocka_unit_test(lost), cmocka_unit_test(no_memory)};
     return cmocka_run_group_tests(tests, make_harvest, close_card);
 }
