@@ -130,6 +130,7 @@ typedef enum es_recipe { /* what a dictionary is trained with; train_loss.h has 
 } es_recipe;
 enum { ES_RECIPES = 6, ES_PREFIXES_MAX = 16 };
 const char *es_recipe_name(es_recipe r); /* "batchtopk", ...; NULL past the last */
+bool es_recipe_on_card(es_recipe r);     /* batchtopk only */
 
 typedef struct es_dictionary_training {
     es_recipe recipe;
@@ -147,11 +148,16 @@ typedef struct es_dictionary_training {
     int threads;
     double checkpoint_seconds;
     bool half;                      /* write f16 weights */
+    es_cuda *card;                  /* borrowed; NULL: the processor. Only of batchtopk, another recipe is ES_ERR_USAGE. On a card products are in TF32 */
+    size_t card_workspace;          /* bytes; 0: 256 MB */
+    bool card_exact;                /* products in f32 */
 } es_dictionary_training;
 es_dictionary_training es_dictionary_training_default(void);
 /* Trains on a harvest's layer and writes a SAELens folder: topk, gated and standard as what they are; batchtopk and matryoshka as jumprelu with one threshold,
  * estimated over training, as SAELens does. DIR/checkpoint holds optimiser state; an interrupted (or killed) run resumes from it and ends with the same kind
- * of result. progress.report carries "fvu=.. l0=.. dead=.. near=.." in `what`; near: the mean over features of the largest cosine with another one's row. */
+ * of result. progress.report carries "fvu=.. l0=.. dead=.. near=.." in `what`; near: the mean over features of the largest cosine with another one's row.
+ * On a card fvu is that of 256 tokens a batch, l0 counts kept activations only, and at most ES_TOP_MAX (kernels.h) dead features reconstruct a token's error. When the
+ * card is lost the run ends with ES_ERR_DEVICE; the same call, on a card or not, goes on from the last checkpoint. */
 int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, const es_dictionary_training *o,
                         const es_progress *progress, es_error *err);
 /* Several layers of one harvest, one after another, into DIR/layer-NN: what is finished stays, what was begun goes on. */
@@ -159,7 +165,7 @@ int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_
                                const es_progress *progress, es_error *err);
 
 typedef struct es_training_plan { /* of one layer; layers are trained one after another */
-    size_t memory;       /* bytes at once, the harvest's mapped pages not counted */
+    size_t memory;       /* bytes at once, the harvest's mapped pages and a card's memory not counted */
     size_t disk;         /* bytes that the finished dictionary takes */
     size_t disk_checkpoint; /* bytes that the checkpoint takes besides while it trains */
     double tokens_per_second, seconds; /* by a few steps made for it; 0 where none were made */

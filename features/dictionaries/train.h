@@ -1,4 +1,4 @@
-/* A dictionary in training: what the loop (train.c), its state (train_state.c) and a step (train_select.c, train_step.c) share; also for tests and
+/* A dictionary in training: what the loop (train.c), its state (train_state.c) and a step (train_select.c, train_step.c; on a card train_card.c) share; also for tests and
  * benches, which make steps on rows of their own.
  *
  * Only screening is a product of all tokens with all features; it may be in bfloat16, since what passes is computed again in f32. Decoding and all
@@ -86,6 +86,7 @@ typedef struct es_train {
     double part_error[ES_TRAIN_PARTS];
     float rate, eps;     /* of this step, bias corrections included */
     float penalty;       /* of this step, its warm-up included */
+    struct es_train_card *card; /* o.card, from the first step on. The numbers of p are there, and come back when they are fetched */
 } es_train;
 
 /* ---- train_state.c ---- */
@@ -108,6 +109,7 @@ int es_train_select(es_train *t, es_error *err);
 float es_train_nth_largest(float *a, size_t n, size_t rank); /* the value v such that `rank` of the n are larger (0: the largest); reorders them */
 int es_train_entries_room(es_train_entries *l, size_t n, es_error *err);
 int es_train_select_room(es_train *t, size_t n, es_error *err);
+void es_train_smallest(es_train *t, float smallest); /* takes in a batch's smallest kept value; as SAELens and dictionary_learning: a running mean */
 void es_train_index(es_train_entries *l, size_t rows, size_t F); /* token_start, feature_start and by_feature */
 
 /* ---- train_step.c ---- */
@@ -117,7 +119,17 @@ double es_train_base_rate(const es_train *t);
 double es_train_dead(const es_train *t);  /* share of features that have been silent too long */
 /* The mean over (up to 256, spread over the dictionary) features of the largest cosine of their decoder row with another's. */
 int es_train_near(es_train *t, double *out, es_error *err);
+void es_train_rate(es_train *t);          /* sets rate and eps of this step */
+int es_train_out_of_bounds(const es_train *t, es_error *err);
 double es_train_running_share(const es_train *t); /* what the newest batch counts in the figures shown: a mean over some twenty steps */
+
+/* ---- train_card.c: steps on o.card; es_train_step, _near, _save and _write call these ---- */
+/* The first step takes the card's memory, and the numbers go there. ES_ERR_MEMORY; ES_ERR_DEVICE when the card is lost: t is of no use any more. */
+int es_train_card_step(es_train *t, es_error *err);
+int es_train_card_fetch(const es_train *t, es_error *err); /* numbers and moments come back. As all below: nothing to do without t->card */
+int es_train_card_fetch_decoder(const es_train *t, es_error *err); /* the decoder's rows alone */
+void es_train_card_close(es_train *t);
+
 static inline bool es_train_by_batch(es_recipe r)
 {
     return r == ES_TRAIN_BATCHTOPK || r == ES_TRAIN_MATRYOSHKA;

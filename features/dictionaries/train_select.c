@@ -287,6 +287,12 @@ static void take(es_train_entries *l, const es_hit *c, float value)
     l->value[l->n++] = value;
 }
 
+void es_train_smallest(es_train *t, float smallest)
+{
+    t->threshold = t->steps ? t->threshold + fmax(0.01, 4 / ((double)t->steps + 4)) * ((double)smallest - t->threshold) : (double)smallest;
+    t->cut = 0.9f * smallest;
+}
+
 /* The batch's largest. */
 static void choose_batch(es_train *t, size_t want)
 {
@@ -303,10 +309,8 @@ static void choose_batch(es_train *t, size_t want)
         take(&t->main, c, c->value);
         smallest = fminf(smallest, c->value);
     }
-    if (t->main.n) { /* as SAELens and dictionary_learning: a running mean of the smallest kept value */
-        t->threshold = t->steps ? t->threshold + fmax(0.01, 4 / ((double)t->steps + 4)) * ((double)smallest - t->threshold) : (double)smallest;
-        t->cut = 0.9f * smallest;
-    }
+    if (t->main.n)
+        es_train_smallest(t, smallest);
     t->l0 += ((double)over / (double)t->B - t->l0) * es_train_running_share(t);
 }
 

@@ -16,6 +16,11 @@ const char *es_recipe_name(es_recipe r)
     return (unsigned)r < ES_RECIPES ? name[r] : NULL;
 }
 
+bool es_recipe_on_card(es_recipe r)
+{
+    return r == ES_TRAIN_BATCHTOPK;
+}
+
 es_dictionary_training es_dictionary_training_default(void)
 {
     return (es_dictionary_training){
@@ -124,6 +129,8 @@ int es_train_check(const es_dictionary_training *o, int d, es_error *err)
     if (o->n_features < 1 || o->n_features > ES_FEATURES_MAX || d < 1 || o->k < 1 || o->k > o->n_features || o->batch < 1 || o->batch > 1 << 16 || o->tokens < 1
         || o->aux_k < 0 || o->aux_k > o->n_features || (unsigned)o->recipe >= ES_RECIPES)
         return es_fail(err, ES_ERR_USAGE, "training: features, k <= features, batch and tokens must be positive (batch at most 65536)");
+    if (o->card && !es_recipe_on_card(o->recipe))
+        return es_fail(err, ES_ERR_USAGE, "training: a card trains batchtopk only; the recipe %s needs --device cpu", es_recipe_name(o->recipe));
     if (!(o->sparsity >= 0) || !(o->sparsity_warmup >= 0) || !(o->bandwidth > 0))
         return es_fail(err, ES_ERR_USAGE, "training: the penalty's weight and warm-up cannot be below 0, the bandwidth must be above");
     for (int i = 0; i < o->n_prefix; i++)
@@ -171,6 +178,7 @@ void es_train_close(es_train *t)
 {
     if (!t)
         return;
+    es_train_card_close(t);
     sized s[MEMORY_MAX];
     size_t n = memory_table(t, 1, s);
     for (size_t i = 0; i < n; i++) {
@@ -380,9 +388,12 @@ int es_train_save(const es_train *t, const char *path, const char *about, es_err
     settings_text(t, about, settings, sizeof settings);
     snprintf(counts, sizeof counts, "%llu %llu %zu %llu %zu %.17g %.9g %.9g %.17g %.17g %.17g %.17g", (unsigned long long)t->tokens, (unsigned long long)t->steps,
              t->rows.n, (unsigned long long)t->fresh_from, t->fresh, t->threshold, (double)t->scale, (double)t->cut, t->fvu, t->l0, t->coefficient, t->near);
+    int rc = es_train_card_fetch(t, err);
+    if (rc)
+        return rc;
     json_t *metadata = json_pack("{s:s, s:s, s:s}", "format", "espalier-training-2", "settings", settings, "counts", counts);
     es_buf bytes = {0};
-    int rc = metadata ? es_safetensors_write(&bytes, s.spec, s.n, metadata, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory for a checkpoint");
+    rc = metadata ? es_safetensors_write(&bytes, s.spec, s.n, metadata, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory for a checkpoint");
     json_decref(metadata);
     if (!rc)
         rc = es_file_write(path, bytes.data, bytes.len, err);
@@ -468,6 +479,9 @@ int es_train_write(es_train *t, const char *dir, json_t *metadata, es_error *err
         [ES_TRAIN_TOPK] = ES_SAE_TOPK, [ES_TRAIN_GATED] = ES_SAE_GATED, [ES_TRAIN_STANDARD] = ES_SAE_STANDARD,
     };
     static const int scaled[] = {ES_P_B_ENC, ES_P_B_DEC, ES_P_THETA, ES_P_B_MAG};
+    int rc = es_train_card_fetch(t, err);
+    if (rc)
+        return rc;
     if (t->o.recipe == ES_TRAIN_STANDARD)
         fold_norms(t);
     for (size_t i = 0; i < sizeof scaled / sizeof *scaled; i++)

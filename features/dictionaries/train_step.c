@@ -311,6 +311,13 @@ double es_train_running_share(const es_train *t)
     return fmax(0.05, 1 / ((double)t->steps + 1));
 }
 
+void es_train_rate(es_train *t)
+{
+    double n = (double)t->steps + 1, c1 = 1 - pow(0.9, n), c2 = sqrt(1 - pow(0.999, n));
+    t->rate = (float)(learning_rate(t) * c2 / c1);
+    t->eps = (float)(1e-8 * c2);
+}
+
 /* ---- the step --------------------------------------------------------------------------------------------------------------------------- */
 
 static double variance(const es_train *t)
@@ -326,8 +333,16 @@ static double variance(const es_train *t)
     return sum - (double)t->B * (double)ops->dot(mean, mean, t->d);
 }
 
+int es_train_out_of_bounds(const es_train *t, es_error *err)
+{
+    return es_fail(err, ES_ERR_FORMAT, "training went out of bounds at step %llu (the error is no number): try a smaller learning rate",
+                   (unsigned long long)t->steps);
+}
+
 int es_train_step(es_train *t, es_error *err)
 {
+    if (t->o.card)
+        return es_train_card_step(t, err);
     const es_vector_ops *ops = es_vector();
     const double before = t->l0;
     es_pool_run(t->pool, load_part, t);
@@ -343,13 +358,10 @@ int es_train_step(es_train *t, es_error *err)
     for (int i = 0; i < es_pool_threads(t->pool); i++)
         error += t->part_error[i];
     if (!isfinite(error))
-        return es_fail(err, ES_ERR_FORMAT, "training went out of bounds at step %llu (the error is no number): try a smaller learning rate",
-                       (unsigned long long)t->steps);
+        return es_train_out_of_bounds(t, err);
     t->fvu += ((spread > 0 ? error / spread : 0) - t->fvu) * es_train_running_share(t);
 
-    double n = (double)t->steps + 1, c1 = 1 - pow(0.9, n), c2 = sqrt(1 - pow(0.999, n));
-    t->rate = (float)(learning_rate(t) * c2 / c1);
-    t->eps = (float)(1e-8 * c2);
+    es_train_rate(t);
     es_pool_run(t->pool, update_part, t);
     for (int i = 1; i < es_pool_threads(t->pool); i++)
         ops->axpy(t->part_b_dec, 1, t->part_b_dec + (size_t)i * t->d, t->d);
@@ -378,6 +390,9 @@ int es_train_near(es_train *t, double *out, es_error *err)
     double sum = 0;
     if (t->F < 2)
         return es_fail(err, ES_ERR_USAGE, "one feature has no neighbours");
+    int rc = es_train_card_fetch_decoder(t, err);
+    if (rc)
+        return rc;
     float *rows = t->dead_enc, *norm = t->screen; /* both are of a step only */
     for (size_t j = 0; j < t->F; j++)
         norm[j] = sqrtf(ops->dot(t->p[ES_P_DEC].w + j * d, t->p[ES_P_DEC].w + j * d, d));

@@ -60,6 +60,7 @@ int app_flush(void); /* EXIT_DONE, or EXIT_FAILED when stdout could not be writt
 /* ---- the device (device.c) ---- */
 bool app_device_valid(const char *s);              /* auto, cpu, cuda or cuda:N */
 int app_device(es_cuda **out, es_error *err);      /* borrowed; NULL: the processor. ES_ERR_MISSING when a card was asked for and there is none */
+bool app_device_auto(void);                        /* whether nothing in particular was asked for */
 int app_on_device(es_model *m, es_error *err);     /* what is opened on m from now on works there */
 void app_device_describe(char *out, size_t size, bool *ok);
 

@@ -17,6 +17,11 @@ bool app_device_valid(const char *s)
     return !strncmp(s, "cuda:", 5) && s[5] && strspn(s + 5, "0123456789") == strlen(s + 5) && strlen(s + 5) < 4;
 }
 
+bool app_device_auto(void)
+{
+    return !strcmp(asked(), "auto");
+}
+
 int app_device(es_cuda **out, es_error *err)
 {
     static es_cuda *card;

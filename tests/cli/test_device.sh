@@ -16,6 +16,7 @@ refused 1 "'gpu' is no value for device" chat --prompt x --model tiny.gguf
 rm "$HOME/.config/espalier/config.ini"
 
 [ -x "${ESPALIER_SHIM:-}" ] || { echo "the program on the shim was not built: the rest is left out"; exit 0; }
+tiny_dictionary
 want 0 chat --prompt "say something" --model tiny.gguf --max-tokens 12 --temperature 0 --exact --json; cp out cpu.json
 ESPALIER_BIN=$ESPALIER_SHIM
 want 0 doctor --json --device cuda:0 --model tiny.gguf
@@ -26,3 +27,17 @@ want 0 chat --device cuda:0 --prompt "say something" --model tiny.gguf --max-tok
 want 0 bench --device cuda:0 --small --json
 is 'len(v["rows"]) == 7 and all(r["rate"] > 0 for r in v["rows"]) and sum("share" in r for r in v["rows"]) == 5' out || fail "bench on the card"
 want 0 bench --only card --device cuda:0 --small; plain out
+
+# A card trains batchtopk; asked for another recipe it refuses, and with auto the processor does it
+some=(train harvest --layer 1 --features 96 --k 8 --batch 256 --tokens 2k)
+want 0 "${some[@]}" --device cuda:0 --out on-card --f32 --json --quiet
+is 'v["recipe"] == "batchtopk"' out || fail "train on the card"
+want 0 dictionary info on-card --json
+is '(v["architecture"], v["features"]) == ("jumprelu", 96)' out || fail "what the card trained"
+refused 1 "the recipe topk needs --device cpu" "${some[@]}" --device cuda:0 --recipe topk --out other
+refused 1 "the recipe gated needs --device cpu" "${some[@]}" --device cuda:0 --recipe gated --out other --plan
+[ ! -e other ] || fail "a refused training left something"
+want 0 "${some[@]}" --device cpu --recipe topk --out on-cpu
+want 0 "${some[@]}" --recipe topk --out on-auto
+grep -q "the recipe topk is trained on the processor" err || fail "auto does not tell where it trains"
+cmp on-cpu/sae_weights.safetensors on-auto/sae_weights.safetensors || fail "auto trained something else"
