@@ -368,6 +368,8 @@ static const float *figures(search *s, int which, es_error *err, int *rc)
         *rc = ratings_read(f, err);
         return f->kept->rating;
     }
+    if (which == F_DENSITY && f->density)
+        return f->density;
     if (!f->atlas) {
         *rc = es_fail(err, ES_ERR_MISSING, "there is no atlas beside the dictionary, so nothing is known of %s: see espalier atlas", figure_name[which]);
         return NULL;

@@ -141,7 +141,7 @@ static int find_and_list(const char *query, int order, int from, int limit, bool
                 basis = (es_basis){0};
             }
         }
-        finder = (es_finder){.workspace = o.w, .hash = o.f.hash, .model = o.m, .dictionary = o.f.dictionary, .atlas = o.f.atlas, .basis = &basis,
+        finder = (es_finder){.workspace = o.w, .hash = o.f.hash, .model = o.m, .dictionary = o.f.dictionary, .atlas = o.f.atlas, .density = o.f.density, .basis = &basis,
                              .n_features = o.f.n, .threads = the_app.threads};
         rc = es_find(&finder, query, (es_find_order)order, &found, &app_cancel, &o.err);
     }

@@ -173,7 +173,7 @@ static void widths(void **state)
     assert_int_equal(es_text_width("", 0), 0);
     assert_int_equal(es_utf8_whole("ab\xf0\x9f\x98", 5), 2);
     es_buf mended = {0};
-    es_utf8_mend(&mended, "a\0b\xe6\xbc\0\xff" "c\xe6", 8);
+    es_utf8_mend(&mended, "a\0b\xe6\xbc\0\xff" "c\xe6", 9);
     es_buf_add(&mended, "", 1);
     assert_string_equal(mended.data, "a\xef\xbf\xbd" "b\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" "c\xef\xbf\xbd");
     es_buf_free(&mended);

@@ -27,7 +27,7 @@ refused 2 "--form is bias, gain, map or lora" adapt --basis b --experiences e --
 refused 2 "--to is control-vector, npz or json" export a --to pickle b
 refused 2 "--against is llama.cpp, peft or torch, not 'llama'" bench --against llama
 refused 2 "--only and --against do not go together" bench --against peft --only adapt
-refused 2 "--only is memory, load, chat, context, batch, encode, adapt, learning or dictionary, not 'speech'" bench --only speech
+refused 2 "--only is memory, load, chat, context, batch, encode, adapt, learning, dictionary or card, not 'speech'" bench --only speech
 refused 2 "--python is for --against" bench --python python3
 refused 2 "--model-hf is for --against peft" bench --model-hf d
 want 2 features

@@ -177,7 +177,7 @@ static void harvested(es_model *m, const char *dir, float *rows, size_t *n)
     const char *text = test_path("texts.jsonl");
     static const char lines[] = "{\"text\": \"the cat sat on the mat and looked at the moon\"}\n{\"text\": \"one two three four five six seven\"}\n";
     test_write(text, lines, sizeof lines - 1);
-    es_harvest_options o = {.layer = layers, .n_layer = 2, .context = 32, .skip_first = true, .seed = 1, .threads = 1};
+    es_harvest_options o = {.layer = layers, .n_layer = 2, .context = 32, .skip_first = true, .seed = 1, .threads = 1, .exact = true};
     assert_ok(es_harvest(m, &text, 1, dir, &o, NULL, &err), &err);
     assert_ok(es_harvest_reader_open(&r, dir, 1, &err), &err);
     *n = r.n_row;
