@@ -24,6 +24,7 @@
 #include "shim.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define FIBERS_TOLD 1
 #endif
@@ -139,6 +140,9 @@ static void prepare(fiber *f)
 {
     if (!f->stack && !(f->stack = (char *)malloc(STACK)))
         abort();
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(f->stack, STACK); // fiber_main of a block before this never returned: its frame is still marked
+#endif
     f->is = READY;
 #if defined(__x86_64__)
     void **top = (void **)(((uintptr_t)f->stack + STACK) & ~(uintptr_t)15);
