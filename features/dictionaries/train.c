@@ -1,4 +1,5 @@
 /* Training from a harvest: the run, its checkpoints, several layers, and what it will take. */
+#include <dirent.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -124,6 +125,24 @@ static bool finished(const place *p)
     return access(p->checkpoint, F_OK) != 0 && access(p->weights, F_OK) == 0;
 }
 
+/* Of a finished dictionary: the state, what a kill left of one that was being written, and the folder. */
+static void drop_checkpoint(const place *p)
+{
+    static const char state[] = "state.safetensors";
+    DIR *d = opendir(p->folder);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        char path[sizeof p->folder + sizeof e->d_name + 1];
+        const char *end = e->d_name + sizeof state - 1;
+        if (strncmp(e->d_name, state, sizeof state - 1) || (*end && strncmp(end, ".tmp-", 5)))
+            continue;
+        snprintf(path, sizeof path, "%s/%s", p->folder, e->d_name);
+        unlink(path);
+    }
+    if (d)
+        closedir(d);
+    rmdir(p->folder);
+}
+
 static int train_one(const char *harvest, int layer, const char *dir, const es_dictionary_training *o, const char *name, const es_progress *progress, es_error *err)
 {
     place p;
@@ -143,10 +162,8 @@ static int train_one(const char *harvest, int layer, const char *dir, const es_d
         rc = metadata ? es_train_write(s.t, dir, metadata, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory to write the dictionary");
         json_decref(metadata);
     }
-    if (!rc) {
-        unlink(p.checkpoint);
-        rmdir(p.folder);
-    }
+    if (!rc)
+        drop_checkpoint(&p);
     source_close(&s);
     return rc;
 }
@@ -178,6 +195,8 @@ int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_
             return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
         snprintf(name, sizeof name, "train layer %d", layer[i]);
         rc = place_of(&p, folder, err);
+        if (!rc && finished(&p))
+            drop_checkpoint(&p); /* killed just before it did that itself */
         if (rc || finished(&p))
             continue;
         share s = {progress, i, n_layer};

@@ -139,6 +139,7 @@ for i in range(400): print(json.dumps({"text": f"Line {i} of a text that says li
 several=(train many.jsonl --layers 0,1 --features 96 --k 8 --batch 256 --tokens 60k --recipe matryoshka --checkpoint 0.02 --out several --model tiny.gguf --quiet)
 for delay in 0.2 0.5 1; do timeout -s KILL $delay "$ESPALIER_BIN" "${several[@]}" >/dev/null 2>&1 || true; done
 [ -e several/layer-01/sae_weights.safetensors ] || want 0 "${several[@]}"
+mkdir -p several/layer-01/checkpoint; : >several/layer-01/checkpoint/state.safetensors.tmp-1 # what a kill can leave behind
 refused 1 "all its dictionaries are finished" "${several[@]}"
 for l in 0 1; do
   want 0 dictionary info several/layer-0$l --json
