@@ -208,10 +208,13 @@ static json_t *opinion_json(int feature, const ws_opinion *o, const char *dictio
     return v;
 }
 
-/* Features of the dictionary for which `sql` (with the dictionary's id as ?1) gives a row. */
-static int features_of(es_workspace *w, int64_t id, const char *sql, es_buf *out, es_error *err)
+/* Features of the dictionary for which `sql` (with the dictionary's id, also into *id, as ?1) gives a row: none of a dictionary that nobody labelled. */
+static int features_of(es_workspace *w, const char *dictionary, const char *sql, int64_t *id, es_buf *out, es_error *err)
 {
-    sqlite3_stmt *q = ws_query(w, err, sql, "i", id);
+    int known = ws_dictionary_id(w, dictionary, false, id, NULL, err);
+    if (known)
+        return known == ES_ERR_MISSING ? ES_OK : known;
+    sqlite3_stmt *q = ws_query(w, err, sql, "i", *id);
     int rc = q ? ES_OK : w->failed;
     while (q && (rc = ws_step(w, q, err)) > 0) {
         int f = sqlite3_column_int(q, 0);
@@ -232,11 +235,7 @@ int es_workspace_label_export(es_workspace *w, const char *dictionary, json_t **
     es_buf list = {0};
     *out = json_array();
     ws_enter(w);
-    int rc = ws_dictionary_id(w, dictionary, false, &id, NULL, err);
-    if (!rc)
-        rc = features_of(w, id, "SELECT DISTINCT feature FROM opinion WHERE dictionary = ? ORDER BY feature", &list, err);
-    else if (rc == ES_ERR_MISSING)
-        rc = ES_OK;
+    int rc = features_of(w, dictionary, "SELECT DISTINCT feature FROM opinion WHERE dictionary = ? ORDER BY feature", &id, &list, err);
     const int *feature = (const int *)(const void *)list.data;
     for (size_t i = 0; i < list.len / sizeof *feature && !rc; i++) {
         ws_opinion *o = NULL;
@@ -266,11 +265,7 @@ int es_workspace_label_conflicts(es_workspace *w, const char *dictionary, json_t
     es_buf list = {0};
     *out = json_array();
     ws_enter(w);
-    int rc = ws_dictionary_id(w, dictionary, false, &id, NULL, err);
-    if (!rc)
-        rc = features_of(w, id, "SELECT feature FROM label WHERE dictionary = ? AND conflict ORDER BY feature", &list, err);
-    else if (rc == ES_ERR_MISSING)
-        rc = ES_OK;
+    int rc = features_of(w, dictionary, "SELECT feature FROM label WHERE dictionary = ? AND conflict ORDER BY feature", &id, &list, err);
     const int *feature = (const int *)(const void *)list.data;
     for (size_t i = 0; i < list.len / sizeof *feature && !rc; i++) {
         ws_opinion *o = NULL;

@@ -195,10 +195,12 @@ int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_
             return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
         snprintf(name, sizeof name, "train layer %d", layer[i]);
         rc = place_of(&p, folder, err);
-        if (!rc && finished(&p))
+        if (rc)
+            break;
+        if (finished(&p)) {
             drop_checkpoint(&p); /* killed just before it did that itself */
-        if (rc || finished(&p))
             continue;
+        }
         share s = {progress, i, n_layer};
         es_progress part = {report_share, &s, progress ? progress->cancel : NULL};
         rc = train_one(harvest_dir, layer[i], folder, o, name, progress && progress->report ? &part : progress, err);
