@@ -130,6 +130,16 @@ static int next(es_studio *s, es_looks *l, es_found *out, es_error *err)
     return rc;
 }
 
+/* With the lock held: what was found is there to be taken; l owns it. */
+static void leave_found(es_looks *l, es_found found, const char *error)
+{
+    es_found_free(&l->found);
+    l->found = found;
+    l->have = true;
+    l->finding = false;
+    snprintf(l->error, sizeof l->error, "%.230s", error);
+}
+
 static void find(es_studio *s, es_looks *l, const char *query, es_find_order order)
 {
     es_found found;
@@ -144,11 +154,7 @@ static void find(es_studio *s, es_looks *l, const char *query, es_find_order ord
     if (l->query) { /* a newer one is wanted: nobody is interested */
         es_found_free(&found);
     } else {
-        es_found_free(&l->found);
-        l->found = found;
-        l->have = true;
-        l->finding = false;
-        snprintf(l->error, sizeof l->error, "%.230s", rc ? err.text : "");
+        leave_found(l, found, rc ? err.text : "");
     }
     pthread_mutex_unlock(&l->lock);
     changed(s);
@@ -296,11 +302,7 @@ static void contrast(es_studio *s, es_looks *l, const char *a, const char *b)
     pthread_mutex_lock(&l->lock);
     if (rc)
         es_found_free(&found);
-    es_found_free(&l->found);
-    l->found = found;
-    l->have = true;
-    l->finding = false;
-    snprintf(l->error, sizeof l->error, "%.230s", rc ? err.text : "");
+    leave_found(l, found, rc ? err.text : "");
     pthread_mutex_unlock(&l->lock);
     slow_end(s, j.id, rc, &err, "two sets of texts contrasted");
     changed(s);
