@@ -4,7 +4,7 @@ _espalier() {
   case $COMP_CWORD/$command in
     1/*) choices="chat answer tokenize score encode features label basis adapt drift eval export harvest train dictionary atlas bench fetch doctor --home --model --dictionary --threads --device --memory --json --quiet --help --version" ;;
     2/features) choices="list show search for-text contrast next --help" ;;
-    2/label) choices="add auto import export undo redo merge conflicts choose show-first agreement test --help" ;;
+    2/label) choices="add auto import export carry undo redo merge conflicts choose show-first agreement test --help" ;;
     2/basis) choices="new add remove show list export import report --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
     2/dictionary) choices="info stats evaluate convert map --help" ;;
@@ -26,6 +26,7 @@ _espalier() {
         "label auto"*) choices+=" --basis --filter --limit --again --endpoint --with --key-file --local --scores --examples --tests --batch --answer --prompts --seed --max-requests --max-tokens --max-cost --price-in --price-out --concurrency --tries --stall --timeout --max-wait --work --dry-run" ;;
         "label import"*) choices+=" --author --format --source" ;;
         "label export"*) choices+=" --format --to --model-id --source --basis --labels-only" ;;
+        "label carry"*) choices+=" --out --least --tokens" ;;
         "label merge"*) choices+=" --author" ;;
         "label choose"*) choices+=" --none" ;;
         "label show-first"*) choices+=" --none" ;;

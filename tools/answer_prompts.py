@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The model's own answers to public prompts, for the dictionary's corpus.
+"""Public prompts that the model answers itself, for the dictionary's corpus.
 
-usage: answer_prompts.py MODEL.gguf DATA OUT.jsonl [--tokens N] [--threads N]
+usage: answer_prompts.py DATA PROMPTS.jsonl [--limit N]
 
-Reads prompt sets below DATA (arena-hard v2, OpenAssistant, MBPP, home utterances, CLINC150), shuffles each with a fixed seed, takes
-them in turn and lets the model answer in its own template (llama-cpp-python, temperature 0.7, top-p 0.95, a seed a prompt) until
-N answer tokens are there. One chat a line: {"messages": [...], "src": SET}. `espalier answer` does the same without Python.
+Reads prompt sets below DATA (arena-hard v2, OpenAssistant, MBPP, home utterances, CLINC150), shuffles each with a fixed seed and takes
+them in turn. One prompt a line: {"prompt": ..., "src": SET}. Then: espalier answer PROMPTS.jsonl --out answers.jsonl
 """
 import argparse
+import itertools
 import json
 import os
 import random
@@ -43,26 +43,12 @@ def prompts(data):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("model"), p.add_argument("data"), p.add_argument("out")
-    p.add_argument("--tokens", type=int, default=100000)
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("data"), p.add_argument("out")
+    p.add_argument("--limit", type=int, default=1500)
     o = p.parse_args()
-    import llama_cpp
-
-    llm = llama_cpp.Llama(o.model, n_ctx=2048, n_threads=o.threads, n_threads_batch=o.threads, verbose=False)
-    total = 0
     with open(o.out, "w", encoding="utf-8") as out:
-        for seed, (name, prompt) in enumerate(prompts(o.data)):
-            r = llm.create_chat_completion([{"role": "user", "content": prompt}], temperature=0.7, top_p=0.95, top_k=50,
-                                           repeat_penalty=1.1, seed=seed, max_tokens=280)
-            answer = r["choices"][0]["message"]["content"].strip()
-            total += r["usage"]["completion_tokens"]
-            if answer:
-                chat = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], "src": name}
-                out.write(json.dumps(chat, ensure_ascii=False) + "\n")
-                out.flush()
-            if total >= o.tokens:
-                break
+        for name, prompt in itertools.islice(prompts(o.data), o.limit):
+            out.write(json.dumps({"prompt": prompt, "src": name}, ensure_ascii=False) + "\n")
 
 
 main()

@@ -749,6 +749,7 @@ int cmd_label(int argc, char **argv)
         {"auto", "labels and scores from a language model", cmd_label_auto},
         {"import", "a JSONL file of labels", label_import},
         {"export", "all labels", label_export},
+        {"carry", "the labels of another dictionary of the same model", label_carry},
         {"undo", "the newest change", label_undo},
         {"redo", "what was undone last", label_redo},
         {"merge", "the labels of several people, each kept apart", label_merge},

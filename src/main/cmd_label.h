@@ -10,6 +10,7 @@ int label_conflicts(int argc, char **argv);
 int label_choose(int argc, char **argv);
 int label_show_first(int argc, char **argv);
 int label_agreement(int argc, char **argv);
+int label_carry(int argc, char **argv);      /* cmd_label_carry.c */
 int label_test(int argc, char **argv);       /* cmd_label_test.c */
 int features_next(int argc, char **argv);    /* cmd_features_next.c */
 int basis_report(int argc, char **argv);     /* cmd_basis_report.c */

@@ -105,3 +105,17 @@ assert all(len(r["examples"]) == 2 and r["lo"] < r["hi"] for r in rows)
 PY
 want 2 basis report b --format xml "${m[@]}"
 refused 1 "none" basis report none "${m[@]}"
+
+# labels carried to another dictionary of the model: to the same one all of them, and back in through import; to one trained anew what is still there
+want 0 label export "${m[@]}"; cp out all.jsonl; lines=$(wc -l <all.jsonl)
+want 0 label carry dict dict all.jsonl texts.jsonl --out carried.jsonl "${m[@]}" --json
+is 'v["read"] == '"$lines"' == v["carried"] and all(x["from"] == x["to"] and x["mutual"] and x["pearson"] > 0.999 for x in v["features"])' out || fail "carried to itself"
+[ "$(wc -l <carried.jsonl)" -eq "$lines" ] || fail "carried.jsonl"
+want 0 label import carried.jsonl --home third "${m[@]}" --json; is 'v["imported"] == '"$lines" out || fail "import of what was carried"
+want 0 train harvest --layer 1 --features 96 --k 8 --tokens 20000 --batch 256 --seed 9 --out again --quiet
+want 0 label carry dict again all.jsonl texts.jsonl --least 0.99 --out few.jsonl "${m[@]}" --json
+is 'v["carried"] < v["read"]' out || fail "carried what is not there"
+refused 1 "a label of the dictionary" label carry again dict all.jsonl texts.jsonl --out x.jsonl "${m[@]}"
+refused 1 "absent" label carry dict absent all.jsonl texts.jsonl --out x.jsonl "${m[@]}"
+want 2 label carry dict dict all.jsonl texts.jsonl "${m[@]}"
+[ ! -e x.jsonl ] || fail "a refused carry left a file"

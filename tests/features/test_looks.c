@@ -9,6 +9,7 @@
 #include "coactive.h"
 #include "dashboard.h"
 #include "fires.h"
+#include "match.h"
 #include "fixture.h"
 #include "layout.h"
 
@@ -555,6 +556,86 @@ static void what_fires_on_a_text(void **state)
     es_model_free(m);
 }
 
+/* The same features in another order, and each some share longer, are found again; of another layer, by brute force over the same tokens. */
+static void features_of_another_dictionary(void **state)
+{
+    (void)state;
+    es_model *m = open_tiny(NULL);
+    int d = es_model_get_info(m)->d_model, order[FIX_F];
+    es_dictionary *s = fix_dictionary(m, "match-from", 8), *t = NULL, *far = fix_dictionary_at(m, "match-far", 0, 9);
+    float *w = calloc((size_t)FIX_F * (size_t)d, sizeof *w), *zero = calloc((size_t)FIX_F + (size_t)d, sizeof *zero);
+    const char *file = test_path("match.jsonl");
+    FILE *f = fopen(file, "w");
+    for (int i = 0; i < 30; i++)
+        fprintf(f, "{\"text\":\"document %d says %c%c and %d then %c again\"}\n", i, 'a' + i % 26, 'z' - i % 20, i * 7919, 'A' + i % 13);
+    fclose(f);
+    for (int j = 0; j < FIX_F; j++) {
+        order[j] = (j * 35 + 11) % FIX_F; /* 35 and 96 have no factor in common */
+        for (int k = 0; k < d; k++)
+            w[order[j] * d + k] = es_dictionary_decoder(s)[j * d + k] * (1 + 0.01f * (float)j);
+    }
+    json_t *meta = json_pack("{s:s, s:s}", "model_name", "tiny", "hook_name", "blocks.1.hook_resid_post");
+    assert_int_equal(FIX_LAYER, 1);
+    assert_ok(es_dictionary_save(test_path("match-to"), d, FIX_F, w, w, zero, zero, 0, false, meta, &err), &err);
+    assert_ok(es_dictionary_open(&t, test_path("match-to"), &err), &err);
+    int asked[] = {3, 17, 40, 41, 95};
+    es_match got[5];
+    assert_ok(es_dictionary_match(m, s, t, &file, 1, 0, 2, asked, 5, got, NULL, &err), &err);
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(got[i].from, asked[i]);
+        assert_int_equal(got[i].to, order[asked[i]]);
+        assert_float_equal(got[i].pearson, 1, 1e-5);
+        assert_float_equal(got[i].cosine, 1, 1e-5);
+        assert_true(got[i].mutual && got[i].together > 0);
+    }
+    /* another layer: what es_firing says of the same texts, with numpy's formula */
+    es_firing *a, *b;
+    double *x = calloc(2 * 20000, sizeof *x), n = 0, best = -2, sx = 0, sxx = 0;
+    static double sy[FIX_F], syy[FIX_F], sxy[FIX_F];
+    assert_ok(es_firing_open(&a, m, s, 2, &err), &err);
+    assert_ok(es_firing_open(&b, m, far, 2, &err), &err);
+    for (int i = 0; i < 30; i++) {
+        char text[200];
+        int skip;
+        snprintf(text, sizeof text, "document %d says %c%c and %d then %c again", i, 'a' + i % 26, 'z' - i % 20, i * 7919, 'A' + i % 13);
+        assert_ok(es_firing_read(a, text, strlen(text), false, NULL, &err), &err);
+        assert_ok(es_firing_read(b, text, strlen(text), false, NULL, &err), &err);
+        const es_sparse *p = es_firing_acts(a, &skip), *q = es_firing_acts(b, NULL);
+        for (int r = skip; r < p->n_rows; r++, n++) {
+            double v = 0;
+            for (size_t k = p->start[r]; k < p->start[r + 1]; k++)
+                v = p->index[k] == 17 ? (double)p->value[k] : v;
+            sx += v;
+            sxx += v * v;
+            for (size_t k = q->start[r]; k < q->start[r + 1]; k++) {
+                double u = (double)q->value[k];
+                sy[q->index[k]] += u;
+                syy[q->index[k]] += u * u;
+                sxy[q->index[k]] += u * v;
+            }
+        }
+    }
+    for (int j = 0; j < FIX_F; j++) {
+        double spread = sqrt((sxx - sx * sx / n) * (syy[j] - sy[j] * sy[j] / n));
+        best = spread > 0 && sxy[j] > 0 ? fmax(best, (sxy[j] - sx * sy[j] / n) / spread) : best;
+    }
+    assert_ok(es_dictionary_match(m, s, far, &file, 1, 0, 2, asked, 5, got, NULL, &err), &err);
+    assert_float_equal(got[1].pearson, best, 1e-4);
+    int twice[] = {3, 3}, absent[] = {FIX_F};
+    assert_error(es_dictionary_match(m, s, t, &file, 1, 0, 2, twice, 2, got, NULL, &err), &err, "twice");
+    assert_error(es_dictionary_match(m, s, t, &file, 1, 0, 2, absent, 1, got, NULL, &err), &err, "no feature 96");
+    es_firing_free(a);
+    es_firing_free(b);
+    json_decref(meta);
+    free(w);
+    free(zero);
+    free(x);
+    es_dictionary_free(s);
+    es_dictionary_free(t);
+    es_dictionary_free(far);
+    es_model_free(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -562,6 +643,7 @@ int main(void)
         cmocka_unit_test(places_come_from_their_intervals), cmocka_unit_test(the_draw_is_even), cmocka_unit_test(shares_of_intervals),
         cmocka_unit_test(correlations_are_numpys), cmocka_unit_test(correlations_of_a_sample), cmocka_unit_test(logits_are_numpys_histogram),
         cmocka_unit_test(neurons_and_logits_by_brute_force), cmocka_unit_test(surprise_is_what_it_says), cmocka_unit_test(what_fires_on_a_text),
+        cmocka_unit_test(features_of_another_dictionary),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
