@@ -347,13 +347,17 @@ static int take_activations(work *w, job *j, const item *t, const es_answer *a, 
     return ES_OK;
 }
 
-static bool repeats_example(const es_question *q, const char *label)
+/* Small models repeat what they were asked instead of answering: the prompt's example answer, or a piece of the texts too long to be a name found anew. */
+static bool repeats_prompt(const es_question *q, const char *label)
 {
+    enum { LONG = 24 }; /* bytes: a label may well be a word or two that the texts hold */
     size_t i;
     json_t *m;
-    json_array_foreach(q->messages, i, m)
-        if (!strcmp(json_string_value(json_object_get(m, "role")), "assistant") && strcasestr(json_string_value(json_object_get(m, "content")), label))
+    json_array_foreach(q->messages, i, m) {
+        bool answer = !strcmp(json_string_value(json_object_get(m, "role")), "assistant");
+        if ((answer || strlen(label) >= LONG) && strcasestr(json_string_value(json_object_get(m, "content")), label))
             return true;
+    }
     return false;
 }
 
@@ -369,8 +373,8 @@ static int done(void *user, const es_question *q, const es_answer *a, const es_e
             snprintf(j->why, sizeof j->why, "%.290s", why->text);
         else if (!es_answer_label(a->text, &j->label))
             snprintf(j->why, sizeof j->why, "there is no label in the answer");
-        else if (repeats_example(q, j->label.data)) { /* as small models do */
-            snprintf(j->why, sizeof j->why, "the answer repeats the prompt's example");
+        else if (repeats_prompt(q, j->label.data)) { /* as small models do */
+            snprintf(j->why, sizeof j->why, "the answer repeats the prompt");
             es_buf_clear(&j->label);
         }
     } else if (!a) {

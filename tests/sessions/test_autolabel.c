@@ -450,7 +450,15 @@ static void goes_on(void **state)
     o.explain = "the ends of common English idioms";
     s = (seen){0};
     assert_ok(es_autolabel_run(&a, feature, 1, &o.base, NULL, NULL, &options, NULL, &err), &err);
-    assert_string_equal(s.why, "the answer repeats the prompt's example");
+    assert_string_equal(s.why, "the answer repeats the prompt");
+    o.explain = "I had to bite<< the bullet>> and";
+    s = (seen){0};
+    assert_ok(es_autolabel_run(&a, feature, 1, &o.base, NULL, NULL, &options, NULL, &err), &err);
+    assert_string_equal(s.why, "the answer repeats the prompt");
+    o.explain = "the bullet"; /* short enough to be meant */
+    s = (seen){0};
+    assert_ok(es_autolabel_run(&a, feature, 1, &o.base, NULL, NULL, &options, NULL, &err), &err);
+    assert_int_equal(s.stored, 1);
     es_workspace_close(w);
 }
 
