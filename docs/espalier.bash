@@ -7,7 +7,7 @@ _espalier() {
     2/label) choices="add auto import export carry undo redo merge conflicts choose show-first agreement test --help" ;;
     2/basis) choices="new add remove show list export import report --help" ;;
     2/eval) choices="margin neutral adapt sequence readable --help" ;;
-    2/dictionary) choices="info stats evaluate convert map --help" ;;
+    2/dictionary) choices="list info stats evaluate convert map --help" ;;
     *)
       choices="--home --model --dictionary --threads --device --memory --json --quiet --help"
       case "$command ${COMP_WORDS[2]-}" in

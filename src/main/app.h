@@ -79,6 +79,8 @@ void app_model_path(char *out, size_t size, bool *is_default);
 /* The dictionary in use: --dictionary, the configuration, else one beside the program or in home that names the model's hash.
  * ES_ERR_MISSING when there is none. */
 int app_dictionary_path(char *out, size_t size, const char *model_hash, es_error *err);
+/* What --dictionary names: a path, or the name of a folder in home's dictionaries or among those that come with the program. */
+void app_dictionary_named(char *out, size_t size, const char *name);
 /* The model hash that a dictionary folder's cfg.json names, "" when it names none. */
 void app_dictionary_model(const char *folder, char out[65]);
 

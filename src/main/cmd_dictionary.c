@@ -2,6 +2,7 @@
 #include "app.h"
 #include "cmd_eval.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,6 +95,60 @@ static int dictionary_info(int argc, char **argv)
     }
     es_dictionary_free(s);
     return code;
+}
+
+/* ---- dictionary list ------------------------------------------------------------------------------------------------------------------------ */
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+/* Those of a folder that can be opened; what cannot is passed over. */
+static void list_folder(json_t *list, const char *parent)
+{
+    struct dirent **entry = NULL;
+    int n = scandir(parent, &entry, NULL, by_name);
+    for (int k = 0; k < n; k++) {
+        char folder[1300];
+        es_dictionary *s = NULL;
+        const es_dictionary_options o = {.mapped = true, .no_hash = true};
+        if (entry[k]->d_name[0] != '.' && snprintf(folder, sizeof folder, "%s/%s", parent, entry[k]->d_name) < (int)sizeof folder
+            && es_dictionary_open_with(&s, folder, &o, NULL) == ES_OK) {
+            const es_dictionary_info *i = es_dictionary_get_info(s);
+            json_array_append_new(list, json_pack("{s:s,s:s,s:s,s:i,s:i,s:i,s:s,s:s}", "name", entry[k]->d_name, "folder", folder, "reads", es_hook_words(i->hook), "layer", i->layer,
+                                                  "features", i->n_features, "d", i->d, "model", i->model_name, "model_hash", i->model_hash));
+            es_dictionary_free(s);
+        }
+        free(entry[k]);
+    }
+    free(entry);
+}
+
+static int dictionary_list(int argc, char **argv)
+{
+    static const command_help help = {"dictionary list", "", "The dictionaries at hand: those in home's folder dictionaries, and those that come with the program. --dictionary takes their names.",
+                                      "  espalier dictionary list\n  espalier features list --dictionary smollm2-135m-l20", 0, 0};
+    int n;
+    int rc = opts_parse(&help, NULL, argc, argv, &n);
+    if (rc != OPTS_GO)
+        return rc;
+    char own[1200];
+    size_t k;
+    json_t *list = json_array(), *v;
+    app_path(own, sizeof own, "dictionaries");
+    list_folder(list, own);
+    list_folder(list, ESPALIER_SHARE "/dictionaries");
+    if (the_app.json)
+        return app_print_json(list);
+    json_array_foreach(list, k, v) {
+        char name[80], model[200];
+        printf("%-28s %8d features   %s, layer %d   %s\n", app_shown(json_string_value(json_object_get(v, "name")), name, sizeof name),
+               (int)json_integer_value(json_object_get(v, "features")), json_string_value(json_object_get(v, "reads")), (int)json_integer_value(json_object_get(v, "layer")),
+               app_shown(json_string_value(json_object_get(v, "model")), model, sizeof model));
+    }
+    json_decref(list);
+    return app_flush();
 }
 
 static int dictionary_stats(int argc, char **argv)
@@ -264,6 +319,7 @@ static int dictionary_map(int argc, char **argv)
 int cmd_dictionary(int argc, char **argv)
 {
     static const command table[] = {
+        {"list", "those at hand", dictionary_list},
         {"info", "what a dictionary says of itself", dictionary_info},
         {"stats", "its figures on texts", dictionary_stats},
         {"evaluate", "the same, and probes, absorption, neighbours, steering", dictionary_evaluate},

@@ -228,9 +228,11 @@ static void print_row(size_t token, const es_sparse *s, int row, int top)
 /* Activations from a file, some rows at a time: neither they nor the answer need to fit in memory. */
 static int encode_matrix(const char *path, int top)
 {
-    const char *folder = the_app.dictionaries.n ? the_app.dictionaries.value[0] : the_app.config_dictionary;
-    if (!folder)
+    const char *named = the_app.dictionaries.n ? the_app.dictionaries.value[0] : the_app.config_dictionary;
+    char folder[1200];
+    if (!named)
         return opts_usage_error("encode", "activations need --dictionary PATH: the dictionary to encode them with");
+    app_dictionary_named(folder, sizeof folder, named);
     es_error err = {0};
     es_activations *a = NULL;
     es_dictionary *s = NULL;

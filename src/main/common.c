@@ -275,11 +275,24 @@ static bool find_dictionary(const char *parent, const char *model_hash, char *ou
     return *best;
 }
 
+void app_dictionary_named(char *out, size_t size, const char *name)
+{
+    char folder[1200];
+    snprintf(out, size, "%s", name);
+    if (!*name || *name == '.' || strchr(name, '/') || access(name, F_OK) == 0)
+        return;
+    app_path(folder, sizeof folder, "dictionaries/%s", name);
+    if (access(folder, F_OK) != 0)
+        snprintf(folder, sizeof folder, ESPALIER_SHARE "/dictionaries/%s", name);
+    if (access(folder, F_OK) == 0)
+        snprintf(out, size, "%s", folder);
+}
+
 int app_dictionary_path(char *out, size_t size, const char *model_hash, es_error *err)
 {
     const char *named = the_app.dictionaries.n ? the_app.dictionaries.value[0] : the_app.config_dictionary;
     if (named) {
-        snprintf(out, size, "%s", named);
+        app_dictionary_named(out, size, named);
         return ES_OK;
     }
     char own[1200];

@@ -15,7 +15,7 @@ volatile sig_atomic_t app_signal;
 const opt app_global_options[] = {
     {"home", "DIR", OPT_TEXT, &the_app.home_option, 0, 0, "where models, dictionaries and the workspace are", NULL},
     {"model", "FILE.gguf", OPT_TEXT, &the_app.model_option, 0, 0, "another model than the default one", NULL},
-    {"dictionary", "PATH", OPT_TEXTS, &the_app.dictionaries, 0, 0, "another dictionary than the model's own; again: more of them, for adapters of several", NULL},
+    {"dictionary", "PATH", OPT_TEXTS, &the_app.dictionaries, 0, 0, "another dictionary than the model's own, or its name (dictionary list); again: more, for adapters of several", NULL},
     {"threads", "N", OPT_INT, &the_app.threads, 0, 256, "processors to use (default: all)", NULL},
     {"device", "DEVICE", OPT_TEXT, &the_app.device_option, 0, 0, "auto (default: a card when there is one), cpu, cuda or cuda:N", NULL},
     {"memory", "BYTES", OPT_COUNT, &the_app.memory, 1, 9e18, "refuse a model that needs more, such as 4G (default: what is free)", NULL},

@@ -128,8 +128,10 @@ int app_features_add(app_features *f, es_model *m, const char *hash, es_error *e
         return ES_OK;
     if (f->n_more >= ES_PARTS_MAX - 1)
         return es_fail(err, ES_ERR_LIMIT, "more than %d dictionaries", (int)ES_PARTS_MAX);
-    for (int i = 0; !found && i < the_app.dictionaries.n; i++)
-        found = open_if(&x, m, the_app.dictionaries.value[i], hash);
+    for (int i = 0; !found && i < the_app.dictionaries.n; i++) {
+        app_dictionary_named(own, sizeof own, the_app.dictionaries.value[i]);
+        found = open_if(&x, m, own, hash);
+    }
     if (!found && f->dictionary) {
         snprintf(beside, sizeof beside, "%s/..", es_dictionary_get_info(f->dictionary)->folder);
         found = open_among(&x, m, beside, hash);

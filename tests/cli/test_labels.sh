@@ -119,3 +119,10 @@ refused 1 "a label of the dictionary" label carry again dict all.jsonl texts.jso
 refused 1 "absent" label carry dict absent all.jsonl texts.jsonl --out x.jsonl "${m[@]}"
 want 2 label carry dict dict all.jsonl texts.jsonl "${m[@]}"
 [ ! -e x.jsonl ] || fail "a refused carry left a file"
+
+# dictionaries by name: those in home
+mkdir -p named/dictionaries; cp -r dict named/dictionaries/mine
+want 0 dictionary list --home named --json
+is '[(x["layer"], x["features"]) for x in v if x["name"] == "mine"] == [(1, 96)]' out || fail "dictionary list"
+want 0 features list --limit 1 --home named --model tiny.gguf --dictionary mine --json
+refused 1 "nobody" features list --limit 1 --home named --model tiny.gguf --dictionary nobody
