@@ -301,16 +301,25 @@ static int put_batch(writer *w, int batch, es_error *err)
     return rc;
 }
 
+/* The bodies of the two requests that make a list of one's own there: POST /api/list/new, then /api/list/add-features, which takes a hundred at a time and
+ * wants the id that the first one answers with. */
 static int put_list(const writer *w, es_error *err)
 {
-    json_t *list = json_array();
-    for (int i = 0; i < w->o->n_feature; i++) {
-        char key[16];
-        snprintf(key, sizeof key, "%d", w->o->feature[i]);
-        json_t *text = json_object_get(json_object_get(w->label, key), "text");
-        json_array_append_new(list, json_pack("{s:s,s:s,s:o,s:O?}", "modelId", w->model, "layer", w->source, "index", index_text(w->o->feature[i]), "description", text));
+    enum { AT_ONCE = 100 };
+    int rc = put_plain(w, "list-new.json", json_pack("{s:s,s:s}", "name", w->o->list, "description", ""), err);
+    for (int first = 0, k = 0; !rc && first < w->o->n_feature; first += AT_ONCE, k++) {
+        json_t *list = json_array();
+        char name[40];
+        for (int i = first; i < w->o->n_feature && i < first + AT_ONCE; i++) {
+            char key[16];
+            snprintf(key, sizeof key, "%d", w->o->feature[i]);
+            json_t *text = json_object_get(json_object_get(w->label, key), "text");
+            json_array_append_new(list, json_pack("{s:s,s:s,s:o,s:O*}", "modelId", w->model, "layer", w->source, "index", index_text(w->o->feature[i]), "description", text));
+        }
+        snprintf(name, sizeof name, "list-add-features-%d.json", k);
+        rc = put_plain(w, name, json_pack("{s:s,s:o}", "listId", "", "featuresToAdd", list), err);
     }
-    return put_plain(w, "list.json", json_pack("{s:s,s:s,s:o}", "name", w->o->list, "description", "", "features", list), err);
+    return rc;
 }
 
 static int gather(writer *w, es_error *err)

@@ -11,7 +11,7 @@ typedef struct es_neuronpedia_options {
     const char *source;   /* its id of the dictionary, such as "14-res-6k"; NULL: made of layer, hook and width */
     const int *feature;   /* [n_feature], only these; NULL: all */
     int n_feature;
-    const char *list;     /* name of a list of those features, written as list.json; NULL: none */
+    const char *list;     /* name of a list of those features, written as list-new.json and list-add-features-N.json; NULL: none */
     bool labels_only;     /* no features/ and activations/ */
 } es_neuronpedia_options;
 

@@ -270,8 +270,8 @@ static int read_folder(reader *r, const char *path, es_error *err)
     char **name = NULL;
     int n = 0, cap = 0, rc = ES_OK;
     for (struct dirent *e; !rc && (e = readdir(d));) {
-        static const char *const heads[] = {"model.jsonl", "release.jsonl", "source.jsonl", "sourceset.jsonl", "list.json"};
-        bool head = e->d_name[0] == '.' || !(ends(e->d_name, ".jsonl") || ends(e->d_name, ".jsonl.gz") || ends(e->d_name, ".json") || ends(e->d_name, ".json.gz"));
+        static const char *const heads[] = {"model.jsonl", "release.jsonl", "source.jsonl", "sourceset.jsonl"};
+        bool head = e->d_name[0] == '.' || !strncmp(e->d_name, "list-", 5) || !(ends(e->d_name, ".jsonl") || ends(e->d_name, ".jsonl.gz") || ends(e->d_name, ".json") || ends(e->d_name, ".json.gz"));
         for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
             head = head || !strcmp(e->d_name, heads[i]);
         if (head)

@@ -82,7 +82,10 @@ zcat scored/*/*/explanations/batch-0.jsonl.gz | grep -q '"value":0.75,"explanati
 want 0 basis new b 2 95 7 "${d[@]}"
 want 0 label export --format neuronpedia --to lists --basis b --model-id my-model --source 1-mine-res "${d[@]}" --json
 is 'v["folder"] == "lists/my-model/1-mine-res" and v["features"] == 3 and v["labels"] == 2' out || fail "--basis: $(cat out)"
-is '[(f["modelId"], f["layer"], f["index"]) for f in v["features"]] == [("my-model", "1-mine-res", i) for i in ("2", "95", "7")] and v["name"] == "b"' lists/my-model/1-mine-res/list.json || fail "list.json"
+list=lists/my-model/1-mine-res
+is 'v == {"name": "b", "description": ""}' $list/list-new.json || fail "the list's name"
+is '[(f["modelId"], f["layer"], f["index"]) for f in v["featuresToAdd"]] == [("my-model", "1-mine-res", i) for i in ("2", "95", "7")] and v["listId"] == ""' $list/list-add-features-0.json || fail "the list"
+is 'sum("description" in f for f in v["featuresToAdd"]) == 2 and all(isinstance(f.get("description", ""), str) for f in v["featuresToAdd"])' $list/list-add-features-0.json || fail "descriptions"
 refused 1 "must be ids" label export --format neuronpedia --to x --source ../../up "${d[@]}"
 refused 1 "must be ids" label export --format neuronpedia --to x --model-id a/b "${d[@]}"
 refused 2 "--to FOLDER" label export --format neuronpedia "${d[@]}"
