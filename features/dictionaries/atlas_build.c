@@ -3,10 +3,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
 #include "atlas_file.h"
 #include "atlas_spread.h"
+#include "atlas_write.h"
 #include "coactive.h"
 #include "harvest.h"
 #include "vector.h"
@@ -321,41 +321,7 @@ static int promote(build *b, const es_progress *progress, es_error *err)
     return ES_OK;
 }
 
-/* ---- the file ----------------------------------------------------------------------------------------------------------------------- */
-
-static void put(es_buf *out, uint32_t v, int bytes)
-{
-    uint8_t b[4];
-    for (int i = 0; i < bytes; i++)
-        b[i] = (uint8_t)(v >> 8 * i);
-    es_buf_add(out, b, (size_t)bytes);
-}
-
-static void put_varint(es_buf *out, uint32_t v)
-{
-    for (; v > 127; v >>= 7)
-        put(out, v | 128, 1);
-    put(out, v, 1);
-}
-
-static void put_float(es_buf *out, float v)
-{
-    uint32_t bits;
-    memcpy(&bits, &v, 4);
-    put(out, bits, 4);
-}
-
-static void put_tokens(es_buf *out, int n, const int32_t *id, const float *v, float sign)
-{
-    put(out, (uint32_t)n, 1);
-    for (int i = 0; i < n; i++) {
-        float value = v[i] * sign;
-        uint16_t half;
-        es_f32_to_f16(&value, &half, 1);
-        put_varint(out, (uint32_t)id[i]);
-        put(out, half, 2);
-    }
-}
+/* ---- cards ------------------------------------------------------------------------------------------------------------------------- */
 
 /* 50 bins of (0, max] from the fine ones, by the share of each that falls into them; sums are kept. */
 static void coarse(const feature_stats *f, uint32_t out[ES_ATLAS_BINS])
@@ -395,144 +361,102 @@ static int falling(const void *a, const void *b)
     return ((*x)->id > (*y)->id) - ((*x)->id < (*y)->id);
 }
 
-static void put_half(es_buf *out, float v)
+/* A card's examples and random places, their activations as floats again. */
+typedef struct card_room {
+    const build *b;
+    es_example example[ES_ATLAS_MAX_EXAMPLES], spread[ES_ATLAS_MAX_SPREAD];
+    float value[ES_ATLAS_MAX_EXAMPLES + ES_ATLAS_MAX_SPREAD][ES_ATLAS_MAX_WINDOW];
+} card_room;
+
+static const float *wide(float *out, const uint8_t *value, int n, float max)
 {
-    uint16_t half;
-    es_f32_to_f16(&v, &half, 1);
-    put(out, half, 2);
+    for (int t = 0; t < n; t++)
+        out[t] = (float)value[t] / 255 * max;
+    return out;
 }
 
-/* The random places, interval by interval from the top. */
-static void put_places(const build *b, es_buf *out, size_t j, int id_bytes)
+static void card_examples(card_room *r, size_t j, es_feature_card *out)
 {
-    const es_place_at *place[ES_ATLAS_MAX_SPREAD];
-    const uint8_t *value[ES_ATLAS_MAX_SPREAD];
-    int n = 0, of[ES_ATLAS_MAX_SPREAD];
-    for (int i = ES_ATLAS_INTERVALS - 1; b->spread && i >= 0; i--) {
-        int some = es_spread_interval(b->spread, j, i, b->f[j].max, place + n, value + n);
-        for (int k = 0; k < some; k++)
-            of[n++] = i;
-    }
-    put(out, (uint32_t)n, 1);
-    for (int i = 0; i < n; i++) {
-        put(out, (uint32_t)of[i], 1);
-        put(out, place[i]->n, 1);
-        put(out, place[i]->peak, 1);
-        put_float(out, place[i]->max);
-        for (int k = 0; k < place[i]->n; k++)
-            put(out, (uint32_t)b->h.id[place[i]->id + (uint64_t)k], id_bytes);
-        es_buf_add(out, value[i], place[i]->n);
-    }
-}
-
-static void put_correlated(const build *b, es_buf *out, size_t j)
-{
-    const int32_t *other = b->correlated + j * ES_ATLAS_CORRELATED;
-    int n = 0;
-    while (n < ES_ATLAS_CORRELATED && other[n] >= 0)
-        n++;
-    put(out, (uint32_t)n, 1);
-    for (int i = 0; i < n; i++) {
-        put_varint(out, (uint32_t)other[i]);
-        put_half(out, b->pearson[j * ES_ATLAS_CORRELATED + (size_t)i]);
-        put_half(out, b->together[j * ES_ATLAS_CORRELATED + (size_t)i]);
-    }
-}
-
-static void put_record(const build *b, es_buf *out, size_t j, int id_bytes)
-{
+    const build *b = r->b;
     const feature_stats *f = &b->f[j];
-    const struct tokens *t = &b->tokens_of[j];
-    uint32_t histogram[ES_ATLAS_BINS] = {0};
-    if (f->count)
-        coarse(f, histogram);
-    for (int i = 0; i < ES_ATLAS_BINS; i++)
-        put_varint(out, histogram[i]);
-    put_tokens(out, t->n_up, t->up, t->up_v, 1);
-    put_tokens(out, t->n_down, t->down, t->down_v, -1);
     const window *order[ES_ATLAS_MAX_EXAMPLES], *w = b->w + j * (size_t)b->o->examples;
     for (int i = 0; i < f->n; i++)
         order[i] = &w[i];
     qsort(order, (size_t)f->n, sizeof *order, falling);
-    put(out, (uint32_t)f->n, 1);
     for (int i = 0; i < f->n; i++) {
         const window *e = order[i];
-        put(out, e->n, 1);
-        put(out, e->peak, 1);
-        put_float(out, e->max);
-        for (int k = 0; k < e->n; k++)
-            put(out, (uint32_t)b->h.id[e->id + (uint64_t)k], id_bytes);
-        es_buf_add(out, b->value + (j * (size_t)b->o->examples + (size_t)(e - w)) * (size_t)b->o->window, e->n);
+        const uint8_t *value = b->value + (j * (size_t)b->o->examples + (size_t)(e - w)) * (size_t)b->o->window;
+        r->example[i] = (es_example){.n = e->n, .peak = e->peak, .id = b->h.id + e->id, .value = wide(r->value[i], value, e->n, e->max), .max = e->max};
     }
-    put_places(b, out, j, id_bytes);
-    put_float(out, t->lo);
-    put_float(out, t->hi);
-    for (int i = 0; i < ES_ATLAS_BINS; i++)
-        put_varint(out, t->logits[i]);
-    put_correlated(b, out, j);
+    out->example = r->example;
+    out->n_example = f->n;
 }
 
-static int pack_block(const build *b, size_t first, int id_bytes, es_buf *out, es_atlas_block *index, es_error *err)
+/* The random places, interval by interval from the top. */
+static void card_places(card_room *r, size_t j, es_feature_card *out)
 {
-    size_t n = b->F - first < ES_ATLAS_BLOCK ? b->F - first : ES_ATLAS_BLOCK;
-    es_buf records = {0}, raw = {0};
-    for (size_t i = 0; i < n; i++) {
-        put(&raw, (uint32_t)((n + 1) * 4 + records.len), 4);
-        put_record(b, &records, first + i, id_bytes);
+    const build *b = r->b;
+    const es_place_at *place[ES_ATLAS_MAX_SPREAD];
+    const uint8_t *value[ES_ATLAS_MAX_SPREAD];
+    int n = 0;
+    for (int i = ES_ATLAS_INTERVALS - 1; b->spread && i >= 0; i--) {
+        int some = es_spread_interval(b->spread, j, i, b->f[j].max, place + n, value + n);
+        for (int k = n; k < n + some; k++)
+            r->spread[k] = (es_example){.n = place[k]->n, .peak = place[k]->peak, .id = b->h.id + place[k]->id, .max = place[k]->max, .interval = i,
+                                        .value = wide(r->value[ES_ATLAS_MAX_EXAMPLES + k], value[k], place[k]->n, place[k]->max)};
+        n += some;
     }
-    put(&raw, (uint32_t)((n + 1) * 4 + records.len), 4);
-    es_buf_add(&raw, records.data, records.len);
-    uLongf packed = compressBound(raw.len);
-    Bytef *bytes = raw.failed || records.failed ? NULL : malloc(packed);
-    int rc = bytes && compress2(bytes, &packed, (const Bytef *)raw.data, raw.len, 9) == Z_OK ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory to write the atlas");
-    if (!rc) {
-        *index = (es_atlas_block){.offset = out->len, .packed = (uint32_t)packed, .size = (uint32_t)raw.len};
-        es_buf_add(out, bytes, packed);
+    out->spread = r->spread;
+    out->n_spread = n;
+}
+
+static int card_of(void *user, int feature, es_feature_card *out, es_error *err)
+{
+    (void)err;
+    card_room *r = user;
+    const build *b = r->b;
+    size_t j = (size_t)feature;
+    const feature_stats *f = &b->f[j];
+    const struct tokens *t = &b->tokens_of[j];
+    out->density = b->tokens ? (double)f->count / (double)b->tokens : 0;
+    out->max = f->max;
+    out->mean = f->count ? (float)(f->sum / (double)f->count) : 0;
+    out->p99 = f->count ? quantile(f, 0.99) : 0;
+    if (f->count)
+        coarse(f, out->histogram);
+    out->n_promoted = t->n_up;
+    out->n_suppressed = t->n_down;
+    for (int i = 0; i < ES_ATLAS_TOKENS; i++) {
+        out->promoted[i] = t->up[i];
+        out->promoted_logit[i] = t->up_v[i];
+        out->suppressed[i] = t->down[i];
+        out->suppressed_logit[i] = -t->down_v[i];
     }
-    free(bytes);
-    es_buf_free(&records);
-    es_buf_free(&raw);
-    return rc;
+    card_examples(r, j, out);
+    card_places(r, j, out);
+    out->has_logits = true;
+    out->logit_lo = t->lo;
+    out->logit_hi = t->hi;
+    memcpy(out->logits, t->logits, sizeof out->logits);
+    const int32_t *other = b->correlated + j * ES_ATLAS_CORRELATED;
+    for (int n = 0; n < ES_ATLAS_CORRELATED && other[n] >= 0; out->n_correlated = ++n) {
+        out->correlated[n] = other[n];
+        out->pearson[n] = b->pearson[j * ES_ATLAS_CORRELATED + (size_t)n];
+        out->together[n] = b->together[j * ES_ATLAS_CORRELATED + (size_t)n];
+    }
+    return ES_OK;
 }
 
 static int write_file(const build *b, const char *path, es_error *err)
 {
-    es_atlas_header h = {.magic = ES_ATLAS_MAGIC, .version = ES_ATLAS_VERSION, .n_features = (uint32_t)b->F, .block_features = ES_ATLAS_BLOCK,
-                         .n_vocab = (uint32_t)b->V, .id_bytes = b->V <= 65536 ? 2 : 4, .examples = (uint32_t)b->o->examples,
-                         .window = (uint32_t)b->o->window, .layer = es_dictionary_get_info(b->s)->layer, .tokens = b->tokens};
-    h.n_block = (h.n_features - 1) / h.block_features + 1;
-    memcpy(h.dictionary_hash, es_dictionary_get_info(b->s)->hash, 64);
-    memcpy(h.model_hash, b->h.model_hash, 64);
-    float *table = es_calloc(4 * b->F, sizeof *table);
-    es_atlas_block *index = es_calloc(h.n_block, sizeof *index);
-    es_buf blocks = {0}, out = {0};
-    int rc = table && index ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory to write the atlas");
-    for (size_t j = 0; j < b->F && !rc; j++) {
-        const feature_stats *f = &b->f[j];
-        table[j] = b->tokens ? (float)((double)f->count / (double)b->tokens) : 0;
-        table[b->F + j] = f->max;
-        table[2 * b->F + j] = f->count ? (float)(f->sum / (double)f->count) : 0;
-        table[3 * b->F + j] = f->count ? quantile(f, 0.99) : 0;
-    }
-    for (uint32_t i = 0; i < h.n_block && !rc; i++)
-        rc = pack_block(b, (size_t)i * ES_ATLAS_BLOCK, (int)h.id_bytes, &blocks, &index[i], err);
-    if (!rc) {
-        size_t start = sizeof h + 4 * b->F * sizeof *table + h.n_block * sizeof *index;
-        for (uint32_t i = 0; i < h.n_block; i++)
-            index[i].offset += start;
-        uLong crc = crc32(0, (const Bytef *)&h, sizeof h);
-        crc = crc32(crc, (const Bytef *)table, (uInt)(4 * b->F * sizeof *table));
-        h.crc = (uint32_t)crc32(crc, (const Bytef *)index, (uInt)(h.n_block * sizeof *index));
-        es_buf_add(&out, &h, sizeof h);
-        es_buf_add(&out, table, 4 * b->F * sizeof *table);
-        es_buf_add(&out, index, h.n_block * sizeof *index);
-        es_buf_add(&out, blocks.data, blocks.len);
-        rc = out.failed || blocks.failed ? es_fail(err, ES_ERR_MEMORY, "not enough memory to write the atlas") : es_file_write(path, out.data, out.len, err);
-    }
-    free(table);
-    free(index);
-    es_buf_free(&blocks);
-    es_buf_free(&out);
+    card_room *r = es_calloc(1, sizeof *r);
+    if (!r)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory to write the atlas");
+    r->b = b;
+    const es_atlas_source s = {.n_features = (int)b->F, .n_vocab = b->V, .layer = es_dictionary_get_info(b->s)->layer, .examples = b->o->examples, .window = b->o->window,
+                               .tokens = b->tokens, .dictionary_hash = es_dictionary_get_info(b->s)->hash, .model_hash = b->h.model_hash, .card = card_of, .user = r};
+    int rc = es_atlas_write(path, &s, err);
+    free(r);
     return rc;
 }
 
