@@ -51,7 +51,7 @@ _espalier() {
         "dictionary evaluate"*) choices+=" --parts --tokens --sample --concepts --texts --words --task --kl --replies --work --seed --data" ;;
         "dictionary convert"*) choices+=" --to" ;;
         "dictionary map"*) choices+=" --neighbours --epochs --seed --again" ;;
-        "atlas "*) choices+=" --harvest --out --examples --window --intervals --tokens" ;;
+        "atlas "*) choices+=" --harvest --neuronpedia --source --out --examples --window --intervals --tokens" ;;
         "bench "*) choices+=" --repeat --prompt --tokens --context --only --small --against --python --model-hf" ;;
         "fetch "*) choices+=" --to --sha256 --token-file --limit --tries --stall" ;;
       esac ;;

@@ -202,10 +202,14 @@ static void record_id(const writer *w, const char *kind, int feature, int number
 
 static json_t *feature_record(const writer *w, int feature, const es_feature_card *c)
 {
-    json_t *heights = json_array(), *middles = json_array(), *near = json_array(), *cosines = json_array();
+    json_t *heights = json_array(), *middles = json_array(), *near = json_array(), *cosines = json_array(), *logits = json_array(), *at = json_array();
     for (int i = 0; i < ES_ATLAS_BINS; i++) {
         json_array_append_new(heights, json_integer((json_int_t)c->histogram[i]));
         json_array_append_new(middles, number((double)c->bin_width * (i + 0.5)));
+    }
+    for (int i = 0; c->has_logits && i < ES_ATLAS_BINS; i++) {
+        json_array_append_new(logits, json_integer((json_int_t)c->logits[i]));
+        json_array_append_new(at, number((double)c->logit_lo + (double)(c->logit_hi - c->logit_lo) * (i + 0.5) / ES_ATLAS_BINS));
     }
     if ((double)w->F * (w->o->feature ? w->o->n_feature : w->F) <= NEIGHBOUR_WORK) {
         int k = w->F > NEIGHBOURS ? NEIGHBOURS : w->F - 1, which[NEIGHBOURS];
@@ -218,24 +222,41 @@ static json_t *feature_record(const writer *w, int feature, const es_feature_car
         }
     }
     const char *dash = strchr(w->source, '-');
-    return json_pack("{s:s,s:s,s:o,s:s,s:o,s:o,s:o,s:o,s:[],s:[],s:o,s:o,s:o,s:o,s:o,s:o,s:s,s:b,s:[]}", "modelId", w->model, "layer", w->source, "index", index_text(feature),
+    return json_pack("{s:s,s:s,s:o,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:s,s:b,s:[]}", "modelId", w->model, "layer", w->source, "index", index_text(feature),
                      "sourceSetName", dash && dash[1] ? dash + 1 : w->source, "maxActApprox", number((double)c->max), "frac_nonzero", number(c->density),
-                     "freq_hist_data_bar_heights", heights, "freq_hist_data_bar_values", middles, "logits_hist_data_bar_heights", "logits_hist_data_bar_values", "pos_str",
+                     "freq_hist_data_bar_heights", heights, "freq_hist_data_bar_values", middles, "logits_hist_data_bar_heights", logits, "logits_hist_data_bar_values", at, "pos_str",
                      tokens_json(w->m, c->promoted, c->n_promoted), "pos_values", numbers_json(c->promoted_logit, c->n_promoted), "neg_str",
                      tokens_json(w->m, c->suppressed, c->n_suppressed), "neg_values", numbers_json(c->suppressed_logit, c->n_suppressed), "topkCosSimIndices", near, "topkCosSimValues",
                      cosines, "hookName", es_dictionary_get_info(w->s)->hook_name, "hasVector", 0, "vector");
 }
 
-static json_t *activation_record(const writer *w, int feature, int which, const es_example *e)
+/* from: the interval that a random place is of; NULL: one of the strongest, which they mark with -1. */
+static json_t *activation_record(const writer *w, int feature, int which, const es_example *e, const es_interval *from)
 {
     char id[26];
     float least = e->n ? e->value[0] : 0;
+    int most = 0;
     record_id(w, "activation", feature, which, id);
-    for (int t = 1; t < e->n; t++)
+    for (int t = 1; t < e->n; t++) {
         least = fminf(least, e->value[t]);
-    return json_pack("{s:s,s:s,s:s,s:o,s:n,s:o,s:o,s:o,s:o,s:i,s:i,s:i,s:i}", "id", id, "modelId", w->model, "layer", w->source, "index", index_text(feature), "dataSource", "tokens",
+        most = e->value[t] > e->value[most] ? t : most;
+    }
+    return json_pack("{s:s,s:s,s:s,s:o,s:n,s:o,s:o,s:o,s:o,s:i,s:o,s:o,s:o,s:o}", "id", id, "modelId", w->model, "layer", w->source, "index", index_text(feature), "dataSource", "tokens",
                      tokens_json(w->m, e->id, e->n), "values", numbers_json(e->value, e->n), "maxValue", number((double)e->max), "minValue", number((double)least), "maxValueTokenIndex",
-                     e->peak, "binMin", -1, "binMax", -1, "binContains", -1);
+                     from ? most : e->peak, "qualifyingTokenIndex", from ? json_integer(e->peak) : json_null(), "binMin", from ? number((double)from->lo) : json_integer(-1), "binMax", from ? number((double)from->hi) : json_integer(-1), "binContains",
+                     from ? number(from->share) : json_integer(-1));
+}
+
+static void put_activations(writer *w, es_buf *out, int feature, const es_feature_card *c)
+{
+    es_interval in[ES_ATLAS_INTERVALS];
+    es_atlas_intervals(c, in);
+    for (int i = 0; i < c->n_example; i++)
+        add_line(out, activation_record(w, feature, i, &c->example[i], NULL));
+    for (int i = 0; i < ES_ATLAS_INTERVALS; i++)
+        for (int k = in[i].first; k < in[i].first + in[i].n; k++)
+            add_line(out, activation_record(w, feature, c->n_example + k, &c->spread[k], &in[i]));
+    w->count->examples += c->n_example + c->n_spread;
 }
 
 /* Theirs for what we call detection and fuzzing; simulation has no counterpart that means the same. */
@@ -287,10 +308,7 @@ static int put_batch(writer *w, int batch, es_error *err)
             break;
         add_line(&features, feature_record(w, f, &c));
         w->count->features++;
-        for (int i = 0; i < c.n_example; i++) {
-            add_line(&activations, activation_record(w, f, i, &c.example[i]));
-            w->count->examples++;
-        }
+        put_activations(w, &activations, f, &c);
     }
     rc = rc ? rc : put_gz(w, "features", batch, &features, err);
     rc = rc ? rc : put_gz(w, "explanations", batch, &explanations, err);

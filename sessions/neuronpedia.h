@@ -33,4 +33,14 @@ typedef struct es_neuronpedia_taken {
  * what is no such record, and files that unpack to more than makes sense. */
 int es_neuronpedia_import(es_workspace *w, const char *dictionary, int n_features, const char *path, const char *source, es_neuronpedia_taken *out, es_error *err);
 
+typedef struct es_neuronpedia_dashboards {
+    int features, examples; /* with a dashboard; activations that were taken or gave way to stronger ones */
+    int empty;              /* activations in which nothing is active */
+    int changed;            /* texts of tokens that the model has not as one token: the first of its tokens stands for them */
+} es_neuronpedia_dashboards;
+/* Dashboards of an export (a folder MODEL/SOURCE with features/ and activations/, or one feature's JSON) as the atlas of a dictionary, written to `atlas`: density,
+ * histograms, promoted and suppressed tokens, the 20 strongest examples and up to 4 of each interval, in windows of 24 tokens. Correlations it has none; mean and 99th
+ * percentile are by the histogram, and how many tokens were read is by the densities. Errors and source as above. */
+int es_neuronpedia_atlas(es_model *m, const es_dictionary *s, const char *path, const char *source, const char *atlas, es_neuronpedia_dashboards *out, es_error *err);
+
 #endif

@@ -1,6 +1,7 @@
 /* harvest, dictionary, atlas: from texts to activations, and what a dictionary and its features look like. */
 #include "app.h"
 #include "cmd_eval.h"
+#include "neuronpedia.h"
 
 #include <dirent.h>
 #include <math.h>
@@ -333,9 +334,11 @@ int cmd_dictionary(int argc, char **argv)
 int cmd_atlas(int argc, char **argv)
 {
     es_atlas_options o = es_atlas_default();
-    const char *harvest = NULL, *out = NULL;
+    const char *harvest = NULL, *out = NULL, *export = NULL, *source = NULL;
     const opt table[] = {
         {"harvest", "DIR", OPT_TEXT, &harvest, 0, 0, "a harvest that has the dictionary's layer", NULL},
+        {"neuronpedia", "EXPORT", OPT_TEXT, &export, 0, 0, "no harvest: the dashboards of a Neuronpedia export (a folder MODEL/SOURCE), or of one feature's JSON", NULL},
+        {"source", "ID", OPT_TEXT, &source, 0, 0, "neuronpedia: of this source, where there are several", NULL},
         {"out", "FILE", OPT_TEXT, &out, 0, 0, "default: " APP_ATLAS_NAME " in the dictionary's folder", NULL},
         {"examples", "N", OPT_INT, &o.examples, 1, 1000, "examples a feature (default 20)", NULL},
         {"window", "N", OPT_INT, &o.window, 4, 256, "tokens an example (default 24)", NULL},
@@ -344,16 +347,16 @@ int cmd_atlas(int argc, char **argv)
         {0},
     };
     static const command_help help = {
-        "atlas", "FOLDER --harvest DIR",
+        "atlas", "FOLDER --harvest DIR | --neuronpedia EXPORT",
         "Examples, places drawn from each interval of activation, histogram, density, correlated features, promoted and suppressed tokens and the\n"
-        "histogram of logits of every feature of a dictionary, in one compressed file.",
-        "  espalier atlas dictionary-l15 --harvest harvest", 1, 1};
+        "histogram of logits of every feature of a dictionary, in one compressed file. From a Neuronpedia export: what it has of that.",
+        "  espalier atlas dictionary-l15 --harvest harvest\n  espalier atlas layer_20/width_16k/average_l0_71 --neuronpedia gemma-2-2b/20-gemmascope-res-16k", 1, 1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    if (!harvest)
-        return opts_usage_error("atlas", "--harvest DIR is missing");
+    if (!harvest == !export)
+        return opts_usage_error("atlas", "%s", harvest ? "--harvest and --neuronpedia do not go together" : "--harvest DIR is missing (or --neuronpedia EXPORT)");
     o.threads = the_app.threads;
     char path[1200];
     if (snprintf(path, sizeof path, "%s%s", out ? out : argv[1], out ? "" : "/" APP_ATLAS_NAME) >= (int)sizeof path)
@@ -367,15 +370,21 @@ int cmd_atlas(int argc, char **argv)
         rc = es_dictionary_open(&s, argv[1], &err);
     if (rc == ES_OK)
         rc = es_dictionary_check_model(s, m, &err);
+    es_neuronpedia_dashboards d = {0};
     if (rc == ES_OK)
-        rc = es_atlas_build(m, s, harvest, path, &o, &progress, &err);
+        rc = export ? es_neuronpedia_atlas(m, s, export, source, path, &d, &err) : es_atlas_build(m, s, harvest, path, &o, &progress, &err);
     app_progress_end();
     es_dictionary_free(s);
     es_model_free(m);
     if (rc != ES_OK)
         return app_fail(&err);
+    if (the_app.json && export)
+        return app_print_json(json_pack("{s:s,s:i,s:i,s:i,s:i}", "atlas", path, "features", d.features, "examples", d.examples, "empty", d.empty, "changed", d.changed));
     if (the_app.json)
         return app_print_json(json_pack("{s:s}", "atlas", path));
-    app_note("wrote %s", path);
+    if (export)
+        app_note("wrote %s: %d features, %d examples; %d texts that are no token of the model were replaced", path, d.features, d.examples, d.changed);
+    else
+        app_note("wrote %s", path);
     return EXIT_DONE;
 }

@@ -34,9 +34,39 @@ for r in f:
     mine = [x for x in a if x["index"] == r["index"]]
     assert not mine or abs(max(x["maxValue"] for x in mine) - r["maxActApprox"]) < 0.01 * r["maxActApprox"]
 for x in a:
-    assert len(x["tokens"]) == len(x["values"]) and x["binMin"] == -1 and 0 <= x["maxValueTokenIndex"] < len(x["tokens"])
+    assert len(x["tokens"]) == len(x["values"]) and 0 <= x["maxValueTokenIndex"] < len(x["tokens"])
     assert abs(x["values"][x["maxValueTokenIndex"]] - x["maxValue"]) < 0.01 * x["maxValue"] and x["minValue"] == min(x["values"])
 PY
+
+# ---- the dashboards back into an atlas: what was exported, but for what an export does not say
+cp -r dict bare; rm bare/atlas.esa
+want 0 atlas bare --neuronpedia "$folder" --model tiny.gguf --json
+is 'v["features"] == 96 and v["examples"] > 100 and v["empty"] == 0' out || fail "atlas of an export: $(cat out)"
+for f in 0 1 17 42 95; do
+  want 0 features show $f "${d[@]}" --json; cp out theirs
+  want 0 features show $f --model tiny.gguf --dictionary bare --json
+  python3 - <<'PY' || fail "feature $f through an export"
+import json
+a, b = (json.load(open(f)) for f in ("theirs", "out"))
+near = lambda x, y: abs(x - y) <= 0.02 * max(abs(x), abs(y)) + 1e-3
+assert near(a["density"], b["density"]) and near(a["max"], b["max"]) and abs(a["mean"] - b["mean"]) <= a["max"] / 50, (a["density"], b["density"], a["mean"], b["mean"])
+assert a["histogram"] == b["histogram"]
+words = lambda x: [t["token"] for t in x if "\\x" not in t["token"]] # half a character has no text
+assert len(words(b["promoted"])) > 3 and words(a["promoted"]) == words(b["promoted"]) and words(a["suppressed"]) == words(b["suppressed"])
+assert sorted(e["tokens"] for e in a["examples"]) == sorted(e["tokens"] for e in b["examples"])
+assert sorted((e["tokens"], e["peak"]) for i in a["intervals"] for e in i["examples"]) == sorted((e["tokens"], e["peak"]) for i in b["intervals"] for e in i["examples"])
+assert all(near(x["max"], y["max"]) for x, y in zip(a["examples"], b["examples"]))
+assert [(i["share"], len(i["examples"])) for i in a["intervals"]] == [(i["share"], len(i["examples"])) for i in b["intervals"]]
+PY
+done
+printf '{"modelId":"m","layer":"l","index":"3","maxActApprox":2,"frac_nonzero":0.01,"pos_str":["\u2581the","no such token"],"pos_values":[1e999,1],"activations":[{"tokens":["a","b"],"values":[0,2]},{"tokens":[],"values":[]}]}' >one.json
+refused 1 "one.json" atlas bare --neuronpedia one.json --model tiny.gguf
+printf '{"modelId":"m","layer":"l","index":"3","maxActApprox":2,"frac_nonzero":0.01,"pos_str":["\u2581the",7],"pos_values":[1],"activations":[{"tokens":["a","b"],"values":[0,2]},{"tokens":["a"],"values":[-1]}]}' >one.json
+want 0 atlas bare --neuronpedia one.json --model tiny.gguf --json
+is 'v["features"] == 1 and v["examples"] == 1 and v["empty"] == 1' out || fail "one feature's JSON: $(cat out)"
+printf '{"index":"96","maxActApprox":2}' >one.json; refused 1 "feature 96" atlas bare --neuronpedia one.json --model tiny.gguf
+refused 1 "absent" atlas bare --neuronpedia absent --model tiny.gguf
+want 2 atlas bare --model tiny.gguf; want 2 atlas bare --harvest harvest --neuronpedia x --model tiny.gguf
 
 # ---- back into an empty workspace: the same labels
 same() { # what the workspace in --home $1 has is what was exported
@@ -128,7 +158,7 @@ open("bad-crc.jsonl.gz", "wb").write(packed[:-8] + b"\0" * 8)
 open("bad-long.jsonl.gz", "wb").write(gzip.compress(b'{"index":"1","description":"' + b"x" * (40 << 20), 9))
 open("bad-spaces.jsonl.gz", "wb").write(gzip.compress(b" " * (40 << 20), 9))
 PY
-refused 1 "holds explanations of gpt2-small/1-res-jb and of gpt2-small/2-res-jb" label import two.jsonl --format neuronpedia --home n6 "${d[@]}"
+refused 1 "holds records of gpt2-small/1-res-jb and of gpt2-small/2-res-jb" label import two.jsonl --format neuronpedia --home n6 "${d[@]}"
 want 0 label import two.jsonl --format neuronpedia --source 2-res-jb --home n6 "${d[@]}" --json; is 'v["imported"] == 1' out || fail "--source"
 want 0 label import person.jsonl --format neuronpedia --home n7 "${d[@]}" --json
 want 0 label export --json --home n7 "${d[@]}"; is 'v[0]["text"] == "a person'"'"'s" and v[0]["author"] == "neuronpedia"' out || fail "a person's word before a model's: $(cat out)"
