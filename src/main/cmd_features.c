@@ -403,10 +403,16 @@ static int features_show(int argc, char **argv)
     es_label label = {0};
     es_dashboard dashboard;
     es_pool *pool = NULL;
-    int feature = 0;
+    es_label_score score[ES_LABEL_SCORES];
+    int feature = 0, n_score = 0;
     rc = open_all(&o);
     if (rc == ES_OK)
         rc = feature_number(argv[1], o.f.n, &feature, &o.err);
+    if (rc == ES_OK) { /* before the card: a workspace that has not seen the dictionary yet goes through the atlas, and the card lives until its next use */
+        o.labels = app_labels(&o.f, o.m);
+        label.text = o.labels ? o.labels[feature] : NULL;
+        n_score = label_scores(&o, feature, score);
+    }
     if (rc == ES_OK && o.f.atlas)
         rc = es_atlas_card(o.f.atlas, feature, &card, &o.err);
     if (rc == ES_OK)
@@ -418,11 +424,7 @@ static int features_show(int argc, char **argv)
     if (rc != ES_OK) {
         code = app_fail(&o.err);
     } else {
-        o.labels = app_labels(&o.f, o.m);
-        label.text = o.labels ? o.labels[feature] : NULL;
         const es_feature_card *c = o.f.atlas ? &card : NULL;
-        es_label_score score[ES_LABEL_SCORES];
-        int n_score = label_scores(&o, feature, score);
         if (the_app.json) {
             json_t *v = dashboard_json(&o, &dashboard, c, &label), *all = json_object();
             for (int i = 0; i < n_score; i++)

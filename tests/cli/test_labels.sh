@@ -126,3 +126,7 @@ want 0 dictionary list --home named --json
 is '[(x["layer"], x["features"]) for x in v if x["name"] == "mine"] == [(1, 96)]' out || fail "dictionary list"
 want 0 features list --limit 1 --home named --model tiny.gguf --dictionary mine --json
 refused 1 "nobody" features list --limit 1 --home named --model tiny.gguf --dictionary nobody
+
+# a dashboard in a home that has not seen the dictionary yet, and again: the same examples
+for i in 1 2 3; do want 0 features show "$A" --home fresh --model tiny.gguf --dictionary dict --json; mv out show$i; done
+cmp show1 show2 && cmp show2 show3 || fail "the examples of a dashboard change with the state of the workspace"
