@@ -310,6 +310,24 @@ static __global__ void add_rows(float *h, const int *pos, int min_pos, float sca
     ES_EACH(e, n) if (pos[e / d] >= min_pos) h[e] += scale * v[e % d];
 }
 
+static __global__ void gate_each(float *u, const float *bias, const float *threshold, const float *by, const int *pos, size_t n, int K)
+{
+    ES_EACH(e, n) {
+        const int k = e % K;
+        const float x = bias ? u[e] + bias[k] : u[e];
+        u[e] = pos[e / K] == 0 || (threshold && !(x > threshold[k])) ? 0 : by ? x * by[k] : x;
+    }
+}
+
+static __global__ void gate_back_each(float *f, const float *by, float *dp, size_t n, int K)
+{
+    ES_EACH(e, n) {
+        const float d = dp[e];
+        dp[e] = f[e] != 0 ? by[e % K] * d : 0;
+        f[e] *= d;
+    }
+}
+
 // One block a token. The first token of an id adds up all tokens of that id, in their order: no two blocks write one row.
 static __global__ void embed_rows_back(const float *dh, const int32_t *ids, int T, int d, float scale, float *dw)
 {
@@ -361,6 +379,22 @@ static void add_vector_back(es_pool *p, const float *dh, const int *pos, int min
                   min_pos, scale, T, d, dv);
 }
 
+static void gate(es_pool *p, float *u, const float *bias, const float *threshold, const float *by, const int *pos, int T, int K)
+{
+    es_stream *s = es_stream_of(p);
+    const size_t all = (size_t)T * K;
+    if (all)
+        ES_LAUNCH(s, gate_each, es_grid_for(s, all, THREADS), THREADS, 0, u, bias, threshold, by, pos, all, K);
+}
+
+static void gate_back(es_pool *p, float *f, const float *by, float *dp, int T, int K)
+{
+    es_stream *s = es_stream_of(p);
+    const size_t all = (size_t)T * K;
+    if (all)
+        ES_LAUNCH(s, gate_back_each, es_grid_for(s, all, THREADS), THREADS, 0, f, by, dp, all, K);
+}
+
 static void embed_back(es_pool *p, const float *dh, const int32_t *ids, int T, int d, float scale, float *dw, int n_rows)
 {
     es_stream *s = es_stream_of(p);
@@ -388,5 +422,7 @@ void es_rows_ops(es_kernels *k)
     k->scatter_rows = scatter_rows;
     k->add_vector = add_vector;
     k->add_vector_back = add_vector_back;
+    k->gate = gate;
+    k->gate_back = gate_back;
     k->embed_back = embed_back;
 }

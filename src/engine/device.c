@@ -212,6 +212,7 @@ void es_pass_close(es_pass *p)
         p->k->release(p->pool, p->on.memory);
     free(p->on.lowrank);
     free(p->on.addend);
+    free(p->on.hook);
     p->on = (es_patch_on){0};
     es_pool_free(p->pool);
     p->pool = NULL;
@@ -284,7 +285,9 @@ static int patch_room(es_pass *p, size_t entries, size_t bytes, es_error *err)
         on->lowrank = lowrank ? lowrank : on->lowrank;
         es_addend *addend = realloc(on->addend, entries * sizeof *addend);
         on->addend = addend ? addend : on->addend;
-        if (!lowrank || !addend)
+        es_hook_numbers *hook = realloc(on->hook, entries * sizeof *hook);
+        on->hook = hook ? hook : on->hook;
+        if (!lowrank || !addend || !hook)
             return es_fail(err, ES_ERR_MEMORY, "no memory for a patch of %zu entries", entries);
         on->cap_entries = entries;
     }
@@ -318,6 +321,23 @@ static size_t lowrank_size(const es_pass *p, const es_lowrank *e, bool b)
     return (size_t)e->rank * (size_t)(b ? w->n_out : w->n_in);
 }
 
+/* The hook's numbers there; bytes: NULL, or what they take is added to it and nothing is sent. */
+static es_hook_numbers send_hook(es_pass *p, const es_hook_numbers *e, size_t *at, size_t *bytes)
+{
+    const size_t K = (size_t)e->K, d = (size_t)p->model->info.d_model;
+    es_hook_numbers to = *e;
+    const float **place[] = {&to.enc, &to.dec, &to.bias, &to.threshold, &to.coef, &to.map};
+    const float *from[] = {e->enc, e->dec, e->bias, e->threshold, e->coef, e->map};
+    const size_t n[] = {K * d, K * d, K, K, K, K * K};
+    for (int i = 0; i < 6; i++) {
+        if (bytes)
+            *bytes += from[i] ? aligned(n[i] * sizeof(float)) : 0;
+        else if (from[i])
+            *place[i] = send_floats(p, at, from[i], n[i]);
+    }
+    return to;
+}
+
 int es_pass_upload_patch(es_pass *p, es_error *err)
 {
     const es_patch *patch = p->patch;
@@ -334,9 +354,20 @@ int es_pass_upload_patch(es_pass *p, es_error *err)
             bytes += aligned(lowrank_size(p, e, false) * sizeof(float)) + aligned(lowrank_size(p, e, true) * sizeof(float));
     }
     bytes += (size_t)patch->n_addend * aligned(d * sizeof(float));
-    int code = patch_room(p, (size_t)(patch->n_lowrank + patch->n_addend), bytes, err);
+    int widest = 0;
+    for (int i = 0; i < patch->n_hook; i++)
+        if (patch->hook[i].numbers) {
+            send_hook(p, patch->hook[i].numbers, NULL, &bytes);
+            widest = patch->hook[i].numbers->K > widest ? patch->hook[i].numbers->K : widest;
+        }
+    bytes += aligned(3 * (size_t)ES_HOOK_ROWS * (size_t)widest * sizeof(float));
+    int code = patch_room(p, (size_t)(patch->n_lowrank + patch->n_addend + patch->n_hook), bytes, err);
     if (code)
         return code;
+    for (int i = 0; i < patch->n_hook; i++)
+        p->on.hook[i] = patch->hook[i].numbers ? send_hook(p, patch->hook[i].numbers, &at, NULL) : (es_hook_numbers){0};
+    p->on.read = (float *)(void *)(p->on.memory + at);
+    at += aligned(3 * (size_t)ES_HOOK_ROWS * (size_t)widest * sizeof(float));
     for (int i = 0; i < patch->n_lowrank; i++) {
         es_lowrank *e = &p->on.lowrank[i];
         *e = patch->lowrank[i];

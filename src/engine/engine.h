@@ -124,11 +124,30 @@ typedef struct es_addend { /* residual after `layer` += scale * v[d_model] on ev
 /* A differentiable function on the residual after `layer` (the forms gain and map; also steering clamps): forward works in place
  * on h[T,d]; backward turns dh (gradient of its output) into the gradient of its input in place, given the input rows h_in, and
  * may accumulate its own parameters' gradients in user. In a trainer each is called once a pass, with all rows in the batch's order. backward may be NULL in contexts that only generate. */
+typedef struct es_hook_sink { /* where a hook's backward leaves its parameters' gradients (+=); grad NULL: nowhere */
+    float *grad;             /* [slots][n] */
+    size_t n;
+    const int *start, *slot; /* of the batch's sequences, as es_batch and es_grad have them */
+} es_hook_sink;
+
+/* What a hook of the forms gain and map does, in numbers, so that a card does it without rows coming down. For each token but a sequence's first, with
+ * u = enc h + bias:  gain (map NULL): f = u where u > threshold, else 0; h += scale dec^T (coef * f).   map: h += scale dec^T (coef + map u). */
+typedef struct es_hook_numbers {
+    int K;
+    const float *enc, *dec;              /* [K, d] */
+    const float *bias, *threshold, *coef; /* [K]; threshold: gain only */
+    const float *map;                    /* [K, K] */
+    float scale;
+    const es_hook_sink *sink;            /* looked at in backward; NULL: nowhere */
+    size_t coef_at, map_at;              /* where in a slot the gradients of coef and map are */
+} es_hook_numbers;
+
 typedef struct es_hook {
     int layer;
     void (*forward)(void *user, float *h, const int *pos, int T, int d);
     void (*backward)(void *user, const float *h_in, float *dh, const int *pos, int T, int d);
     void *user;
+    const es_hook_numbers *numbers; /* NULL: on a card too the functions are called */
 } es_hook;
 
 /* Everything a session adds to the model; never edits weights. Entries with scale 0 are skipped, so scale 0 gives bit-identical

@@ -539,6 +539,7 @@ typedef struct mirror { /* of es_grad, whose arrays lie on the card */
     es_arena host; /* its lists of pointers, and `row` */
     size_t bytes;  /* of the card's memory */
     float *row;    /* room to receive the largest array */
+    float **hook;  /* [n_hook] of hooks with numbers: [slots][K + K K]; NULL: none is wanted */
 } mirror;
 
 /* Calls for each array of g, in one order: what with the array, its twin's place among the mirror's, and its numbers. */
@@ -586,6 +587,19 @@ static void hand_over(void *user, float *host, float **on, size_t n)
         host[i] += h->row[i];
 }
 
+static void hand_over_hook(es_trainer *t, const es_hook_numbers *e, const float *on, float *row)
+{
+    const size_t slots = (size_t)es_hook_slots(e, t->rows.n_seq), K = (size_t)e->K, n = es_hook_gradient_size(e);
+    t->pass.k->download(t->pass.pool, row, on, sizeof *row * slots * n);
+    for (size_t s = 0; s < slots; s++, row += n) {
+        float *coef = e->sink->grad + s * e->sink->n + e->coef_at, *map = e->sink->grad + s * e->sink->n + e->map_at;
+        for (size_t i = 0; i < K; i++)
+            coef[i] += row[i];
+        for (size_t i = 0; e->map && i < K * K; i++)
+            map[i] += row[K + i];
+    }
+}
+
 static void mirror_close(mirror *m)
 {
     es_arena_close(&m->host);
@@ -594,9 +608,16 @@ static void mirror_close(mirror *m)
 static int mirror_open(es_trainer *t, const es_patch *patch, const es_grad *g, mirror *m, es_error *err)
 {
     size_t sum[2] = {0, 0}, n_low = patch ? (size_t)patch->n_lowrank : 0, n_add = patch ? (size_t)patch->n_addend : 0;
+    size_t n_hook = patch ? (size_t)patch->n_hook : 0;
     *m = (mirror){.g = *g};
     each_array(t, patch, g, NULL, count_array, sum);
-    size_t lists = (2 * n_low + n_add) * sizeof(float *) + 4 * 64;
+    for (size_t i = 0; i < n_hook; i++) {
+        const es_hook_numbers *e = patch->hook[i].numbers;
+        const size_t slots = (size_t)es_hook_slots(e, t->rows.n_seq);
+        if (slots)
+            count_array(sum, NULL, NULL, slots * es_hook_gradient_size(e));
+    }
+    size_t lists = (2 * n_low + n_add + n_hook + 1) * sizeof(float *) + 5 * 64;
     int code = es_arena_open(&m->host, lists + sum[1] * sizeof(float) + 64, err);
     if (code)
         return code;
@@ -616,6 +637,14 @@ static int mirror_open(es_trainer *t, const es_patch *patch, const es_grad *g, m
     m->row = es_arena_take(&m->host, sum[1], sizeof(float));
     t->grad.used = 0;
     each_array(t, patch, g, &m->g, place_array, &t->grad);
+    m->hook = es_arena_take(&m->host, n_hook + 1, sizeof(float *));
+    for (size_t i = 0; i < n_hook; i++) {
+        const es_hook_numbers *e = patch->hook[i].numbers;
+        const size_t slots = (size_t)es_hook_slots(e, t->rows.n_seq);
+        m->hook[i] = NULL;
+        if (slots)
+            place_array(&t->grad, NULL, &m->hook[i], slots * es_hook_gradient_size(e));
+    }
     return ES_OK;
 }
 
@@ -677,15 +706,22 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
     int code = es_pass_set_patch(&t->pass, patch, t->o.from_layer, max_hooks(&t->o), err);
     if (!code)
         code = es_pass_upload_patch(&t->pass, err);
-    if (code || !t->pass.card || !g)
+    if (code || !t->pass.card)
         return code ? code : backward(t, b, dlogprob, dlogits, user, g, to_layer, cancel, err);
+    static const es_grad none;
     mirror on;
+    g = g ? g : &none;
     if ((code = mirror_open(t, patch, g, &on, err)))
         return code;
+    t->pass.hook_grad = on.hook;
     code = backward(t, b, dlogprob, dlogits, user, &on.g, to_layer, cancel, err);
+    t->pass.hook_grad = NULL;
     if (!code) {
         handing h = {t, on.row};
         each_array(t, patch, g, &on.g, hand_over, &h);
+        for (int i = 0; patch && i < patch->n_hook; i++)
+            if (on.hook[i])
+                hand_over_hook(t, patch->hook[i].numbers, on.hook[i], on.row);
         code = t->pass.k->sync(t->pass.pool, err);
     }
     mirror_close(&on);

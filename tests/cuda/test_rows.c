@@ -138,6 +138,18 @@ static void test_rows_by_number(void)
     k->add_vector_back(pool, gh, gpos, 1, -0.5f, n, d, gdv);
     ref->add_vector_back(NULL, h, pos, 1, -0.5f, n, d, dv);
     near_to("add_vector_back", gdv, dv, (size_t)d, 1e-6);
+    for (int way = 0; way < 8; way++) { /* with and without bias, threshold, factor */
+        float *u = noise(all, 1), *f = noise(all, 1), *by = noise((size_t)d, 1), *bias = noise((size_t)d, 1), *least = noise((size_t)d, 0.2f);
+        float *gu = UP(u, all), *gf, *gby = UP(by, d), *gbias = UP(bias, d), *gleast = UP(least, d);
+        k->gate(pool, gu, way & 1 ? gbias : NULL, way & 2 ? gleast : NULL, way & 4 ? gby : NULL, gpos, n, d);
+        ref->gate(NULL, u, way & 1 ? bias : NULL, way & 2 ? least : NULL, way & 4 ? by : NULL, pos, n, d);
+        near_to("gate", gu, u, all, 1e-6);
+        gf = UP(f, all);
+        k->gate_back(pool, gu, gby, gf, n, d);
+        ref->gate_back(NULL, u, by, f, n, d);
+        near_to("gate_back", gu, u, all, 1e-6);
+        near_to("gate_back's gradient", gf, f, all, 1e-6);
+    }
     k->embed_back(pool, gh, gids, n, d, 2, gx, N);
     ref->embed_back(NULL, h, ids, n, d, 2, x, N);
     near_to("embed_back", gx, x, big, 1e-6);
