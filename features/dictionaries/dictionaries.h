@@ -133,7 +133,7 @@ typedef enum es_recipe { /* what a dictionary is trained with; train_loss.h has 
 } es_recipe;
 enum { ES_RECIPES = 6, ES_PREFIXES_MAX = 16 };
 const char *es_recipe_name(es_recipe r); /* "batchtopk", ...; NULL past the last */
-bool es_recipe_on_card(es_recipe r);     /* batchtopk only */
+bool es_recipe_on_card(es_recipe r);     /* those without a penalty */
 
 typedef struct es_dictionary_training {
     es_recipe recipe;
@@ -151,7 +151,7 @@ typedef struct es_dictionary_training {
     int threads;
     double checkpoint_seconds;
     bool half;                      /* write f16 weights */
-    es_cuda *card;                  /* borrowed; NULL: the processor. Only of batchtopk, another recipe is ES_ERR_USAGE. On a card products are in TF32 */
+    es_cuda *card;                  /* borrowed; NULL: the processor. A recipe that is not on a card is ES_ERR_USAGE. On a card products are in TF32 */
     size_t card_workspace;          /* bytes; 0: 256 MB */
     bool card_exact;                /* products in f32 */
 } es_dictionary_training;

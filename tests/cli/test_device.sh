@@ -68,16 +68,20 @@ want 0 bench --device cuda:0 --small --json
 is 'len(v["rows"]) == 7 and all(r["rate"] > 0 for r in v["rows"]) and sum("share" in r for r in v["rows"]) == 5' out || fail "bench on the card"
 want 0 bench --only card --device cuda:0 --small; plain out
 
-# A card trains batchtopk; asked for another recipe it refuses, and with auto the processor does it
+# A card trains recipes without a penalty; asked for another it refuses, and with auto the processor does it
 some=(train harvest --layer 1 --features 96 --k 8 --batch 256 --tokens 2k)
-want 0 "${some[@]}" --device cuda:0 --out on-card --f32 --json --quiet
-is 'v["recipe"] == "batchtopk"' out || fail "train on the card"
-want 0 dictionary info on-card --json
+for recipe in batchtopk topk matryoshka; do
+  want 0 "${some[@]}" --device cuda:0 --recipe $recipe --out on-card-$recipe --f32 --json --quiet
+  is "v['recipe'] == '$recipe'" out || fail "train on the card"
+done
+want 0 dictionary info on-card-matryoshka --json
 is '(v["architecture"], v["features"]) == ("jumprelu", 96)' out || fail "what the card trained"
-refused 1 "the recipe topk needs --device cpu" "${some[@]}" --device cuda:0 --recipe topk --out other
+want 0 dictionary info on-card-topk --json
+is '(v["architecture"], v["features"]) == ("topk", 96)' out || fail "what the card trained"
+refused 1 "the recipe standard needs --device cpu" "${some[@]}" --device cuda:0 --recipe standard --out other
 refused 1 "the recipe gated needs --device cpu" "${some[@]}" --device cuda:0 --recipe gated --out other --plan
 [ ! -e other ] || fail "a refused training left something"
-want 0 "${some[@]}" --device cpu --recipe topk --out on-cpu
-want 0 "${some[@]}" --recipe topk --out on-auto
-grep -q "the recipe topk is trained on the processor" err || fail "auto does not tell where it trains"
+want 0 "${some[@]}" --device cpu --recipe gated --out on-cpu
+want 0 "${some[@]}" --recipe gated --out on-auto
+grep -q "the recipe gated is trained on the processor" err || fail "auto does not tell where it trains"
 cmp on-cpu/sae_weights.safetensors on-auto/sae_weights.safetensors || fail "auto trained something else"
