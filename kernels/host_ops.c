@@ -49,6 +49,15 @@ void es_host_axpy(es_pool *p, float alpha, const float *x, float *y, size_t n)
         y[i] += alpha * x[i];
 }
 
+void es_host_sum_squares(es_pool *p, const float *x, size_t n, double *out)
+{
+    (void)p;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * x[i];
+    *out = sum;
+}
+
 void es_host_gather_rows(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out)
 {
     for (int i = 0; i < n; i++)

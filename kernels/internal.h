@@ -84,6 +84,7 @@ void es_host_copy(es_pool *p, void *to, const void *from, size_t bytes);
 void es_host_clear(es_pool *p, void *memory, size_t bytes);
 int es_host_sync(es_pool *p, es_error *err);
 void es_host_axpy(es_pool *p, float alpha, const float *x, float *y, size_t n);
+void es_host_sum_squares(es_pool *p, const float *x, size_t n, double *out);
 void es_host_gather_rows(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
 void es_host_scatter_rows(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
 void es_host_embed(es_pool *p, const es_weight *w, const int32_t *ids, int T, float scale, float *out);
@@ -98,7 +99,7 @@ void es_host_top(es_pool *p, const float *x, int n, int k, int32_t *index, float
 void es_host_adam(es_pool *p, float *x, const float *g, float *m, float *v, size_t n, float b1, float b2, float rate, float eps, float keep);
 #define ES_HOST_OPS                                                                                                                    \
     .alloc = es_host_alloc, .release = es_host_release, .upload = es_host_copy, .download = es_host_copy, .copy = es_host_copy,         \
-    .clear = es_host_clear, .sync = es_host_sync, .axpy = es_host_axpy, .gather_rows = es_host_gather_rows,                             \
+    .clear = es_host_clear, .sync = es_host_sync, .axpy = es_host_axpy, .sum_squares = es_host_sum_squares, .gather_rows = es_host_gather_rows,                             \
     .scatter_rows = es_host_scatter_rows, .embed = es_host_embed, .embed_back = es_host_embed_back, .add_vector = es_host_add_vector,   \
     .add_vector_back = es_host_add_vector_back, .rmsnorm_weight_back = es_host_rmsnorm_weight_back,                                     \
     .gate = es_host_gate, .gate_back = es_host_gate_back,                                                                               \

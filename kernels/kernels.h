@@ -137,6 +137,8 @@ typedef struct es_kernels {
 
     /* y += alpha x. */
     void (*axpy)(es_pool *p, float alpha, const float *x, float *y, size_t n);
+    /* *out = the sum of x[n]'s squares, added up in double. */
+    void (*sum_squares)(es_pool *p, const float *x, size_t n, double *out);
     /* Row i of out[n, d] = row index[i] of x; and the other way: row index[i] of out = row i of x[n, d], no index twice. */
     void (*gather_rows)(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
     void (*scatter_rows)(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);

@@ -252,6 +252,51 @@ static __global__ void adam_each(float *x, const float *g, float *m, float *v, s
     }
 }
 
+// Each block's share into part[block], then one block's sum of those: the same order each time.
+static __device__ __forceinline__ double block_sum_double(double v, double *red)
+{
+    red[threadIdx.x] = v;
+    for (int step = blockDim.x / 2; step > 0; step >>= 1) {
+        __syncthreads();
+        if ((int)threadIdx.x < step)
+            red[threadIdx.x] += red[threadIdx.x + step];
+    }
+    __syncthreads();
+    return red[0];
+}
+
+static __global__ void square_parts(const float *x, size_t n, double *part)
+{
+    ES_SHARED(double, red);
+    double sum = 0;
+    ES_EACH(i, n) sum += (double)x[i] * x[i];
+    sum = block_sum_double(sum, red);
+    if (threadIdx.x == 0)
+        part[blockIdx.x] = sum;
+}
+
+static __global__ void add_parts(const double *part, int n, double *out)
+{
+    ES_SHARED(double, red);
+    double sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        sum += part[i];
+    sum = block_sum_double(sum, red);
+    if (threadIdx.x == 0)
+        *out = sum;
+}
+
+static void sum_squares(es_pool *p, const float *x, size_t n, double *out)
+{
+    es_stream *s = es_stream_of(p);
+    int blocks = es_grid_for(s, n, THREADS);
+    if ((size_t)blocks * sizeof(double) > s->o.workspace)
+        blocks = (int)(s->o.workspace / sizeof(double));
+    double *part = (double *)s->work;
+    ES_LAUNCH(s, square_parts, blocks, THREADS, THREADS * sizeof(double), x, n, part);
+    ES_LAUNCH(s, add_parts, 1, THREADS, THREADS * sizeof(double), (const double *)part, blocks, out);
+}
+
 static void soft_cap(es_pool *p, float *x, size_t n, float cap)
 {
     es_stream *s = es_stream_of(p);
@@ -416,6 +461,7 @@ void es_rows_ops(es_kernels *k)
     k->soft_cap = soft_cap;
     k->soft_cap_back = soft_cap_back;
     k->axpy = axpy;
+    k->sum_squares = sum_squares;
     k->to_half = to_half;
     k->adam = adam;
     k->gather_rows = gather_rows;

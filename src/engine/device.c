@@ -220,9 +220,12 @@ void es_pass_close(es_pass *p)
 
 int es_pass_refresh(es_pass *p, const es_model *m, es_error *err)
 {
+    return !p->card || m->on->version == m->version ? ES_OK : es_pass_send_numbers(p, m, err);
+}
+
+int es_pass_send_numbers(es_pass *p, const es_model *m, es_error *err)
+{
     es_on *on = m->on;
-    if (!p->card || on->version == m->version)
-        return ES_OK;
     pthread_mutex_lock(&on->lock);
     p->k->upload(p->pool, on->memory, m->own.base, m->n_own * sizeof(float));
     int code = p->k->sync(p->pool, err);
@@ -350,8 +353,10 @@ int es_pass_upload_patch(es_pass *p, es_error *err)
         return ES_OK;
     for (int i = 0; i < patch->n_lowrank; i++) {
         const es_lowrank *e = &patch->lowrank[i];
-        if (e->scale != 0)
-            bytes += aligned(lowrank_size(p, e, false) * sizeof(float)) + aligned(lowrank_size(p, e, true) * sizeof(float));
+        if (e->scale != 0 && !es_kept_param(p, e->a))
+            bytes += aligned(lowrank_size(p, e, false) * sizeof(float));
+        if (e->scale != 0 && !es_kept_param(p, e->b))
+            bytes += aligned(lowrank_size(p, e, true) * sizeof(float));
     }
     bytes += (size_t)patch->n_addend * aligned(d * sizeof(float));
     int widest = 0;
@@ -373,8 +378,9 @@ int es_pass_upload_patch(es_pass *p, es_error *err)
         *e = patch->lowrank[i];
         if (e->scale == 0)
             continue;
-        e->a = send_floats(p, &at, e->a, lowrank_size(p, e, false));
-        e->b = send_floats(p, &at, e->b, lowrank_size(p, e, true));
+        const float *a = es_kept_param(p, e->a), *b = es_kept_param(p, e->b);
+        e->a = a ? a : send_floats(p, &at, e->a, lowrank_size(p, e, false));
+        e->b = b ? b : send_floats(p, &at, e->b, lowrank_size(p, e, true));
     }
     for (int i = 0; i < patch->n_addend; i++) {
         es_addend *e = &p->on.addend[i];

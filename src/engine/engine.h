@@ -311,6 +311,24 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
                         void (*dlogits)(void *user, int token, const float *p, float *dl), void *user, const es_grad *g,
                         int to_layer, const volatile bool *cancel, es_error *err);
 
+/* Numbers that a caller learns, which stay on a trainer's card between steps: param, within which the arrays of its patch's low-rank entries lie or which are
+ * a thawed model's own; their gradient grad; Adam's moments. [n] each, host memory, the caller's. From keep on, passes use the copies there, and a backward adds
+ * what would go within grad to the gradient there; nothing of it goes up or comes down but by the calls below. One keep a trainer.
+ * keep: ES_ERR_MISSING without a card, ES_ERR_MEMORY; then all is as before, and goes on by way of host memory. */
+typedef struct es_kept { float *param, *grad, *first, *second; size_t n; } es_kept;
+int es_trainer_keep(es_trainer *t, const es_kept *k, es_error *err);
+bool es_trainer_keeps(const es_trainer *t); /* false too once the card was lost: what has not come down by then is gone */
+int es_trainer_kept_up(es_trainer *t, es_error *err);   /* param and moments go there */
+int es_trainer_kept_down(es_trainer *t, es_error *err); /* and come here, over grad. On an error param is as before, the moments are or are 0 */
+void es_trainer_kept_clear(es_trainer *t);              /* the gradient there becomes 0 */
+int es_trainer_kept_gradient(es_trainer *t, float *out, double *square, es_error *err); /* [n], and the sum of its squares; either may be NULL */
+typedef struct es_adam { /* AdamW, Loshchilov & Hutter 2019, algorithm 2; step from 1; the first n_decay numbers decay */
+    double rate, beta1, beta2, epsilon, decay, scale; /* scale: of the gradient */
+    int step;
+    size_t n_decay;
+} es_adam;
+int es_trainer_kept_adam(es_trainer *t, const es_adam *a, es_error *err); /* the gradient there is scaled by it */
+
 /* Logits of tokens token .. token+n-1 of the last forward, [n, n_vocab] into out, in one product. */
 int es_trainer_logits_rows(es_trainer *t, int token, int n, float *out, es_error *err);
 /* The rows [n, n_in] that entered the matrix at this site in the last forward (ES_SITE_O or ES_SITE_DOWN; a trainer with backward

@@ -55,6 +55,15 @@ typedef struct es_patch_on {
     bool current;        /* it holds the patch that is set */
 } es_patch_on;
 
+/* What es_trainer_keep keeps (kept.c): the caller's arrays and, n numbers each, their places on the card. */
+typedef struct es_kept_on {
+    es_kept host;                        /* n 0: nothing is kept */
+    float *param, *grad, *first, *second;
+    double *square;
+    bool weights;                        /* param is the model's own memory there */
+    es_arena memory;
+} es_kept_on;
+
 struct es_pass {
     const es_model *model;            /* its weights lie in the table's memory */
     const es_kernels *k;
@@ -68,6 +77,7 @@ struct es_pass {
     es_patch_on on;                   /* with a card */
     int32_t *ids;                     /* with a card: [rows] there, for the embedding */
     int at_pos;                       /* with a card: the one token of this pass finds its position in pos_on, of at most so many; 0: not so */
+    es_kept_on kept;                  /* with a card */
     float *seen_on;                   /* with a card: [ES_SEEN, d_model] there: what the watches of a recorded token see */
     float **hook_grad;                /* with a card: [n_hook] there, [slots][K + K K]: gradients of hooks with numbers; an entry or NULL: not wanted */
     float *host_rows;                 /* with a card: room for the rows of a pass, [rows, d_model], where hooks and watches see them */
@@ -106,6 +116,16 @@ void es_logits(const es_pass *p, const float *h, int n, float *norm, float *logi
 int es_pass_set_patch(es_pass *p, const es_patch *patch, int from_layer, int max_hooks, es_error *err);
 /* With a card: the arrays of the patch that was set go there, unless p->on.current says that they are there. ES_ERR_MEMORY. Without one: nothing. */
 int es_pass_upload_patch(es_pass *p, es_error *err);
+
+/* Of something that is kept, its place on the card: of a parameter or of its gradient; NULL: it is not kept. */
+const float *es_kept_param(const es_pass *p, const float *host);
+float *es_kept_grad(const es_pass *p, const float *host);
+int es_kept_open(es_pass *p, const es_model *m, const es_kept *k, es_error *err);
+void es_kept_close(es_pass *p);
+int es_kept_up(es_pass *p, const es_model *m, es_error *err);
+int es_kept_down(es_pass *p, es_error *err);
+int es_kept_gradient(es_pass *p, float *out, double *square, es_error *err);
+int es_kept_adam(es_pass *p, const es_adam *a, es_error *err);
 
 /* Rows of the embedding table, scaled where the family has it so, out[n, d_model]. Fails when an id is outside of the vocabulary. */
 int es_embed(const es_pass *p, const int32_t *ids, int n, float *out, es_error *err);

@@ -186,6 +186,7 @@ static int set_up(es_trainer *t, es_error *err)
 static void tear_down(es_trainer *t)
 {
     if (t->pass.card) {
+        es_kept_close(&t->pass);
         es_pass_release(&t->pass, &t->on);
         es_pass_release(&t->pass, &t->grad);
     }
@@ -542,7 +543,16 @@ typedef struct mirror { /* of es_grad, whose arrays lie on the card */
     float **hook;  /* [n_hook] of hooks with numbers: [slots][K + K K]; NULL: none is wanted */
 } mirror;
 
-/* Calls for each array of g, in one order: what with the array, its twin's place among the mirror's, and its numbers. */
+/* Whether this array is kept on the card: its place there into *on. */
+static bool kept(const es_trainer *t, const float *host, float **on)
+{
+    float *there = es_kept_grad(&t->pass, host);
+    if (there && on)
+        *on = there;
+    return there;
+}
+
+/* Calls for each array of g that is not kept there anyway, in one order: what with the array, its twin's place among the mirror's, and its numbers. */
 static void each_array(const es_trainer *t, const es_patch *patch, const es_grad *g, const es_grad *on, void (*what)(void *user, float *host, float **on, size_t n), void *user)
 {
     size_t slots = g->seq_slot ? (size_t)g->n_slot : 1, d = (size_t)t->model->info.d_model;
@@ -551,15 +561,15 @@ static void each_array(const es_trainer *t, const es_patch *patch, const es_grad
         if (e->scale == 0)
             continue;
         const es_weight *w = &t->model->layer[e->layer].site[e->site];
-        if (g->a && g->a[i])
+        if (g->a && g->a[i] && !kept(t, g->a[i], on ? &on->a[i] : NULL))
             what(user, g->a[i], on ? &on->a[i] : NULL, slots * (size_t)e->rank * (size_t)w->n_in);
-        if (g->b && g->b[i])
+        if (g->b && g->b[i] && !kept(t, g->b[i], on ? &on->b[i] : NULL))
             what(user, g->b[i], on ? &on->b[i] : NULL, slots * (size_t)e->rank * (size_t)w->n_out);
     }
     for (int i = 0; patch && g->addend && i < patch->n_addend; i++)
         if (patch->addend[i].scale != 0 && g->addend[i])
             what(user, g->addend[i], on ? &on->addend[i] : NULL, slots * d);
-    if (g->weights)
+    if (g->weights && !kept(t, g->weights, on ? (float **)(uintptr_t)&on->weights : NULL))
         what(user, g->weights, on ? (float **)(uintptr_t)&on->weights : NULL, t->model->n_own);
 }
 
@@ -726,4 +736,47 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
     }
     mirror_close(&on);
     return code;
+}
+
+/* ---- numbers that stay on the card (kept.c) ------------------------------------------------------------------------------- */
+
+int es_trainer_keep(es_trainer *t, const es_kept *k, es_error *err)
+{
+    return es_kept_open(&t->pass, t->model, k, err);
+}
+
+bool es_trainer_keeps(const es_trainer *t)
+{
+    return t->pass.kept.host.n && !es_cuda_lost(t->pass.card);
+}
+
+static int not_kept(es_error *err)
+{
+    return es_fail(err, ES_ERR_DEVICE, "the card was lost with what it kept");
+}
+
+int es_trainer_kept_up(es_trainer *t, es_error *err)
+{
+    return es_trainer_keeps(t) ? es_kept_up(&t->pass, t->model, err) : not_kept(err);
+}
+
+int es_trainer_kept_down(es_trainer *t, es_error *err)
+{
+    return es_trainer_keeps(t) ? es_kept_down(&t->pass, err) : not_kept(err);
+}
+
+void es_trainer_kept_clear(es_trainer *t)
+{
+    if (es_trainer_keeps(t))
+        t->pass.k->clear(t->pass.pool, t->pass.kept.grad, t->pass.kept.host.n * sizeof(float));
+}
+
+int es_trainer_kept_gradient(es_trainer *t, float *out, double *square, es_error *err)
+{
+    return es_trainer_keeps(t) ? es_kept_gradient(&t->pass, out, square, err) : not_kept(err);
+}
+
+int es_trainer_kept_adam(es_trainer *t, const es_adam *a, es_error *err)
+{
+    return es_trainer_keeps(t) ? es_kept_adam(&t->pass, a, err) : not_kept(err);
 }

@@ -284,4 +284,80 @@ static void test_hooks(void)
     es_model_free(m);
 }
 
-const suite_test engine_tests[] = {{"hooks", test_hooks}, {"types", test_types}, {"families", test_families}, {0}};
+/* ---- numbers that stay on the card ----------------------------------------------------------------------------------------------- */
+
+enum { RANK = 4, KEPT = 2 * RANK * WIDTH };
+
+typedef struct kept_pass { float param[KEPT], grad[KEPT], first[KEPT], second[KEPT]; double square; } kept_pass;
+
+/* Three steps of Adam on a low-rank update; on the card all numbers stay there, else the reference moves them here. */
+static void run_kept(es_model *m, bool on_card, const int32_t *ids, kept_pass *out)
+{
+    es_error err;
+    es_trainer *t;
+    const int start[] = {0, HOOKED};
+    uint8_t wanted[HOOKED];
+    float slope[HOOKED], *a[] = {out->grad}, *b[] = {out->grad + RANK * WIDTH};
+    const es_lowrank low = {.layer = 0, .site = ES_SITE_O, .rank = RANK, .scale = 2, .a = out->param, .b = out->param + RANK * WIDTH};
+    const es_patch patch = {.lowrank = &low, .n_lowrank = 1};
+    const es_grad g = {.a = a, .b = b};
+    const es_batch batch = {.ids = ids, .n = HOOKED, .start = start, .n_seq = 1, .target = ids + 1, .wanted = wanted};
+    for (int i = 0; i < HOOKED; i++)
+        wanted[i] = 1, slope[i] = 0.05f * (float)(i % 7 - 3);
+    if (es_trainer_open(&t, m, &(es_trainer_options){.max_tokens = HOOKED, .backward = true, .threads = 1, .kernels = on_card ? NULL : es_kernels_scalar()}, &err))
+        FAIL("%s", err.text);
+    const es_kept kept = {.param = out->param, .grad = out->grad, .first = out->first, .second = out->second, .n = KEPT};
+    CHECK(es_trainer_keep(t, &kept, &err) == (on_card ? ES_OK : ES_ERR_MISSING) && es_trainer_keeps(t) == on_card);
+    CHECK(!on_card || es_trainer_keep(t, &kept, &err) == ES_ERR_USAGE);
+    static float before[KEPT];
+    memcpy(before, out->param, sizeof before);
+    for (int step = 1; step <= 3; step++) {
+        const es_adam adam = {.rate = 0.01, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-3, .decay = 0.5, .scale = 0.5, .step = step, .n_decay = RANK * WIDTH};
+        memset(out->grad, 0, sizeof out->grad);
+        es_trainer_kept_clear(t);
+        for (int pass = 0; pass < 2; pass++) /* gradients add up */
+            if (es_trainer_forward(t, &batch, NULL, &patch, NULL, 0, NULL, NULL, &err) ||
+                es_trainer_backward(t, &batch, &patch, slope, NULL, NULL, &g, 0, NULL, &err))
+                FAIL("%s", err.text);
+        if (on_card) {
+            CHECK(memcmp(before, out->param, sizeof before) == 0 && out->grad[0] == 0); /* nothing has come down */
+            if (es_trainer_kept_gradient(t, NULL, &out->square, &err) || es_trainer_kept_adam(t, &adam, &err))
+                FAIL("%s", err.text);
+            continue;
+        }
+        out->square = 0;
+        for (int i = 0; i < KEPT; i++) {
+            out->square += (double)out->grad[i] * out->grad[i];
+            const double x = 0.5 * out->grad[i], mean = out->first[i] = (float)(0.9 * out->first[i] + 0.1 * x), var = out->second[i] = (float)(0.99 * out->second[i] + 0.01 * x * x);
+            out->param[i] = (float)(out->param[i] * (i < RANK * WIDTH ? 1 - 0.01 * 0.5 : 1) -
+                                    0.01 * (mean / (1 - pow(0.9, step))) / (sqrt(var / (1 - pow(0.99, step))) + 1e-3));
+        }
+    }
+    if (on_card && es_trainer_kept_down(t, &err))
+        FAIL("%s", err.text);
+    es_trainer_free(t);
+}
+
+static void test_kept(void)
+{
+    static kept_pass got, want;
+    int32_t ids[HOOKED + 1];
+    es_model *m = random_model(ES_Q4_1, "llama");
+    for (int i = 0; i <= HOOKED; i++)
+        ids[i] = (int32_t)es_rng_below(&rng, 300);
+    memset(&want, 0, sizeof want);
+    memcpy(want.param, noise(KEPT, 0.2f), sizeof want.param);
+    got = want;
+    const kept_pass first = want;
+    run_kept(m, false, ids, &want);
+    run_kept(m, true, ids, &got);
+    CHECK(fabs(got.square - want.square) < 2e-3 * want.square && want.square > 0);
+    close_to("kept", "first moments", got.first, want.first, KEPT, 2e-3);
+    close_to("kept", "second moments", got.second, want.second, KEPT, 4e-3);
+    for (int i = 0; i < KEPT; i++)
+        got.param[i] -= first.param[i], want.param[i] -= first.param[i];
+    close_to("kept", "how far the parameters moved", got.param, want.param, KEPT, 1e-2);
+    es_model_free(m);
+}
+
+const suite_test engine_tests[] = {{"kept", test_kept}, {"hooks", test_hooks}, {"types", test_types}, {"families", test_families}, {0}};

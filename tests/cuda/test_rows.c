@@ -95,6 +95,13 @@ static void test_each(void)
     k->soft_cap_back(pool, gx, gy, n, 30);
     ref->soft_cap_back(NULL, x, y, n, 30);
     near_to("soft_cap_back", gy, y, n, 1e-5);
+    for (size_t some = 0; some <= n; some = some < 2 ? some + 1 : some == n ? n + 1 : n) {
+        double *gsum = room(sizeof *gsum), want, got;
+        k->sum_squares(pool, gg, some, gsum);
+        ref->sum_squares(NULL, g, some, &want);
+        got = *(const double *)DOWN(gsum, 1);
+        CHECK(fabs(got - want) <= 1e-12 * want);
+    }
     k->adam(pool, gx, gg, gm, gv, n, 0.9f, 0.999f, 0.01f, 1e-8f, 0.99f);
     ref->adam(NULL, x, g, m, v, n, 0.9f, 0.999f, 0.01f, 1e-8f, 0.99f);
     near_to("adam x", gx, x, n, 1e-6);
