@@ -49,6 +49,15 @@ void es_host_axpy(es_pool *p, float alpha, const float *x, float *y, size_t n)
         y[i] += alpha * x[i];
 }
 
+void es_host_sum_squares(es_pool *p, const float *x, size_t n, double *out)
+{
+    (void)p;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * x[i];
+    *out = sum;
+}
+
 void es_host_gather_rows(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out)
 {
     for (int i = 0; i < n; i++)
@@ -91,6 +100,27 @@ void es_host_add_vector_back(es_pool *p, const float *dh, const int *pos, int mi
     for (int t = 0; t < T; t++)
         if (pos[t] >= min_pos)
             es_host_axpy(p, scale, dh + (size_t)t * (size_t)d, dv, (size_t)d);
+}
+
+void es_host_gate(es_pool *p, float *u, const float *bias, const float *threshold, const float *by, const int *pos, int T, int K)
+{
+    (void)p;
+    for (int t = 0; t < T; t++, u += K)
+        for (int k = 0; k < K; k++) {
+            const float x = bias ? u[k] + bias[k] : u[k];
+            u[k] = pos[t] == 0 || (threshold && !(x > threshold[k])) ? 0 : by ? x * by[k] : x;
+        }
+}
+
+void es_host_gate_back(es_pool *p, float *f, const float *by, float *dp, int T, int K)
+{
+    (void)p;
+    for (int t = 0; t < T; t++, f += K, dp += K)
+        for (int k = 0; k < K; k++) {
+            const float d = dp[k];
+            dp[k] = f[k] != 0 ? by[k] * d : 0;
+            f[k] *= d;
+        }
 }
 
 /* y_i = x_i r w_i, r = (mean(x^2) + eps)^-1/2: dw_i += dy_i x_i r. */

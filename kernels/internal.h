@@ -84,21 +84,25 @@ void es_host_copy(es_pool *p, void *to, const void *from, size_t bytes);
 void es_host_clear(es_pool *p, void *memory, size_t bytes);
 int es_host_sync(es_pool *p, es_error *err);
 void es_host_axpy(es_pool *p, float alpha, const float *x, float *y, size_t n);
+void es_host_sum_squares(es_pool *p, const float *x, size_t n, double *out);
 void es_host_gather_rows(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
 void es_host_scatter_rows(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
 void es_host_embed(es_pool *p, const es_weight *w, const int32_t *ids, int T, float scale, float *out);
 void es_host_embed_back(es_pool *p, const float *dh, const int32_t *ids, int T, int d, float scale, float *dw, int n_rows);
 void es_host_add_vector(es_pool *p, float *h, const int *pos, int min_pos, float scale, const float *v, int T, int d);
 void es_host_add_vector_back(es_pool *p, const float *dh, const int *pos, int min_pos, float scale, int T, int d, float *dv);
+void es_host_gate(es_pool *p, float *u, const float *bias, const float *threshold, const float *by, const int *pos, int T, int K);
+void es_host_gate_back(es_pool *p, float *f, const float *by, float *dp, int T, int K);
 void es_host_rmsnorm_weight_back(es_pool *p, const float *x, const float *dy, float *dw, int T, int d, float eps);
 void es_host_soft_cap_back(es_pool *p, const float *y, float *dx, size_t n, float cap);
 void es_host_top(es_pool *p, const float *x, int n, int k, int32_t *index, float *value, float *logsum);
 void es_host_adam(es_pool *p, float *x, const float *g, float *m, float *v, size_t n, float b1, float b2, float rate, float eps, float keep);
 #define ES_HOST_OPS                                                                                                                    \
     .alloc = es_host_alloc, .release = es_host_release, .upload = es_host_copy, .download = es_host_copy, .copy = es_host_copy,         \
-    .clear = es_host_clear, .sync = es_host_sync, .axpy = es_host_axpy, .gather_rows = es_host_gather_rows,                             \
+    .clear = es_host_clear, .sync = es_host_sync, .axpy = es_host_axpy, .sum_squares = es_host_sum_squares, .gather_rows = es_host_gather_rows,                             \
     .scatter_rows = es_host_scatter_rows, .embed = es_host_embed, .embed_back = es_host_embed_back, .add_vector = es_host_add_vector,   \
     .add_vector_back = es_host_add_vector_back, .rmsnorm_weight_back = es_host_rmsnorm_weight_back,                                     \
+    .gate = es_host_gate, .gate_back = es_host_gate_back,                                                                               \
     .soft_cap_back = es_host_soft_cap_back, .top = es_host_top, .adam = es_host_adam
 
 /* A pool that stands for a stream of an accelerator: `device` is its, freed by close(device) with the pool. One thread, no scratch. */

@@ -137,6 +137,8 @@ typedef struct es_kernels {
 
     /* y += alpha x. */
     void (*axpy)(es_pool *p, float alpha, const float *x, float *y, size_t n);
+    /* *out = the sum of x[n]'s squares, added up in double. */
+    void (*sum_squares)(es_pool *p, const float *x, size_t n, double *out);
     /* Row i of out[n, d] = row index[i] of x; and the other way: row index[i] of out = row i of x[n, d], no index twice. */
     void (*gather_rows)(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
     void (*scatter_rows)(es_pool *p, const float *x, const int32_t *index, int n, int d, float *out);
@@ -146,6 +148,11 @@ typedef struct es_kernels {
     /* Rows of h[T, d] with pos[t] >= min_pos: += scale * v[d]. Back: dv += scale * the sum of these rows of dh. */
     void (*add_vector)(es_pool *p, float *h, const int *pos, int min_pos, float scale, const float *v, int T, int d);
     void (*add_vector_back)(es_pool *p, const float *dh, const int *pos, int min_pos, float scale, int T, int d, float *dv);
+    /* In place on u[T, K], what features read: += bias[K] (NULL: none); rows with pos 0, and what is not above its threshold[K] (NULL: none), become 0;
+     * *= by[K] (NULL: 1). Back, of one with by and a threshold: f[T, K] what it gave without by, dp that of its gradient; f *= dp, which sums up to by's
+     * gradient, and dp becomes by * dp where f is not 0, else 0. */
+    void (*gate)(es_pool *p, float *u, const float *bias, const float *threshold, const float *by, const int *pos, int T, int K);
+    void (*gate_back)(es_pool *p, float *f, const float *by, float *dp, int T, int K);
     /* dw[d] += the gradient of rmsnorm's weight. */
     void (*rmsnorm_weight_back)(es_pool *p, const float *x, const float *dy, float *dw, int T, int d, float eps);
     /* dx[i] *= 1 - (y[i] / cap)^2: through soft_cap, y being what it gave. */

@@ -129,6 +129,34 @@ static void feature_back(es_pool *p, const es_entries *l, const float *rows, con
         }
 }
 
+static void split(es_pool *p, const es_entries *l, const es_prefixes *by, int T, int32_t *token, int32_t *token_start)
+{
+    (void)p;
+    for (int t = 0; t < T; t++)
+        for (int g = 0, e = l->token_start[t]; g < by->n; g++) {
+            token_start[t * by->n + g] = e;
+            for (; e < l->token_start[t + 1] && l->feature[e] < by->end[g]; e++)
+                token[e] = t * by->n + g;
+        }
+    token_start[T * by->n] = l->token_start[T];
+}
+
+static void prefix_errors(es_pool *p, const float *x, const es_prefixes *by, int T, int d, float *rows, float *last, float *sum)
+{
+    (void)p;
+    for (size_t t = 0; t < (size_t)T; t++)
+        for (size_t i = 0; i < (size_t)d; i++) {
+            double error = x[t * (size_t)d + i], above = 0;
+            float *at = rows + t * (size_t)by->n * (size_t)d + i;
+            for (int g = 0; g < by->n; g++)
+                at[g * d] = (float)(error -= at[g * d]);
+            last[t * (size_t)d + i] = (float)error;
+            for (int g = by->n - 1; g >= 0; g--)
+                at[g * d] = (float)(above += at[g * d]);
+            sum[t * (size_t)d + i] = (float)above;
+        }
+}
+
 static void project_rows(es_pool *p, const float *w, float *g, int n, int d)
 {
     (void)p;
@@ -156,6 +184,8 @@ static const es_sparse_kernels table = {
     .decode = decode,
     .value_back = value_back,
     .feature_back = feature_back,
+    .split = split,
+    .prefix_errors = prefix_errors,
     .project_rows = project_rows,
     .unit_rows = unit_rows,
 };

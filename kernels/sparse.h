@@ -32,6 +32,12 @@ typedef struct es_encoder {
     const float *threshold; /* [F], ES_KEEP_ABOVE only */
 } es_encoder;
 
+enum { ES_PREFIX_MAX = 16 };
+typedef struct es_prefixes { /* groups of features, one after the other: group g is those below end[g] that are in none before. Rising, the last F */
+    int n;
+    int32_t end[ES_PREFIX_MAX];
+} es_prefixes;
+
 typedef struct es_sparse_kernels {
     const char *name;
     /* The entries of x[T, d]. Of equal pre-activations the one of the earlier token, then the lower feature, is kept. A NaN is never. */
@@ -45,6 +51,12 @@ typedef struct es_sparse_kernels {
     /* dw[f] += scale * sum over the feature's entries of weight[i] * rows[token i], and, where dbias is not NULL, dbias[f] += scale * sum
      * weight[i]; rows NULL: dbias only. Needs index. */
     void (*feature_back)(es_pool *p, const es_entries *l, const float *rows, const float *weight, int F, int d, float scale, float *dw, float *dbias);
+    /* Of nested dictionaries (Matryoshka, Bussmann et al. 2025), each group of features of a token is a token of its own, t n + g: what l's token [cap] and
+     * token_start [T n + 1] then are. All other arrays of l, and index, stay what they are. */
+    void (*split)(es_pool *p, const es_entries *l, const es_prefixes *by, int T, int32_t *token, int32_t *token_start);
+    /* rows[T n, d], in: what each group decodes to; out: the errors of all prefixes that the group is in, summed, the error of prefix h being
+     * x[t] - groups 0 .. h. last[T, d]: the error of all; sum[T, d]: the sum over all prefixes. */
+    void (*prefix_errors)(es_pool *p, const float *x, const es_prefixes *by, int T, int d, float *rows, float *last, float *sum);
     /* Rows of w[n, d]: g -= (g . w) w, which keeps a step along unit rows; and w /= |w| (a row of zeros stays). */
     void (*project_rows)(es_pool *p, const float *w, float *g, int n, int d);
     void (*unit_rows)(es_pool *p, float *w, int n, int d);

@@ -2,6 +2,8 @@
  * is written to the workspace before the view shows it. */
 #include "studio.h"
 
+#include "es_cuda.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -50,6 +52,13 @@ void es_studio_say_status(es_studio *s, const char *fmt, ...)
     es_studio_changed(s);
     pthread_mutex_unlock(&s->lock);
     va_end(ap);
+}
+
+void es_studio_hear_card(es_studio *s)
+{
+    char text[240];
+    if (s->o.card && es_cuda_told(s->o.card, text, sizeof text))
+        es_studio_say_status(s, "%s", text);
 }
 
 bool es_studio_quitting(const es_studio *s)

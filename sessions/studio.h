@@ -197,6 +197,7 @@ struct es_studio {
 /* studio.c */
 void es_studio_changed(es_studio *s);                 /* with the lock held: a new view is worth drawing */
 void es_studio_say_status(es_studio *s, const char *fmt, ...) __attribute__((format(printf, 2, 3))); /* takes the lock */
+void es_studio_hear_card(es_studio *s);               /* what was left to the processor becomes the status; takes the lock; after each piece of work */
 bool es_studio_quitting(const es_studio *s);
 void es_studio_turn_free(es_turn_state *t);
 void es_studio_clear_history(es_studio *s);           /* lock held */

@@ -12,7 +12,7 @@ static int load_dictionary(es_studio *s, es_error *err)
 {
     if (!s->o.dictionary)
         return 0;
-    int rc = es_dictionary_open_with(&s->dictionary, s->o.dictionary, &(es_dictionary_options){.hashes = s->o.hashes}, err);
+    int rc = es_dictionary_open_with(&s->dictionary, s->o.dictionary, &(es_dictionary_options){.hashes = s->o.hashes, .card = s->o.card}, err);
     if (rc || (rc = es_dictionary_check_model(s->dictionary, s->model, err)))
         return rc;
     const es_dictionary_info *i = es_dictionary_get_info(s->dictionary);
@@ -849,6 +849,7 @@ void *es_studio_chat_main(void *studio)
         pthread_mutex_unlock(&s->lock);
         obey(s, c);
         es_studio_command_free(c);
+        es_studio_hear_card(s);
         pthread_mutex_lock(&s->lock);
     }
     pthread_mutex_unlock(&s->lock);

@@ -956,6 +956,7 @@ void *es_studio_work_main(void *studio)
         else
             measure_again(s);
         es_studio_command_free(c);
+        es_studio_hear_card(s);
         pthread_mutex_lock(&s->lock);
     }
     pthread_mutex_unlock(&s->lock);

@@ -186,6 +186,7 @@ static void *quick_main(void *studio)
             pthread_mutex_unlock(&l->lock);
             find(s, l, query, order);
             free(query);
+            es_studio_hear_card(s);
             pthread_mutex_lock(&l->lock);
         } else {
             pthread_cond_wait(&l->quick_wake, &l->lock);
@@ -327,6 +328,7 @@ static void *slow_main(void *studio)
             contrast(s, l, a, b);
             free(a);
             free(b);
+            es_studio_hear_card(s);
             pthread_mutex_lock(&l->lock);
         } else if (l->want_map) {
             l->want_map = false;

@@ -261,7 +261,7 @@ int es_adapter_copy(es_adapter **out, const es_adapter *a, es_error *err)
     c->arena = (es_arena){0};
     c->pool = NULL;
     memset(c->hook, 0, sizeof c->hook);
-    c->sink = (es_adapter_sink){0};
+    c->sink = (es_hook_sink){0};
     int rc = ES_OK;
     for (c->n_part = 0; !rc && c->n_part < a->n_part; c->n_part += !rc)
         rc = es_basis_copy(&c->part[c->n_part].basis, &a->part[c->n_part].basis, err);

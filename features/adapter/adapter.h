@@ -29,11 +29,6 @@ typedef struct es_adapter_entry { /* one adapted matrix: W' = W + B A, B = D^T M
     float *full;    /* B [d, rank]: of its own when constrained, inside param otherwise */
 } es_adapter_entry;
 
-typedef struct es_adapter_sink { /* where the hook's backward leaves the parameters' gradients (+=); grad NULL: nowhere */
-    float *grad;              /* [slots][n_param] */
-    const int *start, *slot;  /* of the batch's sequences, as es_batch and es_grad have them */
-} es_adapter_sink;
-
 struct es_adapter {
     es_adapter_options o;
     char model_hash[65];
@@ -56,7 +51,8 @@ struct es_adapter {
     float *input, *through;   /* gain, map: scratch of the hooks [K] */
     float scale;              /* gain, map: of the hooks that were lent last */
     es_hook hook[ES_PARTS_MAX];
-    es_adapter_sink sink;
+    es_hook_numbers numbers[ES_PARTS_MAX]; /* what they do, for a card */
+    es_hook_sink sink;
     es_pool *pool;            /* one thread: for the small products of refresh */
     es_arena arena;           /* everything above but bases and pool */
     int steps;

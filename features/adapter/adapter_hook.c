@@ -87,7 +87,7 @@ static void hook_backward(void *user, const float *h_in, float *dh, const int *p
     const es_adapter_place *at = user;
     es_adapter *a = at->owner;
     const es_vector_ops *v = es_vector();
-    const es_adapter_sink *sink = &a->sink;
+    const es_hook_sink *sink = &a->sink;
     size_t K = (size_t)at->K, n = (size_t)d;
     const float *D = es_adapter_rows(a, at->first), *enc = a->enc + (size_t)at->first * n, *param = a->param + at->first, *map = map_of(a, at, a->param);
     for (int t = 0, s = 0; t < T; t++) {
@@ -126,8 +126,12 @@ const es_hook *es_adapter_hook(es_adapter *a, float scale)
 {
     a->scale = scale;
     for (int i = 0; i < a->n_place; i++) {
+        const es_adapter_place *at = &a->place[i];
         a->place[i].owner = a;
-        a->hook[i] = (es_hook){.layer = a->place[i].layer, .forward = hook_forward, .backward = hook_backward, .user = &a->place[i]};
+        a->numbers[i] = (es_hook_numbers){.K = at->K, .enc = a->enc + (size_t)at->first * (size_t)a->d, .dec = es_adapter_rows(a, at->first), .bias = a->enc_bias + at->first,
+                                          .threshold = a->threshold + at->first, .coef = a->param + at->first, .map = map_of(a, at, a->param), .scale = scale,
+                                          .sink = &a->sink, .coef_at = (size_t)at->first, .map_at = (size_t)a->K + at->square};
+        a->hook[i] = (es_hook){.layer = at->layer, .forward = hook_forward, .backward = hook_backward, .user = &a->place[i], .numbers = &a->numbers[i]};
     }
     return a->hook;
 }

@@ -50,10 +50,10 @@ int es_learner_backward(es_learner *l, const es_pack *p, const es_patch *patch, 
     es_grad g = {.a = lora && !a->o.fixed_inputs ? l->grad_a : NULL, .b = lora ? l->grad_b : NULL,
                  .addend = a->o.form == ES_FORM_BIAS ? l->grad_v : NULL, .seq_slot = p->slot, .n_slot = n_slot};
     if (es_adapter_hooks(a))
-        a->sink = (es_adapter_sink){.grad = l->slot_b, .start = p->start, .slot = p->slot};
+        a->sink = (es_hook_sink){.grad = l->slot_b, .n = a->n_param, .start = p->start, .slot = p->slot};
     es_batch b = es_pack_batch(p);
     int rc = es_trainer_backward(l->trainer, &b, patch, p->dlogprob, dlogits, user, &g, lora ? a->o.first_layer : es_adapter_lowest(a), cancel, err);
-    a->sink = (es_adapter_sink){0};
+    a->sink = (es_hook_sink){0};
     return rc;
 }
 

@@ -44,6 +44,9 @@ int es_dictionary_open(es_dictionary **out, const char *path, es_error *err);
 typedef struct es_dictionary_options {
     bool mapped;  /* leave the matrices in the file whatever their size */
     bool no_hash; /* info.hash stays "": no pass over the whole file, for work that does not name the dictionary */
+    es_cuda *card; /* borrowed, and outlives the dictionary: batches worth the way are encoded there (encode_card.h); NULL: the processor does all */
+    size_t card_workspace; /* bytes; 0: 256 MB */
+    size_t card_least;     /* multiply-adds from which on a batch is worth the way; 0: 4 million */
     const char *hashes; /* folder of one's own where hashes of files over 16 MB are kept, by the file's place, size and times of change; NULL: none are */
 } es_dictionary_options;
 int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dictionary_options *o, es_error *err);
@@ -85,7 +88,7 @@ typedef struct es_sparse { /* rows of (index, value); row t is [start[t], start[
 void es_sparse_free(es_sparse *s);
 
 /* x[T,d] -> active features (value > 0). Source of the formulas: SAELens 6, sae_lens/saes. Features are taken in blocks: beside the result it needs
- * memory for a block's activations, and for a block of the encoder where that is mapped. */
+ * memory for a block's activations, and for a block of the encoder where that is mapped. On a card products are in f32 too. */
 int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int T, es_sparse *out, es_error *err);
 /* Only the named features: act[T,n]. topk dictionaries count the others' competition too. */
 int es_dictionary_encode_some(const es_dictionary *s, es_pool *p, const float *x, int T, const int *feature, int n, float *act, es_error *err);
@@ -130,7 +133,7 @@ typedef enum es_recipe { /* what a dictionary is trained with; train_loss.h has 
 } es_recipe;
 enum { ES_RECIPES = 6, ES_PREFIXES_MAX = 16 };
 const char *es_recipe_name(es_recipe r); /* "batchtopk", ...; NULL past the last */
-bool es_recipe_on_card(es_recipe r);     /* batchtopk only */
+bool es_recipe_on_card(es_recipe r);     /* those without a penalty */
 
 typedef struct es_dictionary_training {
     es_recipe recipe;
@@ -148,7 +151,7 @@ typedef struct es_dictionary_training {
     int threads;
     double checkpoint_seconds;
     bool half;                      /* write f16 weights */
-    es_cuda *card;                  /* borrowed; NULL: the processor. Only of batchtopk, another recipe is ES_ERR_USAGE. On a card products are in TF32 */
+    es_cuda *card;                  /* borrowed; NULL: the processor. A recipe that is not on a card is ES_ERR_USAGE. On a card products are in TF32 */
     size_t card_workspace;          /* bytes; 0: 256 MB */
     bool card_exact;                /* products in f32 */
 } es_dictionary_training;

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "dictionary.h"
+#include "encode_card.h"
 #include "vector.h"
 
 enum { TILE = 256, BLOCK = 16384, ROWS = 256, COLUMNS = 32, KEEP_HASH = 16 << 20 };
@@ -26,12 +27,14 @@ struct es_dictionary {
     float *threshold; /* [F]; zeros for standard and topk */
     float *dec_norm;  /* [F]; NULL: mapped, and not needed to encode */
     float *skip;      /* [d, d_out]; NULL: none */
+    es_encode_card *card; /* NULL: none was asked for */
 };
 
 void es_dictionary_free(es_dictionary *s)
 {
     if (!s)
         return;
+    es_encode_card_free(s->card);
     es_weights_free(&s->w);
     free(s->enc);
     free(s->dec);
@@ -121,6 +124,26 @@ void es_dictionary_encoder(const es_dictionary *s, int feature, float *out, floa
         *bias = s->bias[feature];
     if (threshold)
         *threshold = s->threshold[feature];
+}
+
+void es_dictionary_encoder_rows(const es_dictionary *s, int first, int n, float *out, float *bias, float *threshold)
+{
+    size_t d = (size_t)s->info.d;
+    bool rescale = s->info.architecture == ES_SAE_TOPK && s->info.rescale_acts_by_decoder_norm;
+    if (s->enc)
+        memcpy(out, s->enc + (size_t)first * d, (size_t)n * d * sizeof *out);
+    else
+        es_matrix_rows(&s->w.enc, (size_t)first, (size_t)n, out);
+    for (int i = 0; i < n; i++) {
+        int j = first + i;
+        float by = (s->mag ? s->mag[j] : 1) * (rescale ? s->dec_norm[j] : 1);
+        for (size_t k = 0; by != 1 && k < d; k++)
+            out[(size_t)i * d + k] *= by;
+        bias[i] = s->bias[j] * (rescale ? s->dec_norm[j] : 1);
+        threshold[i] = fmaxf(s->threshold[j], 0);
+    }
+    if (!s->enc)
+        es_matrix_release(&s->w.enc);
 }
 
 /* ---- opening ------------------------------------------------------------------------------------------------------------------- */
@@ -255,6 +278,8 @@ int es_dictionary_open_with(es_dictionary **out, const char *path, const es_dict
         rc = hash_file(s, o->hashes, err);
     if (!mapped)
         es_weights_free(&s->w);
+    if (!rc && o->card)
+        rc = es_encode_card_open(&s->card, s, o, err);
     if (rc)
         es_dictionary_free(s);
     else
@@ -299,7 +324,7 @@ void es_sparse_free(es_sparse *s)
     *s = (es_sparse){0};
 }
 
-static int sparse_room(es_sparse *s, size_t rows, size_t n, es_error *err)
+int es_sparse_room(es_sparse *s, size_t rows, size_t n, es_error *err)
 {
     if (rows + 1 > s->cap_rows) {
         size_t *p = realloc(s->start, (rows + 1) * sizeof *p);
@@ -536,7 +561,7 @@ static int take_found(es_sparse *out, int t0, int T, const encode_job *b, es_err
     size_t at = out->start[t0], need = at;
     for (int t = 0; t < b->T; t++)
         need += (size_t)b->found[t].n;
-    int rc = sparse_room(out, (size_t)T, need, err);
+    int rc = es_sparse_room(out, (size_t)T, need, err);
     for (int t = 0; t < b->T && !rc; t++) {
         for (int i = 0; i < b->found[t].n; i++, at++) {
             out->index[at] = b->found[t].e[i].j;
@@ -548,8 +573,7 @@ static int take_found(es_sparse *out, int t0, int T, const encode_job *b, es_err
     return rc;
 }
 
-/* Rows as the encoder sees them: x itself, or made in `in`. */
-static const float *input_rows(const es_dictionary *s, const float *x, int n, float *in)
+const float *es_dictionary_input(const es_dictionary *s, const float *x, int n, float *in)
 {
     size_t d = (size_t)s->info.d;
     float mean;
@@ -558,7 +582,7 @@ static const float *input_rows(const es_dictionary *s, const float *x, int n, fl
     return in ? in : x;
 }
 
-static bool changes_input(const es_dictionary *s)
+bool es_dictionary_changes_input(const es_dictionary *s)
 {
     return s->norm != ES_NORM_NONE || s->info.apply_b_dec_to_input;
 }
@@ -566,12 +590,12 @@ static bool changes_input(const es_dictionary *s)
 int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int T, es_sparse *out, es_error *err)
 {
     size_t d = (size_t)s->info.d, F = (size_t)s->info.n_features;
-    int tile = T < TILE ? T : TILE, rc = sparse_room(out, (size_t)T, (size_t)T * 48, err);
+    int tile = T < TILE ? T : TILE, rc = es_sparse_room(out, (size_t)T, (size_t)T * 48, err);
     if (rc)
         return rc;
     out->n_rows = T;
     out->start[0] = 0;
-    if (T == 0)
+    if (T == 0 || es_encode_card_does(s->card, p, x, T, out))
         return ES_OK;
     size_t block = s->enc ? (size_t)(1 << 22) / (size_t)tile : BLOCK;
     if (block > F)
@@ -579,8 +603,8 @@ int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int
     bool panel = !s->enc && !es_matrix_f32(&s->w.enc), topk = s->info.architecture == ES_SAE_TOPK;
     encode_job job = {.s = s, .pre = es_calloc((size_t)tile * block, sizeof(float)), .panel = panel ? es_calloc(block * d, sizeof(float)) : NULL,
                       .found = es_calloc((size_t)tile, sizeof(found))};
-    float *in = changes_input(s) ? es_calloc((size_t)tile * d, sizeof *in) : NULL;
-    bool ok = job.pre && job.found && (job.panel || !panel) && (in || !changes_input(s));
+    float *in = es_dictionary_changes_input(s) ? es_calloc((size_t)tile * d, sizeof *in) : NULL;
+    bool ok = job.pre && job.found && (job.panel || !panel) && (in || !es_dictionary_changes_input(s));
     for (int t = 0; t < tile && topk && ok; t++) {
         job.found[t].cap = s->info.k;
         job.found[t].e = es_calloc((size_t)s->info.k, sizeof(entry));
@@ -590,7 +614,7 @@ int es_dictionary_encode(const es_dictionary *s, es_pool *p, const float *x, int
         rc = es_fail(err, ES_ERR_MEMORY, "not enough memory to encode %d tokens", T);
     for (int t0 = 0; t0 < T && !rc; t0 += tile) {
         job.T = T - t0 < tile ? T - t0 : tile;
-        job.x = input_rows(s, x + (size_t)t0 * d, job.T, in);
+        job.x = es_dictionary_input(s, x + (size_t)t0 * d, job.T, in);
         rc = encode_tile(&job, p, block, err);
         if (!rc)
             rc = take_found(out, t0, T, &job, err);
@@ -636,7 +660,7 @@ int es_dictionary_encode_some(const es_dictionary *s, es_pool *p, const float *x
     const es_vector_ops *ops = es_vector();
     for (int t0 = 0; t0 < T; t0 += tile) {
         int rows = T - t0 < tile ? T - t0 : tile;
-        const float *from = input_rows(s, x + (size_t)t0 * d, rows, in);
+        const float *from = es_dictionary_input(s, x + (size_t)t0 * d, rows, in);
         for (int i = 0; i < n; i++) {
             int j = feature[i];
             const float *e = encoder_row(s, j, row);

@@ -1,4 +1,4 @@
-/* A step of the recipe batchtopk on a card: what train_step.c does, in the ops of kernels.h and sparse.h. The batch goes up, a few figures come down; while
+/* A step of the recipes batchtopk, topk and matryoshka on a card: what train_step.c does, in the ops of kernels.h and sparse.h. The batch goes up, a few figures come down; while
  * the card works, the processor reads the next batch. No matrix of tokens times features is ever whole in memory.
  *
  * Dead features' rows are gathered, go through the same ops as a small dictionary, and their gradients are put back among the others'. */
@@ -25,6 +25,9 @@ struct es_train_card {
     float *x, *e, *hat, *grad, *g, *g_bias, *g_b_dec;
     int *where; /* [B] 0; -1 where a row stands for b_dec */
     es_entries main;
+    es_entries parts;      /* matryoshka: main, each prefix's part of a token by itself. Otherwise main */
+    es_prefixes by;        /* n 1: not matryoshka */
+    float *rows, *sum;     /* matryoshka: [B n, d] the errors that each part sees; [B, d] of all prefixes. Otherwise e */
     /* of dead features, room for cap_dead */
     size_t cap_dead;
     int32_t *dead;
@@ -62,6 +65,14 @@ static void layout(const es_train *t, struct es_train_card *c, es_arena *a)
     c->where = take(a, t->B);
     c->grad = take(a, cap);
     take_entries(a, &c->main, cap, t->B, F);
+    c->parts = c->main;
+    c->rows = c->sum = c->e;
+    if (c->by.n > 1) {
+        c->rows = take(a, t->B * (size_t)c->by.n * d);
+        c->sum = take(a, t->B * d);
+        c->parts.token = take(a, cap);
+        c->parts.token_start = take(a, t->B * (size_t)c->by.n + 1);
+    }
 }
 
 static void dead_layout(const es_train *t, struct es_train_card *c, size_t n, es_arena *a)
@@ -99,6 +110,9 @@ static int fill(es_train *t, struct es_train_card *c, es_error *err)
 {
     c->k = es_cuda_table();
     c->s = es_cuda_sparse();
+    c->by.n = t->n_prefix;
+    for (int g = 0; g < t->n_prefix; g++)
+        c->by.end[g] = (int32_t)t->prefix[g];
     c->host_where = es_calloc(t->B, sizeof *c->host_where);
     c->feature_start = es_calloc(t->F + 1, sizeof *c->feature_start);
     c->value = es_calloc(t->B * (size_t)t->o.k, sizeof *c->value);
@@ -220,6 +234,20 @@ static void error_of(const es_train *t, const es_entries *l, const float *dec, c
     c->k->axpy(c->pool, -1, c->hat, out, n);
 }
 
+/* What the batch's entries leave unexplained: c->e, and of matryoshka what each prefix does. */
+static void main_errors(const es_train *t)
+{
+    const struct es_train_card *c = t->card;
+    const int B = (int)t->B, d = (int)t->d;
+    if (c->by.n == 1) {
+        error_of(t, &c->main, c->p[ES_P_DEC].w, c->x, B, c->e);
+        return;
+    }
+    c->s->split(c->pool, &c->main, &c->by, B, c->parts.token, c->parts.token_start);
+    c->s->decode(c->pool, &c->parts, c->p[ES_P_DEC].w, NULL, B * c->by.n, d, c->rows);
+    c->s->prefix_errors(c->pool, c->x, &c->by, B, d, c->rows, c->e, c->sum);
+}
+
 static float aux_slope(const es_train *t)
 {
     return (float)(-t->o.aux_weight * 2 / (double)t->A);
@@ -278,11 +306,11 @@ static void update(const es_train *t, bool aux)
     if (aux)
         add_dead(t, c->x, c->aux_grad, 1, true);
     c->k->gemm(c->pool, true, false, d, 1, F, -1, c->p[ES_P_ENC].w, d, c->g_bias, 1, 0, c->g_b_dec, 1); /* b_dec is taken off the encoder's input */
-    c->k->add_vector_back(c->pool, c->e, c->where, -1, slope, B, d, c->g_b_dec);
+    c->k->add_vector_back(c->pool, c->sum, c->where, -1, slope, B, d, c->g_b_dec); /* all prefixes have it */
     adam(t, ES_P_ENC, c->g);
     adam(t, ES_P_B_ENC, c->g_bias);
     c->k->clear(c->pool, c->g, n * sizeof(float));
-    c->s->feature_back(c->pool, &c->main, c->e, c->main.value, F, d, slope, c->g, NULL);
+    c->s->feature_back(c->pool, &c->parts, c->rows, c->main.value, F, d, slope, c->g, NULL);
     if (aux)
         add_dead(t, c->aux_e, c->aux.value, aux_slope(t), false);
     c->s->project_rows(c->pool, c->p[ES_P_DEC].w, c->g, F, d);
@@ -341,7 +369,9 @@ static int take_in(es_train *t, double variance, es_error *err)
         over += (double)c->value[i] > t->threshold;
         smallest = fminf(smallest, c->value[i]);
     }
-    if (count[0] > 0)
+    if (!es_train_by_batch(t->o.recipe))
+        over = (size_t)count[0];
+    else if (count[0] > 0)
         es_train_smallest(t, smallest);
     t->l0 += ((double)over / (double)t->B - t->l0) * es_train_running_share(t);
     for (size_t j = 0; j < t->F; j++)
@@ -366,11 +396,11 @@ static int step(es_train *t, es_error *err)
     c->k->upload(c->pool, c->x, t->x, t->B * t->d * sizeof *t->x);
     c->k->upload(c->pool, c->where, c->host_where, t->B * sizeof *c->host_where);
     c->k->add_vector(c->pool, c->x, c->where, 0, -1, c->p[ES_P_B_DEC].w, B, d);
-    const es_encoder e = {.keep = ES_KEEP_BATCH, .F = (int)t->F, .d = d, .k = t->o.k, .enc = c->p[ES_P_ENC].w, .bias = c->p[ES_P_B_ENC].w};
+    const es_encoder e = {.keep = t->o.recipe == ES_TRAIN_TOPK ? ES_KEEP_TOKEN : ES_KEEP_BATCH, .F = (int)t->F, .d = d, .k = t->o.k, .enc = c->p[ES_P_ENC].w, .bias = c->p[ES_P_B_ENC].w};
     c->s->encode(c->pool, &e, c->x, B, &c->main);
     c->s->index(c->pool, &c->main, B, (int)t->F);
-    error_of(t, &c->main, c->p[ES_P_DEC].w, c->x, B, c->e);
-    c->s->value_back(c->pool, &c->main, c->e, c->p[ES_P_DEC].w, B, d, -2 / (float)t->B, c->grad);
+    main_errors(t);
+    c->s->value_back(c->pool, &c->parts, c->rows, c->p[ES_P_DEC].w, B * c->by.n, d, -2 / (float)t->B, c->grad);
     const bool aux = auxiliary(t);
     es_train_rate(t);
     update(t, aux);

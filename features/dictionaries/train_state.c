@@ -18,7 +18,7 @@ const char *es_recipe_name(es_recipe r)
 
 bool es_recipe_on_card(es_recipe r)
 {
-    return r == ES_TRAIN_BATCHTOPK;
+    return r == ES_TRAIN_BATCHTOPK || r == ES_TRAIN_TOPK || r == ES_TRAIN_MATRYOSHKA;
 }
 
 es_dictionary_training es_dictionary_training_default(void)
@@ -130,7 +130,9 @@ int es_train_check(const es_dictionary_training *o, int d, es_error *err)
         || o->aux_k < 0 || o->aux_k > o->n_features || (unsigned)o->recipe >= ES_RECIPES)
         return es_fail(err, ES_ERR_USAGE, "training: features, k <= features, batch and tokens must be positive (batch at most 65536)");
     if (o->card && !es_recipe_on_card(o->recipe))
-        return es_fail(err, ES_ERR_USAGE, "training: a card trains batchtopk only; the recipe %s needs --device cpu", es_recipe_name(o->recipe));
+        return es_fail(err, ES_ERR_USAGE, "training: a card trains batchtopk, topk and matryoshka; the recipe %s needs --device cpu", es_recipe_name(o->recipe));
+    if (o->card && o->recipe == ES_TRAIN_TOPK && o->k > ES_TOP_MAX)
+        return es_fail(err, ES_ERR_USAGE, "training: on a card topk keeps at most %d activations a token; %d need --device cpu", (int)ES_TOP_MAX, o->k);
     if (!(o->sparsity >= 0) || !(o->sparsity_warmup >= 0) || !(o->bandwidth > 0))
         return es_fail(err, ES_ERR_USAGE, "training: the penalty's weight and warm-up cannot be below 0, the bandwidth must be above");
     for (int i = 0; i < o->n_prefix; i++)

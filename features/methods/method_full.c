@@ -245,6 +245,7 @@ static int checkpoint(full *m, es_step_report *out, const volatile bool *cancel,
     bool passed = false;
     double gain = 0, kl = 0;
     int rc = judge(m, &passed, &gain, &kl, reason, sizeof reason, cancel, err);
+    rc = rc ? rc : es_tune_settle(m->tune, err);
     rc = rc ? rc : path_of(m, path, steps, err);
     more_of(m, more, true);
     rc = rc ? rc : es_weights_save(m->own, path, ES_TENSOR_F32, more, 2, NULL, err);
@@ -383,9 +384,11 @@ static int full_step(void *self, es_step_report *out, const volatile bool *cance
 static int full_view(void *self, es_variant *out, es_error *err)
 {
     full *m = self;
-    (void)err;
     if (m->folder && !m->shown)
         return ES_OK;
+    int rc = m->folder ? ES_OK : es_tune_settle(m->tune, err); /* some read a model's numbers in host memory */
+    if (rc)
+        return rc;
     out->model = m->folder ? m->shown->m : m->own;
     out->lowest_layer = 0;
     return ES_OK;
@@ -396,7 +399,8 @@ static int full_copy(void *self, es_variant *out, es_error *err)
     full *m = self;
     if (!m->folder && (!m->shown || m->shown->steps != es_tune_steps(m->tune))) {
         answer *next = NULL;
-        int rc = answer_new(&next, m, err);
+        int rc = es_tune_settle(m->tune, err);
+        rc = rc ? rc : answer_new(&next, m, err);
         rc = rc ? rc : es_model_assign(next->m, m->own, err);
         if (rc) {
             answer_drop(next);

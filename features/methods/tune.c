@@ -35,6 +35,9 @@ struct es_tune {
     float **grad_a, **grad_b;             /* [n_entry] into grad */
     int n_entry, steps;
     es_arena arena;
+    bool kept;              /* with a card: parameters, gradient and moments stay there between steps; the arrays here are a copy */
+    bool ahead, handed_out; /* the copy is older; somebody has been given it and may have written there */
+    int copied_steps;       /* steps behind the copy */
 
     es_item *item;
     int n, cap;
@@ -201,6 +204,17 @@ static int open_parts(es_tune *t, es_error *err)
     return rc ? rc : es_pack_open(&t->pack, cap, t->d, err);
 }
 
+/* With a card the numbers stay there, if it has the room. */
+static void keep_on_card(es_tune *t)
+{
+    const es_kept k = {.param = t->param, .grad = t->grad, .first = t->first, .second = t->second, .n = t->n_param};
+    es_error why;
+    int rc = es_trainer_keep(t->trainer, &k, &why);
+    t->kept = rc == ES_OK;
+    if (rc == ES_ERR_MEMORY && es_model_card(t->m))
+        es_cuda_tell(es_model_card(t->m), "what is learned stays in this machine's memory and is moved by the processor: %.180s", why.text);
+}
+
 int es_tune_open(es_tune **out, es_model *base, es_model *own, const es_tune_options *o, es_error *err)
 {
     *out = NULL;
@@ -224,6 +238,7 @@ int es_tune_open(es_tune **out, es_model *base, es_model *own, const es_tune_opt
         es_tune_free(t);
         return rc;
     }
+    keep_on_card(t);
     *out = t;
     return ES_OK;
 }
@@ -278,16 +293,25 @@ int es_tune_steps(const es_tune *t)
 
 void es_tune_set_steps(es_tune *t, int steps)
 {
-    t->steps = steps > 0 ? steps : 0;
+    t->steps = t->copied_steps = steps > 0 ? steps : 0; /* with values and moments that were handed out */
+}
+
+/* The copy, for a caller who may write there. A card that is lost on the way leaves it as it was, and the next step tells. */
+static void hand_out(es_tune *t)
+{
+    es_tune_settle(t, NULL);
+    t->handed_out = true;
 }
 
 float *es_tune_moment(es_tune *t, int which)
 {
+    hand_out(t);
     return which ? t->second : t->first;
 }
 
 float *es_tune_values(es_tune *t)
 {
+    hand_out(t);
     return t->param;
 }
 
@@ -303,6 +327,41 @@ static es_patch patch_of(const es_tune *t)
     return (es_patch){.lowrank = t->lowrank, .n_lowrank = t->n_entry};
 }
 
+/* The card is lost, and with it the steps since the copy was made: learning goes on from there, on the processor. */
+static int lost(es_tune *t, es_error *err)
+{
+    int gone = t->steps - t->copied_steps;
+    t->kept = t->ahead = false;
+    t->steps = t->copied_steps;
+    return es_fail(err, ES_ERR_DEVICE, "the card was lost, and %d step%s of learning with it; it goes on after step %d", gone, gone == 1 ? "" : "s", t->steps);
+}
+
+/* The copy becomes what the parameters are. */
+int es_tune_settle(es_tune *t, es_error *err)
+{
+    if (!t->kept || !t->ahead)
+        return ES_OK;
+    int rc = es_trainer_kept_down(t->trainer, err);
+    if (rc)
+        return es_trainer_keeps(t->trainer) ? rc : lost(t, err);
+    t->ahead = false;
+    t->copied_steps = t->steps;
+    return ES_OK;
+}
+
+/* Before the parameters are used there: what was written into the copy goes up. */
+static int get_ready(es_tune *t, es_error *err)
+{
+    if (!t->kept || !t->handed_out)
+        return ES_OK;
+    int rc = es_trainer_kept_up(t->trainer, err);
+    if (rc && !es_trainer_keeps(t->trainer))
+        return lost(t, err);
+    t->handed_out = rc != 0;
+    t->copied_steps = t->steps;
+    return rc;
+}
+
 /* The residual below the first layer that is run, where that is not the ids themselves. */
 static int need_residual(es_tune *t, es_sequence *s, const volatile bool *cancel, es_error *err)
 {
@@ -315,7 +374,10 @@ static int forward(es_tune *t, bool base, const volatile bool *cancel, es_error 
     es_batch b = es_pack_batch(&t->pack);
     es_patch patch = patch_of(t);
     es_trainer *use = base ? t->scorer : t->trainer;
-    int rc = es_trainer_forward(use, &b, t->lowest > 0 ? t->pack.resid : NULL, base ? NULL : &patch, NULL, 0, t->pack.logprob, cancel, err);
+    int rc = get_ready(t, err);
+    rc = rc ? rc : es_trainer_forward(use, &b, t->lowest > 0 ? t->pack.resid : NULL, base ? NULL : &patch, NULL, 0, t->pack.logprob, cancel, err);
+    if (t->kept && !es_trainer_keeps(t->trainer))
+        return lost(t, err);
     if (!rc)
         es_pack_means(&t->pack);
     return rc;
@@ -329,7 +391,8 @@ static int backward(es_tune *t, void (*dlogits)(void *user, int token, const flo
     es_grad g = {.a = t->grad_a, .b = t->grad_b};
     if (t->o.weights)
         g = (es_grad){.weights = t->grad};
-    return es_trainer_backward(t->trainer, &b, &patch, t->pack.dlogprob, dlogits, user, &g, t->o.weights ? -1 : t->lowest, cancel, err);
+    int rc = es_trainer_backward(t->trainer, &b, &patch, t->pack.dlogprob, dlogits, user, &g, t->o.weights ? -1 : t->lowest, cancel, err);
+    return t->kept && !es_trainer_keeps(t->trainer) ? lost(t, err) : rc;
 }
 
 static int too_long(const es_tune *t, int n, es_error *err)
@@ -694,10 +757,42 @@ static void adam_part(void *user, int part, int parts)
     adam_range(a, middle, to, 1);
 }
 
+/* What may move the parameters; *scale: what the gradient is cut to. */
+static int check_step(const es_tune *t, double square, double *scale, es_step_report *out, es_error *err)
+{
+    *scale = 1;
+    if (!isfinite(out->loss) || !isfinite(out->kl) || !isfinite(square))
+        return es_fail(err, ES_ERR_LIMIT, "step %d refused: its %s is not a number; nothing has moved", t->steps + 1, isfinite(square) ? "loss" : "gradient");
+    if (t->o.clip > 0 && square > t->o.clip * t->o.clip) {
+        *scale = t->o.clip / sqrt(square);
+        out->guard = "clip";
+    }
+    return ES_OK;
+}
+
+/* The same on the card. */
+static int move_kept(es_tune *t, es_step_report *out, es_error *err)
+{
+    double square;
+    es_adam a = {.rate = t->o.rate, .beta1 = t->o.beta1, .beta2 = t->o.beta2, .epsilon = t->o.epsilon, .decay = t->o.decay, .step = t->steps + 1, .n_decay = t->n_decay};
+    int rc = es_trainer_kept_gradient(t->trainer, NULL, &square, err);
+    rc = rc ? rc : check_step(t, square, &a.scale, out, err);
+    rc = rc ? rc : es_trainer_kept_adam(t->trainer, &a, err);
+    if (!es_trainer_keeps(t->trainer))
+        return lost(t, err);
+    if (rc)
+        return rc;
+    t->ahead = true;
+    t->steps++;
+    return ES_OK;
+}
+
 /* Moves the parameters by what lies in grad; refuses what is no number. */
 static int move(es_tune *t, es_step_report *out, es_error *err)
 {
-    double n = t->steps + 1, square = 0;
+    if (t->kept)
+        return move_kept(t, out, err);
+    double n = t->steps + 1, square = 0, scale;
     adam a = {.p = t->param, .g = t->grad, .m = t->first, .v = t->second, .n = t->n_param, .n_decay = t->n_decay, .b1 = (float)t->o.beta1,
               .b2 = (float)t->o.beta2, .scale = 1, .step = (float)(t->o.rate / (1 - pow(t->o.beta1, n))), .unbias = (float)(1 / (1 - pow(t->o.beta2, n))),
               .epsilon = (float)t->o.epsilon, .keep = (float)(1 - t->o.rate * t->o.decay)};
@@ -707,12 +802,10 @@ static int move(es_tune *t, es_step_report *out, es_error *err)
         es_pool_run(t->pool, square_part, &a);
     for (int i = 0; i < MAX_PARTS; i++)
         square += a.square[i];
-    if (!isfinite(out->loss) || !isfinite(out->kl) || !isfinite(square))
-        return es_fail(err, ES_ERR_LIMIT, "step %d refused: its %s is not a number; nothing has moved", t->steps + 1, isfinite(square) ? "loss" : "gradient");
-    if (t->o.clip > 0 && square > t->o.clip * t->o.clip) {
-        a.scale = (float)(t->o.clip / sqrt(square));
-        out->guard = "clip";
-    }
+    int rc = check_step(t, square, &scale, out, err);
+    if (rc)
+        return rc;
+    a.scale = (float)scale;
     es_pool_run(t->pool, adam_part, &a);
     if (t->o.weights)
         es_model_changed(t->m);
@@ -730,7 +823,10 @@ static void clear_part(void *user, int part, int parts)
 
 static void clear_gradient(es_tune *t)
 {
-    es_pool_run(t->pool, clear_part, t);
+    if (t->kept)
+        es_trainer_kept_clear(t->trainer);
+    else
+        es_pool_run(t->pool, clear_part, t);
 }
 
 /* ---- steps ------------------------------------------------------------------------------------------------------------------------- */
@@ -848,7 +944,9 @@ int es_tune_gradient(es_tune *t, double *loss, float *gradient, es_error *err)
     clear_gradient(t);
     int rc = learn_items(t, t->chosen, n, gradient != NULL, &out, NULL, err);
     *loss = out.loss;
-    if (!rc && gradient)
+    if (!rc && gradient && t->kept)
+        rc = es_trainer_kept_gradient(t->trainer, gradient, NULL, err);
+    else if (!rc && gradient)
         memcpy(gradient, t->grad, t->n_param * sizeof *gradient);
     return rc;
 }
@@ -896,6 +994,7 @@ int es_tune_sample(es_tune *t, const es_asked *asked, int n, int max_new, es_seq
                                   .sampling = {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = es_rng_next(&t->rng)}};
     }
     es_patch patch = patch_of(t);
+    rc = rc || t->o.weights ? rc : es_tune_settle(t, err); /* a model's weights are read where they are */
     rc = rc ? rc : sample_context(t, t->o.max_prompt + max_new, n, err);
     if (!rc) {
         es_context_set_patch(t->context, &patch);
@@ -919,7 +1018,9 @@ int es_tune_sample(es_tune *t, const es_asked *asked, int n, int max_new, es_seq
 
 int es_tune_view(es_tune *t, es_variant *out, es_error *err)
 {
-    (void)err;
+    int rc = t->o.weights ? ES_OK : es_tune_settle(t, err);
+    if (rc)
+        return rc;
     out->model = t->m;
     out->patch = patch_of(t);
     out->lowest_layer = t->lowest;
@@ -939,10 +1040,13 @@ static void copied_free(void *owned)
     free(c);
 }
 
-int es_tune_copy(const es_tune *t, es_variant *out, es_error *err)
+int es_tune_copy(es_tune *t, es_variant *out, es_error *err)
 {
     if (t->o.weights)
         return es_fail(err, ES_ERR_USAGE, "a model's weights are copied by its owner");
+    int rc = es_tune_settle(t, err);
+    if (rc)
+        return rc;
     copied *c = es_calloc(1, sizeof *c);
     if (c) {
         c->lowrank = es_calloc((size_t)t->n_entry, sizeof *c->lowrank);

@@ -76,13 +76,18 @@ int es_tune_sample(es_tune *t, const es_asked *asked, int n, int max_new, es_seq
 
 /* Low-rank updates only: the patch follows the parameters, borrowed; and a copy of its own for es_variant (release set). */
 int es_tune_view(es_tune *t, es_variant *out, es_error *err);
-int es_tune_copy(const es_tune *t, es_variant *out, es_error *err);
+int es_tune_copy(es_tune *t, es_variant *out, es_error *err);
 
 /* Mean KL(base || adapted) over the tokens of all anchor texts, whether o->anchor asks for them or not. */
 int es_tune_anchor_kl(es_tune *t, double *kl, const volatile bool *cancel, es_error *err);
 
 /* Mean gain (pack.h) over the experiences, where the parameters stand. */
 int es_tune_gain(es_tune *t, double *gain, const volatile bool *cancel, es_error *err);
+
+/* On a card the parameters, their gradient and Adam's moments stay there from step to step, where it has the room. Whoever reads a thawed model's numbers in host memory
+ * calls settle first: they come down, with the moments, if they are not there already; values and moment, view and copy of low-rank updates do so themselves.
+ * A card that is lost takes the steps since with it: one call fails with ES_ERR_DEVICE, and learning goes on from the last copy on the processor. */
+int es_tune_settle(es_tune *t, es_error *err);
 
 /* For checkpoints: Adam's first (0) and second (1) moment, in es_tune_values' order, and the steps behind them. */
 float *es_tune_moment(es_tune *t, int which);

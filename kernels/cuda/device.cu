@@ -49,13 +49,43 @@ int es_cuda_open(int index, es_cuda **out, es_error *err)
     c->minor = prop.minor;
     c->memory = prop.totalGlobalMem;
     snprintf(c->name, sizeof c->name, "%.*s", (int)sizeof c->name - 1, prop.name);
+    pthread_mutex_init(&c->telling, NULL);
     *out = c;
     return ES_OK;
 }
 
 void es_cuda_close(es_cuda *c)
 {
+    if (c)
+        pthread_mutex_destroy(&c->telling);
     free(c);
+}
+
+// A text that was handed over stays in its place and is not told again until later ones have taken it.
+void es_cuda_tell(es_cuda *c, const char *fmt, ...)
+{
+    char text[sizeof c->told[0]];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    pthread_mutex_lock(&c->telling);
+    bool known = c->told_to - c->told_from == ES_TOLD;
+    for (int i = 0; i < ES_TOLD; i++)
+        known = known || !strcmp(c->told[i], text);
+    if (!known)
+        memcpy(c->told[c->told_to++ % ES_TOLD], text, sizeof text);
+    pthread_mutex_unlock(&c->telling);
+}
+
+bool es_cuda_told(es_cuda *c, char *out, size_t n)
+{
+    pthread_mutex_lock(&c->telling);
+    const bool any = c->told_from != c->told_to;
+    if (any)
+        snprintf(out, n, "%s", c->told[c->told_from++ % ES_TOLD]);
+    pthread_mutex_unlock(&c->telling);
+    return any;
 }
 
 void es_cuda_describe(const es_cuda *c, char *out, size_t n)
@@ -102,6 +132,12 @@ static bool passing(cudaError_t e)
            e == cudaErrorGraphExecUpdateFailure || e == cudaErrorStreamCaptureUnsupported || e == cudaErrorStreamCaptureInvalidated;
 }
 
+static void lose(es_cuda *c, cudaError_t e)
+{
+    if (!__atomic_exchange_n(&c->lost, true, __ATOMIC_RELAXED))
+        es_cuda_tell(c, "card %d (%s) was lost (%s): what it did, the processor does from now on", c->index, c->name, cudaGetErrorString(e));
+}
+
 void es_stream_fail(es_stream *s, int code, const char *fmt, ...)
 {
     if (s->code)
@@ -120,7 +156,7 @@ void es_stream_check(es_stream *s, cudaError_t e, const char *what)
         return;
     cudaGetLastError();
     if (!passing(e))
-        __atomic_store_n(&s->card->lost, true, __ATOMIC_RELAXED);
+        lose(s->card, e);
     if (e == cudaErrorMemoryAllocation)
         es_stream_fail(s, ES_ERR_MEMORY, "the card's memory is used up (%s); lower the context, the batch or the number of models on it", what);
     else
@@ -336,7 +372,7 @@ static int alloc(es_pool *p, void **out, size_t bytes, es_error *err)
     if (e == cudaErrorMemoryAllocation)
         return out_of_memory(s->card, bytes, err);
     if (!passing(e))
-        __atomic_store_n(&s->card->lost, true, __ATOMIC_RELAXED);
+        lose(s->card, e);
     return es_fail(err, ES_ERR_DEVICE, "card %d (%s): %s", s->card->index, s->card->name, cudaGetErrorString(e));
 }
 

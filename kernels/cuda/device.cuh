@@ -9,6 +9,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <pthread.h>
+
 #include <math.h> // before the C headers, which may then be inside extern "C"
 #include <stdarg.h>
 #include <stdio.h>
@@ -20,11 +22,16 @@ extern "C" {
 #include "internal.h"
 }
 
+enum { ES_TOLD = 4 };
+
 struct es_cuda {
     int index, sms, major, minor;
     char name[128];
     size_t memory;
     bool lost; // written by any thread of the card's, with __atomic stores
+    pthread_mutex_t telling; // of what follows
+    char told[ES_TOLD][300]; // told[i % ES_TOLD] for i in [told_from, told_to): nobody had them yet
+    unsigned told_from, told_to;
 };
 
 struct es_blas; // blas.cu: a cuBLAS handle, or none

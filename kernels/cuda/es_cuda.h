@@ -21,6 +21,10 @@ void es_cuda_memory(const es_cuda *c, size_t *free_bytes, size_t *total_bytes);
 /* true once the driver has lost the card (any error that outlives a call): its memory is gone and every pool of it only fails. The session
  * goes on with the CPU table and what it holds in host memory. */
 bool es_cuda_lost(const es_cuda *c);
+/* For the person: that something was left to the processor, and why; that the card was lost is told by itself. tell keeps what is new among the last
+ * few texts; told hands over the oldest that nobody had yet, once. Any thread. */
+void es_cuda_tell(es_cuda *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+bool es_cuda_told(es_cuda *c, char *out, size_t n);
 
 /* How products of many tokens are done: with f32 throughout, with TF32 (inputs cut to 10 bits), or with both sides rounded to bfloat16.
  * matmul with `exact`, and products of few tokens (up to ES_CUDA_ROWS) with a weight, are f32 in any case. */

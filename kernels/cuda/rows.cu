@@ -252,6 +252,51 @@ static __global__ void adam_each(float *x, const float *g, float *m, float *v, s
     }
 }
 
+// Each block's share into part[block], then one block's sum of those: the same order each time.
+static __device__ __forceinline__ double block_sum_double(double v, double *red)
+{
+    red[threadIdx.x] = v;
+    for (int step = blockDim.x / 2; step > 0; step >>= 1) {
+        __syncthreads();
+        if ((int)threadIdx.x < step)
+            red[threadIdx.x] += red[threadIdx.x + step];
+    }
+    __syncthreads();
+    return red[0];
+}
+
+static __global__ void square_parts(const float *x, size_t n, double *part)
+{
+    ES_SHARED(double, red);
+    double sum = 0;
+    ES_EACH(i, n) sum += (double)x[i] * x[i];
+    sum = block_sum_double(sum, red);
+    if (threadIdx.x == 0)
+        part[blockIdx.x] = sum;
+}
+
+static __global__ void add_parts(const double *part, int n, double *out)
+{
+    ES_SHARED(double, red);
+    double sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        sum += part[i];
+    sum = block_sum_double(sum, red);
+    if (threadIdx.x == 0)
+        *out = sum;
+}
+
+static void sum_squares(es_pool *p, const float *x, size_t n, double *out)
+{
+    es_stream *s = es_stream_of(p);
+    int blocks = es_grid_for(s, n, THREADS);
+    if ((size_t)blocks * sizeof(double) > s->o.workspace)
+        blocks = (int)(s->o.workspace / sizeof(double));
+    double *part = (double *)s->work;
+    ES_LAUNCH(s, square_parts, blocks, THREADS, THREADS * sizeof(double), x, n, part);
+    ES_LAUNCH(s, add_parts, 1, THREADS, THREADS * sizeof(double), (const double *)part, blocks, out);
+}
+
 static void soft_cap(es_pool *p, float *x, size_t n, float cap)
 {
     es_stream *s = es_stream_of(p);
@@ -310,6 +355,24 @@ static __global__ void add_rows(float *h, const int *pos, int min_pos, float sca
     ES_EACH(e, n) if (pos[e / d] >= min_pos) h[e] += scale * v[e % d];
 }
 
+static __global__ void gate_each(float *u, const float *bias, const float *threshold, const float *by, const int *pos, size_t n, int K)
+{
+    ES_EACH(e, n) {
+        const int k = e % K;
+        const float x = bias ? u[e] + bias[k] : u[e];
+        u[e] = pos[e / K] == 0 || (threshold && !(x > threshold[k])) ? 0 : by ? x * by[k] : x;
+    }
+}
+
+static __global__ void gate_back_each(float *f, const float *by, float *dp, size_t n, int K)
+{
+    ES_EACH(e, n) {
+        const float d = dp[e];
+        dp[e] = f[e] != 0 ? by[e % K] * d : 0;
+        f[e] *= d;
+    }
+}
+
 // One block a token. The first token of an id adds up all tokens of that id, in their order: no two blocks write one row.
 static __global__ void embed_rows_back(const float *dh, const int32_t *ids, int T, int d, float scale, float *dw)
 {
@@ -361,6 +424,22 @@ static void add_vector_back(es_pool *p, const float *dh, const int *pos, int min
                   min_pos, scale, T, d, dv);
 }
 
+static void gate(es_pool *p, float *u, const float *bias, const float *threshold, const float *by, const int *pos, int T, int K)
+{
+    es_stream *s = es_stream_of(p);
+    const size_t all = (size_t)T * K;
+    if (all)
+        ES_LAUNCH(s, gate_each, es_grid_for(s, all, THREADS), THREADS, 0, u, bias, threshold, by, pos, all, K);
+}
+
+static void gate_back(es_pool *p, float *f, const float *by, float *dp, int T, int K)
+{
+    es_stream *s = es_stream_of(p);
+    const size_t all = (size_t)T * K;
+    if (all)
+        ES_LAUNCH(s, gate_back_each, es_grid_for(s, all, THREADS), THREADS, 0, f, by, dp, all, K);
+}
+
 static void embed_back(es_pool *p, const float *dh, const int32_t *ids, int T, int d, float scale, float *dw, int n_rows)
 {
     es_stream *s = es_stream_of(p);
@@ -382,11 +461,14 @@ void es_rows_ops(es_kernels *k)
     k->soft_cap = soft_cap;
     k->soft_cap_back = soft_cap_back;
     k->axpy = axpy;
+    k->sum_squares = sum_squares;
     k->to_half = to_half;
     k->adam = adam;
     k->gather_rows = gather_rows;
     k->scatter_rows = scatter_rows;
     k->add_vector = add_vector;
     k->add_vector_back = add_vector_back;
+    k->gate = gate;
+    k->gate_back = gate_back;
     k->embed_back = embed_back;
 }

@@ -676,6 +676,49 @@ static __global__ void add_feature(es_entries l, const float *rows, const float 
     }
 }
 
+static __device__ __forceinline__ int group_of(const es_prefixes &by, int32_t feature)
+{
+    int g = 0;
+    while (feature >= by.end[g])
+        g++;
+    return g;
+}
+
+static __global__ void split_entries(es_entries l, es_prefixes by, int32_t *token)
+{
+    ES_EACH(i, (size_t)l.count[0]) token[i] = l.token[i] * by.n + group_of(by, l.feature[i]);
+}
+
+// The first entry of each group: a token's are ordered by feature.
+static __global__ void split_starts(es_entries l, es_prefixes by, int T, int32_t *token_start)
+{
+    ES_EACH(e, (size_t)T * by.n + 1) {
+        const int t = (int)(e / by.n), g = (int)(e % by.n);
+        int from = l.token_start[t], until = t < T ? l.token_start[t + 1] : from;
+        while (g > 0 && from < until) {
+            const int middle = from + (until - from) / 2;
+            if (l.feature[middle] < by.end[g - 1])
+                from = middle + 1;
+            else
+                until = middle;
+        }
+        token_start[e] = from;
+    }
+}
+
+static __global__ void prefix_rows(const float *x, int groups, size_t n, int d, float *rows, float *last, float *sum)
+{
+    ES_EACH(e, n) {
+        float *at = rows + e / d * groups * d + e % d, error = x[e], above = 0;
+        for (int g = 0; g < groups; g++)
+            at[(size_t)g * d] = error -= at[(size_t)g * d];
+        last[e] = error;
+        for (int g = groups - 1; g >= 0; g--)
+            at[(size_t)g * d] = above += at[(size_t)g * d];
+        sum[e] = above;
+    }
+}
+
 static __global__ void project_row(const float *w, float *g, int d)
 {
     ES_SHARED(float, red);
@@ -723,6 +766,21 @@ static void feature_back(es_pool *p, const es_entries *l, const float *rows, con
         ES_LAUNCH(s, add_feature, F, THREADS, 0, *l, rows, weight, d, scale, dw, dbias);
 }
 
+static void split(es_pool *p, const es_entries *l, const es_prefixes *by, int T, int32_t *token, int32_t *token_start)
+{
+    es_stream *s = es_stream_of(p);
+    ES_LAUNCH(s, split_entries, es_grid_for(s, l->cap, THREADS), THREADS, 0, *l, *by, token);
+    ES_LAUNCH(s, split_starts, es_grid_for(s, (size_t)T * by->n + 1, THREADS), THREADS, 0, *l, *by, T, token_start);
+}
+
+static void prefix_errors(es_pool *p, const float *x, const es_prefixes *by, int T, int d, float *rows, float *last, float *sum)
+{
+    es_stream *s = es_stream_of(p);
+    const size_t n = (size_t)T * d;
+    if (n)
+        ES_LAUNCH(s, prefix_rows, es_grid_for(s, n, THREADS), THREADS, 0, x, by->n, n, d, rows, last, sum);
+}
+
 static void project_rows(es_pool *p, const float *w, float *g, int n, int d)
 {
     es_stream *s = es_stream_of(p);
@@ -737,7 +795,7 @@ static void unit_rows(es_pool *p, float *w, int n, int d)
         ES_LAUNCH(s, unit_row, n, THREADS, 32 * sizeof(float), w, d);
 }
 
-static const es_sparse_kernels table = {"cuda", encode, index_features, decode, value_back, feature_back, project_rows, unit_rows};
+static const es_sparse_kernels table = {"cuda", encode, index_features, decode, value_back, feature_back, split, prefix_errors, project_rows, unit_rows};
 
 const es_sparse_kernels *es_cuda_sparse(void)
 {

@@ -41,6 +41,17 @@ bool es_cuda_lost(const es_cuda *c)
     return false;
 }
 
+void es_cuda_tell(es_cuda *c, const char *fmt, ...)
+{
+    (void)c, (void)fmt;
+}
+
+bool es_cuda_told(es_cuda *c, char *out, size_t n)
+{
+    (void)c, (void)out, (void)n;
+    return false;
+}
+
 int es_cuda_pool_open(es_pool **out, es_cuda *c, const es_cuda_pool_options *o, es_error *err)
 {
     (void)c, (void)o;

@@ -212,12 +212,17 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
 }
 
 /* As hook_forward of forward.c. */
-static void hook_backward(const es_pass *p, const es_hook *e, const float *in, const es_rows *r, float *dh)
+static void hook_backward(const es_pass *p, int i, const float *in, const es_rows *r, float *dh)
 {
+    const es_hook *e = &p->patch->hook[i];
     int d = p->model->info.d_model;
     size_t bytes = sizeof *dh * r->n * d;
     if (!p->card) {
         e->backward(e->user, in, dh, r->pos, r->n, d);
+        return;
+    }
+    if (e->numbers) {
+        es_hook_backward(p, &p->on.hook[i], in, r, dh, p->hook_grad ? p->hook_grad[i] : NULL);
         return;
     }
     float *host_in = p->host_rows, *host_dh = p->host_rows + (size_t)r->n * d;
@@ -240,7 +245,7 @@ void es_residual_backward(const es_pass *p, int layer, const es_rows *r, float *
             continue;
         kept--;
         if (e->layer == layer)
-            hook_backward(p, e, p->hook_in + (size_t)kept * p->hook_rows * d, r, dh);
+            hook_backward(p, i, p->hook_in + (size_t)kept * p->hook_rows * d, r, dh);
     }
     for (int i = 0; g && g->addend && i < p->patch->n_addend; i++) {
         const es_addend *e = &p->addend[i];

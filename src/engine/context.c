@@ -75,6 +75,7 @@ static void layout(es_context *c, es_arena *h, es_arena *a)
     if (card) {
         c->pass.ids = es_arena_take(a, chunk, sizeof *c->pass.ids);
         c->pass.host_rows = es_arena_take(h, chunk * d, sizeof(float));
+        c->pass.seen_on = es_arena_take(a, ES_SEEN * d, sizeof(float));
         c->top_on = es_arena_take(a, 2 * ES_TOP_MAX, sizeof *c->top_on);
         c->top = es_arena_take(h, 2 * ES_TOP_MAX, sizeof *c->top);
     }
@@ -277,7 +278,25 @@ static bool cancelled(const volatile bool *cancel)
 /* Whether a token's pass is the same run of kernels whatever the token: nothing of it is done here. */
 static bool can_record(const es_context *c)
 {
-    return c->pass.card && c->cache.half && !c->no_record && !c->n_watch && !(c->has_patch && c->patch.n_hook);
+    for (int i = 0; c->has_patch && i < c->patch.n_hook; i++)
+        if (!c->patch.hook[i].numbers)
+            return false;
+    return c->pass.card && c->cache.half && !c->no_record && c->n_watch <= ES_SEEN;
+}
+
+/* What the watches of a recorded token see was put aside there: it comes down once for all of them. */
+static int show_seen(es_context *c, es_error *err)
+{
+    const int d = c->model->info.d_model;
+    if (!c->n_watch)
+        return ES_OK;
+    c->pass.k->download(c->pass.pool, c->pass.host_rows, c->pass.seen_on, sizeof(float) * (size_t)c->n_watch * (size_t)d);
+    int code = c->pass.k->sync(c->pass.pool, err);
+    for (int l = -1; l < c->model->info.n_layer && !code; l++)
+        for (int i = 0; i < c->n_watch; i++)
+            if (c->watch[i].layer == l)
+                c->watch[i].fn(c->watch[i].user, l, c->pos[0], c->pass.host_rows + (size_t)i * (size_t)d, 1, d);
+    return code;
 }
 
 /* One token on a card, from a recording that is made once and then only started. */
@@ -309,7 +328,7 @@ static int feed_recorded(es_context *c, int32_t id, es_error *err)
     }
     int code = k->sync(pool, err);
     c->recorded = code ? NULL : s;
-    return code;
+    return code ? code : show_seen(c, err);
 }
 
 static int feed(es_context *c, const int32_t *ids, int n, const volatile bool *cancel, es_error *err)
@@ -367,10 +386,13 @@ static int fall_back(es_context *c, es_error *err)
     c->pass = (es_pass){0};
     c->recorded = NULL;
     code = set_up(c, err);
+    const int n_watch = c->n_watch;
+    c->n_watch = 0; /* they have seen all that */
     for (int i = 0; i < c->n_seq && !code; i++) {
         c->now = &c->slot[i];
         code = was[i].length ? feed(c, was[i].ids, was[i].length, NULL, err) : ES_OK;
     }
+    c->n_watch = n_watch;
     if (c->slot)
         c->now = &c->slot[now];
     return code;

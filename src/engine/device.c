@@ -212,6 +212,7 @@ void es_pass_close(es_pass *p)
         p->k->release(p->pool, p->on.memory);
     free(p->on.lowrank);
     free(p->on.addend);
+    free(p->on.hook);
     p->on = (es_patch_on){0};
     es_pool_free(p->pool);
     p->pool = NULL;
@@ -219,9 +220,12 @@ void es_pass_close(es_pass *p)
 
 int es_pass_refresh(es_pass *p, const es_model *m, es_error *err)
 {
+    return !p->card || m->on->version == m->version ? ES_OK : es_pass_send_numbers(p, m, err);
+}
+
+int es_pass_send_numbers(es_pass *p, const es_model *m, es_error *err)
+{
     es_on *on = m->on;
-    if (!p->card || on->version == m->version)
-        return ES_OK;
     pthread_mutex_lock(&on->lock);
     p->k->upload(p->pool, on->memory, m->own.base, m->n_own * sizeof(float));
     int code = p->k->sync(p->pool, err);
@@ -284,7 +288,9 @@ static int patch_room(es_pass *p, size_t entries, size_t bytes, es_error *err)
         on->lowrank = lowrank ? lowrank : on->lowrank;
         es_addend *addend = realloc(on->addend, entries * sizeof *addend);
         on->addend = addend ? addend : on->addend;
-        if (!lowrank || !addend)
+        es_hook_numbers *hook = realloc(on->hook, entries * sizeof *hook);
+        on->hook = hook ? hook : on->hook;
+        if (!lowrank || !addend || !hook)
             return es_fail(err, ES_ERR_MEMORY, "no memory for a patch of %zu entries", entries);
         on->cap_entries = entries;
     }
@@ -318,6 +324,23 @@ static size_t lowrank_size(const es_pass *p, const es_lowrank *e, bool b)
     return (size_t)e->rank * (size_t)(b ? w->n_out : w->n_in);
 }
 
+/* The hook's numbers there; bytes: NULL, or what they take is added to it and nothing is sent. */
+static es_hook_numbers send_hook(es_pass *p, const es_hook_numbers *e, size_t *at, size_t *bytes)
+{
+    const size_t K = (size_t)e->K, d = (size_t)p->model->info.d_model;
+    es_hook_numbers to = *e;
+    const float **place[] = {&to.enc, &to.dec, &to.bias, &to.threshold, &to.coef, &to.map};
+    const float *from[] = {e->enc, e->dec, e->bias, e->threshold, e->coef, e->map};
+    const size_t n[] = {K * d, K * d, K, K, K, K * K};
+    for (int i = 0; i < 6; i++) {
+        if (bytes)
+            *bytes += from[i] ? aligned(n[i] * sizeof(float)) : 0;
+        else if (from[i])
+            *place[i] = send_floats(p, at, from[i], n[i]);
+    }
+    return to;
+}
+
 int es_pass_upload_patch(es_pass *p, es_error *err)
 {
     const es_patch *patch = p->patch;
@@ -330,20 +353,34 @@ int es_pass_upload_patch(es_pass *p, es_error *err)
         return ES_OK;
     for (int i = 0; i < patch->n_lowrank; i++) {
         const es_lowrank *e = &patch->lowrank[i];
-        if (e->scale != 0)
-            bytes += aligned(lowrank_size(p, e, false) * sizeof(float)) + aligned(lowrank_size(p, e, true) * sizeof(float));
+        if (e->scale != 0 && !es_kept_param(p, e->a))
+            bytes += aligned(lowrank_size(p, e, false) * sizeof(float));
+        if (e->scale != 0 && !es_kept_param(p, e->b))
+            bytes += aligned(lowrank_size(p, e, true) * sizeof(float));
     }
     bytes += (size_t)patch->n_addend * aligned(d * sizeof(float));
-    int code = patch_room(p, (size_t)(patch->n_lowrank + patch->n_addend), bytes, err);
+    int widest = 0;
+    for (int i = 0; i < patch->n_hook; i++)
+        if (patch->hook[i].numbers) {
+            send_hook(p, patch->hook[i].numbers, NULL, &bytes);
+            widest = patch->hook[i].numbers->K > widest ? patch->hook[i].numbers->K : widest;
+        }
+    bytes += aligned(3 * (size_t)ES_HOOK_ROWS * (size_t)widest * sizeof(float));
+    int code = patch_room(p, (size_t)(patch->n_lowrank + patch->n_addend + patch->n_hook), bytes, err);
     if (code)
         return code;
+    for (int i = 0; i < patch->n_hook; i++)
+        p->on.hook[i] = patch->hook[i].numbers ? send_hook(p, patch->hook[i].numbers, &at, NULL) : (es_hook_numbers){0};
+    p->on.read = (float *)(void *)(p->on.memory + at);
+    at += aligned(3 * (size_t)ES_HOOK_ROWS * (size_t)widest * sizeof(float));
     for (int i = 0; i < patch->n_lowrank; i++) {
         es_lowrank *e = &p->on.lowrank[i];
         *e = patch->lowrank[i];
         if (e->scale == 0)
             continue;
-        e->a = send_floats(p, &at, e->a, lowrank_size(p, e, false));
-        e->b = send_floats(p, &at, e->b, lowrank_size(p, e, true));
+        const float *a = es_kept_param(p, e->a), *b = es_kept_param(p, e->b);
+        e->a = a ? a : send_floats(p, &at, e->a, lowrank_size(p, e, false));
+        e->b = b ? b : send_floats(p, &at, e->b, lowrank_size(p, e, true));
     }
     for (int i = 0; i < patch->n_addend; i++) {
         es_addend *e = &p->on.addend[i];

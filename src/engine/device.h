@@ -19,6 +19,7 @@ int es_pass_open(es_pass *p, const es_model *m, const es_kernels *table, int thr
 void es_pass_close(es_pass *p);
 /* What a thawed model's numbers have become goes to the card, if they have changed since. First thing in a call. */
 int es_pass_refresh(es_pass *p, const es_model *m, es_error *err);
+int es_pass_send_numbers(es_pass *p, const es_model *m, es_error *err); /* whether they have or not */
 /* bytes of the table's memory, zeroed, as an arena for layout; closed by es_pass_release. Not for the processor. */
 int es_pass_take(es_pass *p, es_arena *a, size_t bytes, es_error *err);
 void es_pass_release(es_pass *p, es_arena *a);

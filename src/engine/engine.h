@@ -124,11 +124,30 @@ typedef struct es_addend { /* residual after `layer` += scale * v[d_model] on ev
 /* A differentiable function on the residual after `layer` (the forms gain and map; also steering clamps): forward works in place
  * on h[T,d]; backward turns dh (gradient of its output) into the gradient of its input in place, given the input rows h_in, and
  * may accumulate its own parameters' gradients in user. In a trainer each is called once a pass, with all rows in the batch's order. backward may be NULL in contexts that only generate. */
+typedef struct es_hook_sink { /* where a hook's backward leaves its parameters' gradients (+=); grad NULL: nowhere */
+    float *grad;             /* [slots][n] */
+    size_t n;
+    const int *start, *slot; /* of the batch's sequences, as es_batch and es_grad have them */
+} es_hook_sink;
+
+/* What a hook of the forms gain and map does, in numbers, so that a card does it without rows coming down. For each token but a sequence's first, with
+ * u = enc h + bias:  gain (map NULL): f = u where u > threshold, else 0; h += scale dec^T (coef * f).   map: h += scale dec^T (coef + map u). */
+typedef struct es_hook_numbers {
+    int K;
+    const float *enc, *dec;              /* [K, d] */
+    const float *bias, *threshold, *coef; /* [K]; threshold: gain only */
+    const float *map;                    /* [K, K] */
+    float scale;
+    const es_hook_sink *sink;            /* looked at in backward; NULL: nowhere */
+    size_t coef_at, map_at;              /* where in a slot the gradients of coef and map are */
+} es_hook_numbers;
+
 typedef struct es_hook {
     int layer;
     void (*forward)(void *user, float *h, const int *pos, int T, int d);
     void (*backward)(void *user, const float *h_in, float *dh, const int *pos, int T, int d);
     void *user;
+    const es_hook_numbers *numbers; /* NULL: on a card too the functions are called */
 } es_hook;
 
 /* Everything a session adds to the model; never edits weights. Entries with scale 0 are skipped, so scale 0 gives bit-identical
@@ -291,6 +310,24 @@ typedef struct es_grad {
 int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch, const float *dlogprob,
                         void (*dlogits)(void *user, int token, const float *p, float *dl), void *user, const es_grad *g,
                         int to_layer, const volatile bool *cancel, es_error *err);
+
+/* Numbers that a caller learns, which stay on a trainer's card between steps: param, within which the arrays of its patch's low-rank entries lie or which are
+ * a thawed model's own; their gradient grad; Adam's moments. [n] each, host memory, the caller's. From keep on, passes use the copies there, and a backward adds
+ * what would go within grad to the gradient there; nothing of it goes up or comes down but by the calls below. One keep a trainer.
+ * keep: ES_ERR_MISSING without a card, ES_ERR_MEMORY; then all is as before, and goes on by way of host memory. */
+typedef struct es_kept { float *param, *grad, *first, *second; size_t n; } es_kept;
+int es_trainer_keep(es_trainer *t, const es_kept *k, es_error *err);
+bool es_trainer_keeps(const es_trainer *t); /* false too once the card was lost: what has not come down by then is gone */
+int es_trainer_kept_up(es_trainer *t, es_error *err);   /* param and moments go there */
+int es_trainer_kept_down(es_trainer *t, es_error *err); /* and come here, over grad. On an error param is as before, the moments are or are 0 */
+void es_trainer_kept_clear(es_trainer *t);              /* the gradient there becomes 0 */
+int es_trainer_kept_gradient(es_trainer *t, float *out, double *square, es_error *err); /* [n], and the sum of its squares; either may be NULL */
+typedef struct es_adam { /* AdamW, Loshchilov & Hutter 2019, algorithm 2; step from 1; the first n_decay numbers decay */
+    double rate, beta1, beta2, epsilon, decay, scale; /* scale: of the gradient */
+    int step;
+    size_t n_decay;
+} es_adam;
+int es_trainer_kept_adam(es_trainer *t, const es_adam *a, es_error *err); /* the gradient there is scaled by it */
 
 /* Logits of tokens token .. token+n-1 of the last forward, [n, n_vocab] into out, in one product. */
 int es_trainer_logits_rows(es_trainer *t, int token, int n, float *out, es_error *err);

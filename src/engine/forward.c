@@ -103,12 +103,17 @@ const float *es_rows_down(const es_pass *p, const float *h, int n)
     return es_cuda_lost(p->card) ? NULL : p->host_rows;
 }
 
-/* A hook works on host memory: with a card the rows come down and what it made of them goes up. */
-static void hook_forward(const es_pass *p, const es_hook *e, const es_rows *r, float *h)
+/* The i-th hook. Its functions work on host memory: with a card the rows come down and what it made of them goes up, unless it has numbers. */
+static void hook_forward(const es_pass *p, int i, const es_rows *r, float *h)
 {
+    const es_hook *e = &p->patch->hook[i];
     int d = p->model->info.d_model;
     if (!p->card) {
         e->forward(e->user, h, r->pos, r->n, d);
+        return;
+    }
+    if (e->numbers) {
+        es_hook_forward(p, &p->on.hook[i], r, h);
         return;
     }
     if (!es_rows_down(p, h, r->n))
@@ -132,7 +137,7 @@ void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h
             if (e->layer == layer) {
                 if (keep && e->backward)
                     p->k->copy(p->pool, keep, h, sizeof *h * r->n * d);
-                hook_forward(p, e, r, h);
+                hook_forward(p, i, r, h);
             }
             if (keep && e->backward)
                 keep += (size_t)p->hook_rows * d;
@@ -141,6 +146,10 @@ void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h
     const float *seen = p->card ? NULL : h;
     for (int i = 0; i < n_watch; i++)
         if (watch[i].layer == layer) {
+            if (p->at_pos) { /* being recorded: they see it when the token is done */
+                p->k->copy(p->pool, p->seen_on + (size_t)i * d, h, sizeof *h * d);
+                continue;
+            }
             if (!seen && !(seen = es_rows_down(p, h, r->n)))
                 return;
             watch[i].fn(watch[i].user, layer, r->pos[0], seen, r->n, d);

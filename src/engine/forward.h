@@ -48,10 +48,21 @@ typedef struct es_rope_table {
 typedef struct es_patch_on {
     es_lowrank *lowrank; /* [n_lowrank], [n_addend]: the patch's own entries with pointers to the card's memory */
     es_addend *addend;
+    es_hook_numbers *hook; /* [n_hook]; K 0: it has none */
+    float *read;         /* [3, ES_HOOK_ROWS, the largest K]: scratch of hooks */
     size_t cap_entries, cap_bytes;
     char *memory;        /* of the card */
     bool current;        /* it holds the patch that is set */
 } es_patch_on;
+
+/* What es_trainer_keep keeps (kept.c): the caller's arrays and, n numbers each, their places on the card. */
+typedef struct es_kept_on {
+    es_kept host;                        /* n 0: nothing is kept */
+    float *param, *grad, *first, *second;
+    double *square;
+    bool weights;                        /* param is the model's own memory there */
+    es_arena memory;
+} es_kept_on;
 
 struct es_pass {
     const es_model *model;            /* its weights lie in the table's memory */
@@ -66,6 +77,9 @@ struct es_pass {
     es_patch_on on;                   /* with a card */
     int32_t *ids;                     /* with a card: [rows] there, for the embedding */
     int at_pos;                       /* with a card: the one token of this pass finds its position in pos_on, of at most so many; 0: not so */
+    es_kept_on kept;                  /* with a card */
+    float *seen_on;                   /* with a card: [ES_SEEN, d_model] there: what the watches of a recorded token see */
+    float **hook_grad;                /* with a card: [n_hook] there, [slots][K + K K]: gradients of hooks with numbers; an entry or NULL: not wanted */
     float *host_rows;                 /* with a card: room for the rows of a pass, [rows, d_model], where hooks and watches see them */
     uint8_t *site_mask;               /* [n_layer]: bit s is set when a low-rank entry that acts sits on site s of the layer */
     float *norm;                      /* [n, d_model] scratch: a normalised input */
@@ -77,6 +91,7 @@ struct es_pass {
     int hook_rows;
 };
 
+enum { ES_HOOK_ROWS = 256, ES_SEEN = 8 };
 enum { ES_LOW_MIN = 8192 }; /* the largest rank a low-rank entry may have: low_cap is at least this */
 
 /* The tables for positions below n_pos: room for them (the second only where the model has windows), then cos and sin of
@@ -102,6 +117,16 @@ int es_pass_set_patch(es_pass *p, const es_patch *patch, int from_layer, int max
 /* With a card: the arrays of the patch that was set go there, unless p->on.current says that they are there. ES_ERR_MEMORY. Without one: nothing. */
 int es_pass_upload_patch(es_pass *p, es_error *err);
 
+/* Of something that is kept, its place on the card: of a parameter or of its gradient; NULL: it is not kept. */
+const float *es_kept_param(const es_pass *p, const float *host);
+float *es_kept_grad(const es_pass *p, const float *host);
+int es_kept_open(es_pass *p, const es_model *m, const es_kept *k, es_error *err);
+void es_kept_close(es_pass *p);
+int es_kept_up(es_pass *p, const es_model *m, es_error *err);
+int es_kept_down(es_pass *p, es_error *err);
+int es_kept_gradient(es_pass *p, float *out, double *square, es_error *err);
+int es_kept_adam(es_pass *p, const es_adam *a, es_error *err);
+
 /* Rows of the embedding table, scaled where the family has it so, out[n, d_model]. Fails when an id is outside of the vocabulary. */
 int es_embed(const es_pass *p, const int32_t *ids, int n, float *out, es_error *err);
 
@@ -109,6 +134,11 @@ int es_embed(const es_pass *p, const int32_t *ids, int n, float *out, es_error *
 void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out);
 /* The patch's addends and hooks on the residual h[n, d_model] after `layer`, then the watches. */
 void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, const es_watch *watch, int n_watch);
+/* A hook in numbers, on a card (hook.c): in place on h[n, d_model]; and back, from the rows that entered, in, to dh in place. */
+void es_hook_forward(const es_pass *p, const es_hook_numbers *e, const es_rows *r, float *h);
+void es_hook_backward(const es_pass *p, const es_hook_numbers *e, const float *in, const es_rows *r, float *dh, float *grad);
+size_t es_hook_gradient_size(const es_hook_numbers *e); /* of a slot */
+int es_hook_slots(const es_hook_numbers *e, int n_seq); /* 0: no gradient is wanted */
 /* With a card: rows h[n, d_model] in host memory, until the next call. NULL: the card was lost. */
 const float *es_rows_down(const es_pass *p, const float *h, int n);
 

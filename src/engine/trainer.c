@@ -186,6 +186,7 @@ static int set_up(es_trainer *t, es_error *err)
 static void tear_down(es_trainer *t)
 {
     if (t->pass.card) {
+        es_kept_close(&t->pass);
         es_pass_release(&t->pass, &t->on);
         es_pass_release(&t->pass, &t->grad);
     }
@@ -539,9 +540,19 @@ typedef struct mirror { /* of es_grad, whose arrays lie on the card */
     es_arena host; /* its lists of pointers, and `row` */
     size_t bytes;  /* of the card's memory */
     float *row;    /* room to receive the largest array */
+    float **hook;  /* [n_hook] of hooks with numbers: [slots][K + K K]; NULL: none is wanted */
 } mirror;
 
-/* Calls for each array of g, in one order: what with the array, its twin's place among the mirror's, and its numbers. */
+/* Whether this array is kept on the card: its place there into *on. */
+static bool kept(const es_trainer *t, const float *host, float **on)
+{
+    float *there = es_kept_grad(&t->pass, host);
+    if (there && on)
+        *on = there;
+    return there;
+}
+
+/* Calls for each array of g that is not kept there anyway, in one order: what with the array, its twin's place among the mirror's, and its numbers. */
 static void each_array(const es_trainer *t, const es_patch *patch, const es_grad *g, const es_grad *on, void (*what)(void *user, float *host, float **on, size_t n), void *user)
 {
     size_t slots = g->seq_slot ? (size_t)g->n_slot : 1, d = (size_t)t->model->info.d_model;
@@ -550,15 +561,15 @@ static void each_array(const es_trainer *t, const es_patch *patch, const es_grad
         if (e->scale == 0)
             continue;
         const es_weight *w = &t->model->layer[e->layer].site[e->site];
-        if (g->a && g->a[i])
+        if (g->a && g->a[i] && !kept(t, g->a[i], on ? &on->a[i] : NULL))
             what(user, g->a[i], on ? &on->a[i] : NULL, slots * (size_t)e->rank * (size_t)w->n_in);
-        if (g->b && g->b[i])
+        if (g->b && g->b[i] && !kept(t, g->b[i], on ? &on->b[i] : NULL))
             what(user, g->b[i], on ? &on->b[i] : NULL, slots * (size_t)e->rank * (size_t)w->n_out);
     }
     for (int i = 0; patch && g->addend && i < patch->n_addend; i++)
         if (patch->addend[i].scale != 0 && g->addend[i])
             what(user, g->addend[i], on ? &on->addend[i] : NULL, slots * d);
-    if (g->weights)
+    if (g->weights && !kept(t, g->weights, on ? (float **)(uintptr_t)&on->weights : NULL))
         what(user, g->weights, on ? (float **)(uintptr_t)&on->weights : NULL, t->model->n_own);
 }
 
@@ -586,6 +597,19 @@ static void hand_over(void *user, float *host, float **on, size_t n)
         host[i] += h->row[i];
 }
 
+static void hand_over_hook(es_trainer *t, const es_hook_numbers *e, const float *on, float *row)
+{
+    const size_t slots = (size_t)es_hook_slots(e, t->rows.n_seq), K = (size_t)e->K, n = es_hook_gradient_size(e);
+    t->pass.k->download(t->pass.pool, row, on, sizeof *row * slots * n);
+    for (size_t s = 0; s < slots; s++, row += n) {
+        float *coef = e->sink->grad + s * e->sink->n + e->coef_at, *map = e->sink->grad + s * e->sink->n + e->map_at;
+        for (size_t i = 0; i < K; i++)
+            coef[i] += row[i];
+        for (size_t i = 0; e->map && i < K * K; i++)
+            map[i] += row[K + i];
+    }
+}
+
 static void mirror_close(mirror *m)
 {
     es_arena_close(&m->host);
@@ -594,9 +618,16 @@ static void mirror_close(mirror *m)
 static int mirror_open(es_trainer *t, const es_patch *patch, const es_grad *g, mirror *m, es_error *err)
 {
     size_t sum[2] = {0, 0}, n_low = patch ? (size_t)patch->n_lowrank : 0, n_add = patch ? (size_t)patch->n_addend : 0;
+    size_t n_hook = patch ? (size_t)patch->n_hook : 0;
     *m = (mirror){.g = *g};
     each_array(t, patch, g, NULL, count_array, sum);
-    size_t lists = (2 * n_low + n_add) * sizeof(float *) + 4 * 64;
+    for (size_t i = 0; i < n_hook; i++) {
+        const es_hook_numbers *e = patch->hook[i].numbers;
+        const size_t slots = (size_t)es_hook_slots(e, t->rows.n_seq);
+        if (slots)
+            count_array(sum, NULL, NULL, slots * es_hook_gradient_size(e));
+    }
+    size_t lists = (2 * n_low + n_add + n_hook + 1) * sizeof(float *) + 5 * 64;
     int code = es_arena_open(&m->host, lists + sum[1] * sizeof(float) + 64, err);
     if (code)
         return code;
@@ -616,6 +647,14 @@ static int mirror_open(es_trainer *t, const es_patch *patch, const es_grad *g, m
     m->row = es_arena_take(&m->host, sum[1], sizeof(float));
     t->grad.used = 0;
     each_array(t, patch, g, &m->g, place_array, &t->grad);
+    m->hook = es_arena_take(&m->host, n_hook + 1, sizeof(float *));
+    for (size_t i = 0; i < n_hook; i++) {
+        const es_hook_numbers *e = patch->hook[i].numbers;
+        const size_t slots = (size_t)es_hook_slots(e, t->rows.n_seq);
+        m->hook[i] = NULL;
+        if (slots)
+            place_array(&t->grad, NULL, &m->hook[i], slots * es_hook_gradient_size(e));
+    }
     return ES_OK;
 }
 
@@ -677,17 +716,67 @@ int es_trainer_backward(es_trainer *t, const es_batch *b, const es_patch *patch,
     int code = es_pass_set_patch(&t->pass, patch, t->o.from_layer, max_hooks(&t->o), err);
     if (!code)
         code = es_pass_upload_patch(&t->pass, err);
-    if (code || !t->pass.card || !g)
+    if (code || !t->pass.card)
         return code ? code : backward(t, b, dlogprob, dlogits, user, g, to_layer, cancel, err);
+    static const es_grad none;
     mirror on;
+    g = g ? g : &none;
     if ((code = mirror_open(t, patch, g, &on, err)))
         return code;
+    t->pass.hook_grad = on.hook;
     code = backward(t, b, dlogprob, dlogits, user, &on.g, to_layer, cancel, err);
+    t->pass.hook_grad = NULL;
     if (!code) {
         handing h = {t, on.row};
         each_array(t, patch, g, &on.g, hand_over, &h);
+        for (int i = 0; patch && i < patch->n_hook; i++)
+            if (on.hook[i])
+                hand_over_hook(t, patch->hook[i].numbers, on.hook[i], on.row);
         code = t->pass.k->sync(t->pass.pool, err);
     }
     mirror_close(&on);
     return code;
+}
+
+/* ---- numbers that stay on the card (kept.c) ------------------------------------------------------------------------------- */
+
+int es_trainer_keep(es_trainer *t, const es_kept *k, es_error *err)
+{
+    return es_kept_open(&t->pass, t->model, k, err);
+}
+
+bool es_trainer_keeps(const es_trainer *t)
+{
+    return t->pass.kept.host.n && !es_cuda_lost(t->pass.card);
+}
+
+static int not_kept(es_error *err)
+{
+    return es_fail(err, ES_ERR_DEVICE, "the card was lost with what it kept");
+}
+
+int es_trainer_kept_up(es_trainer *t, es_error *err)
+{
+    return es_trainer_keeps(t) ? es_kept_up(&t->pass, t->model, err) : not_kept(err);
+}
+
+int es_trainer_kept_down(es_trainer *t, es_error *err)
+{
+    return es_trainer_keeps(t) ? es_kept_down(&t->pass, err) : not_kept(err);
+}
+
+void es_trainer_kept_clear(es_trainer *t)
+{
+    if (es_trainer_keeps(t))
+        t->pass.k->clear(t->pass.pool, t->pass.kept.grad, t->pass.kept.host.n * sizeof(float));
+}
+
+int es_trainer_kept_gradient(es_trainer *t, float *out, double *square, es_error *err)
+{
+    return es_trainer_keeps(t) ? es_kept_gradient(&t->pass, out, square, err) : not_kept(err);
+}
+
+int es_trainer_kept_adam(es_trainer *t, const es_adam *a, es_error *err)
+{
+    return es_trainer_keeps(t) ? es_kept_adam(&t->pass, a, err) : not_kept(err);
 }

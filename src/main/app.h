@@ -61,6 +61,7 @@ int app_flush(void); /* EXIT_DONE, or EXIT_FAILED when stdout could not be writt
 bool app_device_valid(const char *s);              /* auto, cpu, cuda or cuda:N */
 int app_device(es_cuda **out, es_error *err);      /* borrowed; NULL: the processor. ES_ERR_MISSING when a card was asked for and there is none */
 bool app_device_auto(void);                        /* whether nothing in particular was asked for */
+void app_device_tell(void);                        /* what was left to the processor, and why: a line each on stderr, once */
 int app_on_device(es_model *m, es_error *err);     /* what is opened on m from now on works there */
 void app_device_describe(char *out, size_t size, bool *ok);
 

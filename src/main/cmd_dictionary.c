@@ -176,7 +176,7 @@ static int dictionary_stats(int argc, char **argv)
     es_progress progress = app_progress();
     rc = app_model(&m, &err);
     if (rc == ES_OK)
-        rc = es_dictionary_open(&s, argv[1], &err);
+        rc = es_dictionary_open_with(&s, argv[1], &(es_dictionary_options){.card = es_model_card(m)}, &err);
     if (rc == ES_OK)
         rc = es_dictionary_check_model(s, m, &err);
     if (rc == ES_OK)
@@ -367,7 +367,7 @@ int cmd_atlas(int argc, char **argv)
     es_progress progress = app_progress();
     rc = app_model(&m, &err);
     if (rc == ES_OK)
-        rc = es_dictionary_open(&s, argv[1], &err);
+        rc = es_dictionary_open_with(&s, argv[1], &(es_dictionary_options){.card = es_model_card(m)}, &err);
     if (rc == ES_OK)
         rc = es_dictionary_check_model(s, m, &err);
     es_neuronpedia_dashboards d = {0};

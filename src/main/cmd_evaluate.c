@@ -241,7 +241,7 @@ int dictionary_evaluate(int argc, char **argv)
         rc = rc ? rc : es_neutral_load(&texts, APP_NEUTRAL, &err);
     }
     rc = rc ? rc : app_model(&m, &err);
-    rc = rc ? rc : es_dictionary_open(&s, argv[1], &err);
+    rc = rc ? rc : es_dictionary_open_with(&s, argv[1], &(es_dictionary_options){.card = es_model_card(m)}, &err);
     o.task = task;
     o.n_task = n_task;
     o.steer.neutral = texts.item;

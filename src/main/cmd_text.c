@@ -207,7 +207,7 @@ int cmd_score(int argc, char **argv)
 
 /* ---- encode ---------------------------------------------------------------------------------------------------------------- */
 
-enum { MATRIX_ROWS = 256 };
+enum { MATRIX_ROWS = 256, ROWS_ON_CARD = 2048 };
 
 static void print_row(size_t token, const es_sparse *s, int row, int top)
 {
@@ -242,19 +242,23 @@ static int encode_matrix(const char *path, int top)
     size_t rows = 0;
     int d = 0;
     int rc = es_activations_open(&a, path, &rows, &d, &err);
+    es_cuda *card = NULL;
     if (rc == ES_OK)
-        rc = es_dictionary_open_with(&s, folder, &(es_dictionary_options){.no_hash = true}, &err);
+        rc = app_device(&card, &err);
+    if (rc == ES_OK)
+        rc = es_dictionary_open_with(&s, folder, &(es_dictionary_options){.no_hash = true, .card = card}, &err);
     if (rc == ES_OK && es_dictionary_get_info(s)->d != d)
         rc = es_fail(&err, ES_ERR_MISMATCH, "%s: has activations of width %d; the dictionary %s reads width %d", path, d, es_dictionary_get_info(s)->name,
                      es_dictionary_get_info(s)->d);
     if (rc == ES_OK)
         rc = es_pool_open(&pool, the_app.threads, &err);
-    if (rc == ES_OK && !(x = es_calloc((size_t)MATRIX_ROWS * (size_t)d, sizeof *x)))
-        rc = es_fail(&err, ES_ERR_MEMORY, "not enough memory for %d activations", MATRIX_ROWS);
+    const size_t turn = card ? ROWS_ON_CARD : MATRIX_ROWS;
+    if (rc == ES_OK && !(x = es_calloc(turn * (size_t)d, sizeof *x)))
+        rc = es_fail(&err, ES_ERR_MEMORY, "not enough memory for %zu activations", turn);
     if (rc == ES_OK && the_app.json)
         printf("{\"tokens\":[");
-    for (size_t at = 0; at < rows && rc == ES_OK; at += MATRIX_ROWS) {
-        size_t n = rows - at < MATRIX_ROWS ? rows - at : MATRIX_ROWS;
+    for (size_t at = 0; at < rows && rc == ES_OK; at += turn) {
+        size_t n = rows - at < turn ? rows - at : turn;
         es_activations_read(a, at, n, x);
         rc = es_dictionary_encode(s, pool, x, (int)n, &sparse, &err);
         for (size_t t = 0; t < n && rc == ES_OK; t++)

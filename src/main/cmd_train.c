@@ -207,7 +207,7 @@ static int take_device(training *t, es_error *err)
     int rc = app_device(&t->o.card, err);
     if (!rc && t->o.card && !es_recipe_on_card(t->o.recipe) && app_device_auto()) {
         t->o.card = NULL;
-        app_note("the recipe %s is trained on the processor: only batchtopk is on a card", es_recipe_name(t->o.recipe));
+        app_note("the recipe %s is trained on the processor: batchtopk, topk and matryoshka are on a card", es_recipe_name(t->o.recipe));
     }
     return rc;
 }
@@ -251,7 +251,7 @@ int cmd_train(int argc, char **argv)
         "Trains sparse autoencoders on layers of a harvest and writes each as a SAELens folder. Recipes: batchtopk and matryoshka (saved as\n"
         "jumprelu), topk, jumprelu, gated, standard (ReLU with L1); the last three are steered so that --k features are active. Of texts\n"
         "instead of a harvest, one pass stores the activations of all the layers in DIR/harvest first. What was interrupted, or killed, goes on.\n"
-        "On a card (--device) only batchtopk is trained.",
+        "On a card (--device) batchtopk, topk and matryoshka are trained.",
         "  espalier train harvest --layer 15 --features 6144 --k 32 --tokens 4M --out dictionary-l15\n"
         "  espalier train harvest --layers 10,15,20 --recipe jumprelu --out dictionaries --plan\n"
         "  espalier train docs.jsonl --layers 12,14 --harvest-tokens 2M --tokens 5M --out mine", 1, -1};

@@ -22,9 +22,10 @@ bool app_device_auto(void)
     return !strcmp(asked(), "auto");
 }
 
+static es_cuda *card; /* NULL: the processor, or nobody has asked yet */
+
 int app_device(es_cuda **out, es_error *err)
 {
-    static es_cuda *card;
     static bool settled;
     const char *device = asked();
     if (!settled && strcmp(device, "cpu") != 0) {
@@ -38,25 +39,32 @@ int app_device(es_cuda **out, es_error *err)
     return ES_OK;
 }
 
+void app_device_tell(void)
+{
+    char text[300];
+    while (card && es_cuda_told(card, text, sizeof text))
+        app_note("%s", text);
+}
+
 int app_on_device(es_model *m, es_error *err)
 {
-    es_cuda *card = NULL;
-    int rc = app_device(&card, err);
-    return rc ? rc : es_model_use_card(m, card, NULL, err);
+    es_cuda *on = NULL;
+    int rc = app_device(&on, err);
+    return rc ? rc : es_model_use_card(m, on, NULL, err);
 }
 
 void app_device_describe(char *out, size_t size, bool *ok)
 {
-    es_cuda *card = NULL;
+    es_cuda *on = NULL;
     es_error err;
-    *ok = app_device(&card, &err) == ES_OK;
+    *ok = app_device(&on, &err) == ES_OK;
     if (!*ok) {
         snprintf(out, size, "%s", err.text);
         return;
     }
     char text[300];
-    es_cuda_describe(card, text, sizeof text);
-    if (card)
+    es_cuda_describe(on, text, sizeof text);
+    if (on)
         snprintf(out, size, "%s", text);
     else if (strcmp(asked(), "cpu") == 0)
         snprintf(out, size, "the processor, as --device cpu asks (%s)", text);

@@ -226,13 +226,17 @@ int main(int argc, char **argv)
     if (at == argc) {
         if (app_settle(&the_app, &err) != ES_OK)
             return app_fail(&err);
-        return cmd_workbench();
+        rc = cmd_workbench();
+        app_device_tell();
+        return rc;
     }
     for (const command *c = commands; c->name; c++) {
         if (strcmp(c->name, argv[at]))
             continue;
         catch_signals();
-        return c->run(argc - at, argv + at);
+        rc = c->run(argc - at, argv + at);
+        app_device_tell();
+        return rc;
     }
     return opts_usage_error("", "there is no command '%s'", argv[at]);
 }

@@ -27,7 +27,7 @@ static int open_folder(app_features *f, es_model *m, const char *folder, const c
     char path[1200], hashes[1200];
     *f = (app_features){0};
     app_path(hashes, sizeof hashes, "hashes");
-    int rc = es_dictionary_open_with(&f->dictionary, folder, &(es_dictionary_options){.hashes = hashes}, err);
+    int rc = es_dictionary_open_with(&f->dictionary, folder, &(es_dictionary_options){.hashes = hashes, .card = es_model_card(m)}, err);
     if (rc == ES_OK)
         rc = es_dictionary_check_model(f->dictionary, m, err);
     if (rc != ES_OK) {

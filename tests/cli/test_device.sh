@@ -18,26 +18,70 @@ rm "$HOME/.config/espalier/config.ini"
 [ -x "${ESPALIER_SHIM:-}" ] || { echo "the program on the shim was not built: the rest is left out"; exit 0; }
 tiny_dictionary
 want 0 chat --prompt "say something" --model tiny.gguf --max-tokens 12 --temperature 0 --exact --json; cp out cpu.json
+python3 - <<'PY'
+import random, struct
+random.seed(2)
+head = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000, 64), }".ljust(117) + "\n"
+with open("acts.npy", "wb") as f:
+    f.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.encode() + struct.pack("<64000f", *(random.gauss(0, 1) for _ in range(64000))))
+PY
+want 0 encode acts.npy --dictionary dict --top 200 --json; cp out cpu-encoded.json
+want 0 dictionary stats dict texts.jsonl --tokens 1k --model tiny.gguf --json; cp out cpu-stats.json
+
+want 0 features show 5 --model tiny.gguf --dictionary dict --json; cp out cpu-card.json
 ESPALIER_BIN=$ESPALIER_SHIM
 want 0 doctor --json --device cuda:0 --model tiny.gguf
 is '"compute capability" in [f for f in v["findings"] if f["name"] == "device"][0]["text"]' out || fail "doctor does not tell of the card"
 refused 1 "there is no card 1" chat --device cuda:1 --prompt x --model tiny.gguf
 want 0 chat --device cuda:0 --prompt "say something" --model tiny.gguf --max-tokens 12 --temperature 0 --exact --json; cp out card.json
 [ "$(value 'v["text"]' cpu.json)" = "$(value 'v["text"]' card.json)" ] || fail "another answer on the card than on the processor"
+
+# A dictionary encodes there what is worth the way: the same features, and their values within rounding
+want 0 encode acts.npy --dictionary dict --top 200 --json --device cuda:0; cp out card-encoded.json
+python3 - <<'PY' || fail "encode on the card differs"
+import json
+a, b = (json.load(open(f"{x}-encoded.json"))["tokens"] for x in ("cpu", "card"))
+assert len(a) == len(b) == 1000 and sum(len(t["features"]) for t in a) > 5000
+for x, y in zip(a, b):
+    u, v = ({f["index"]: f["activation"] for f in t["features"]} for t in (x, y))
+    for f in u.keys() ^ v.keys():
+        assert max(u.get(f, 0), v.get(f, 0)) < 1e-3 + min(min(u.values()), min(v.values())), f
+    assert all(abs(u[f] - v[f]) < 1e-4 * (1 + u[f]) for f in u.keys() & v.keys())
+PY
+want 0 dictionary stats dict texts.jsonl --tokens 1k --model tiny.gguf --json --device cuda:0; cp out card-stats.json
+for what in fvu l0 dead ce; do
+  is "abs(v['$what'] - $(value "v['$what']" cpu-stats.json)) < 1e-3 * (1 + v['$what'])" card-stats.json || fail "dictionary stats on the card: $what"
+done
+want 0 atlas dict --harvest harvest --model tiny.gguf --quiet --device cuda:0
+want 0 features show 5 --model tiny.gguf --dictionary dict --json --device cuda:0
+is "abs(v['density'] - $(value "v['density']" cpu-card.json)) < 1e-3 and abs(v['max'] - $(value "v['max']" cpu-card.json)) < 1e-3 * v['max']" out || fail "the atlas of the card"
+
+# What was left to the processor is told in one line, and the answer comes
+SHIM_MEMORY_MB=1 want 0 encode acts.npy --dictionary dict --top 200 --json --device cuda:0; cp out small-encoded.json
+cmp small-encoded.json cpu-encoded.json || fail "encode without room on the card"
+[ "$(grep -c "is encoded on the processor: .*of the card's memory are wanted" err)" -eq 1 ] || { cat err; fail "it was not told that the card had no room"; }
+SHIM_LOSE_AFTER=400 want 0 chat --device cuda:0 --prompt "say something" --model tiny.gguf --max-tokens 12 --temperature 0 --exact --json
+[ "$(value 'v["text"]' cpu.json)" = "$(value 'v["text"]' out)" ] || fail "another answer when the card was lost"
+[ "$(grep -c "was lost .*the processor does from now on" err)" -eq 1 ] || { cat err; fail "it was not told that the card was lost"; }
+
 want 0 bench --device cuda:0 --small --json
 is 'len(v["rows"]) == 7 and all(r["rate"] > 0 for r in v["rows"]) and sum("share" in r for r in v["rows"]) == 5' out || fail "bench on the card"
 want 0 bench --only card --device cuda:0 --small; plain out
 
-# A card trains batchtopk; asked for another recipe it refuses, and with auto the processor does it
+# A card trains recipes without a penalty; asked for another it refuses, and with auto the processor does it
 some=(train harvest --layer 1 --features 96 --k 8 --batch 256 --tokens 2k)
-want 0 "${some[@]}" --device cuda:0 --out on-card --f32 --json --quiet
-is 'v["recipe"] == "batchtopk"' out || fail "train on the card"
-want 0 dictionary info on-card --json
+for recipe in batchtopk topk matryoshka; do
+  want 0 "${some[@]}" --device cuda:0 --recipe $recipe --out on-card-$recipe --f32 --json --quiet
+  is "v['recipe'] == '$recipe'" out || fail "train on the card"
+done
+want 0 dictionary info on-card-matryoshka --json
 is '(v["architecture"], v["features"]) == ("jumprelu", 96)' out || fail "what the card trained"
-refused 1 "the recipe topk needs --device cpu" "${some[@]}" --device cuda:0 --recipe topk --out other
+want 0 dictionary info on-card-topk --json
+is '(v["architecture"], v["features"]) == ("topk", 96)' out || fail "what the card trained"
+refused 1 "the recipe standard needs --device cpu" "${some[@]}" --device cuda:0 --recipe standard --out other
 refused 1 "the recipe gated needs --device cpu" "${some[@]}" --device cuda:0 --recipe gated --out other --plan
 [ ! -e other ] || fail "a refused training left something"
-want 0 "${some[@]}" --device cpu --recipe topk --out on-cpu
-want 0 "${some[@]}" --recipe topk --out on-auto
-grep -q "the recipe topk is trained on the processor" err || fail "auto does not tell where it trains"
+want 0 "${some[@]}" --device cpu --recipe gated --out on-cpu
+want 0 "${some[@]}" --recipe gated --out on-auto
+grep -q "the recipe gated is trained on the processor" err || fail "auto does not tell where it trains"
 cmp on-cpu/sae_weights.safetensors on-auto/sae_weights.safetensors || fail "auto trained something else"

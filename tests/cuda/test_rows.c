@@ -95,6 +95,13 @@ static void test_each(void)
     k->soft_cap_back(pool, gx, gy, n, 30);
     ref->soft_cap_back(NULL, x, y, n, 30);
     near_to("soft_cap_back", gy, y, n, 1e-5);
+    for (size_t some = 0; some <= n; some = some < 2 ? some + 1 : some == n ? n + 1 : n) {
+        double *gsum = room(sizeof *gsum), want, got;
+        k->sum_squares(pool, gg, some, gsum);
+        ref->sum_squares(NULL, g, some, &want);
+        got = *(const double *)DOWN(gsum, 1);
+        CHECK(fabs(got - want) <= 1e-12 * want);
+    }
     k->adam(pool, gx, gg, gm, gv, n, 0.9f, 0.999f, 0.01f, 1e-8f, 0.99f);
     ref->adam(NULL, x, g, m, v, n, 0.9f, 0.999f, 0.01f, 1e-8f, 0.99f);
     near_to("adam x", gx, x, n, 1e-6);
@@ -138,6 +145,18 @@ static void test_rows_by_number(void)
     k->add_vector_back(pool, gh, gpos, 1, -0.5f, n, d, gdv);
     ref->add_vector_back(NULL, h, pos, 1, -0.5f, n, d, dv);
     near_to("add_vector_back", gdv, dv, (size_t)d, 1e-6);
+    for (int way = 0; way < 8; way++) { /* with and without bias, threshold, factor */
+        float *u = noise(all, 1), *f = noise(all, 1), *by = noise((size_t)d, 1), *bias = noise((size_t)d, 1), *least = noise((size_t)d, 0.2f);
+        float *gu = UP(u, all), *gf, *gby = UP(by, d), *gbias = UP(bias, d), *gleast = UP(least, d);
+        k->gate(pool, gu, way & 1 ? gbias : NULL, way & 2 ? gleast : NULL, way & 4 ? gby : NULL, gpos, n, d);
+        ref->gate(NULL, u, way & 1 ? bias : NULL, way & 2 ? least : NULL, way & 4 ? by : NULL, pos, n, d);
+        near_to("gate", gu, u, all, 1e-6);
+        gf = UP(f, all);
+        k->gate_back(pool, gu, gby, gf, n, d);
+        ref->gate_back(NULL, u, by, f, n, d);
+        near_to("gate_back", gu, u, all, 1e-6);
+        near_to("gate_back's gradient", gf, f, all, 1e-6);
+    }
     k->embed_back(pool, gh, gids, n, d, 2, gx, N);
     ref->embed_back(NULL, h, ids, n, d, 2, x, N);
     near_to("embed_back", gx, x, big, 1e-6);

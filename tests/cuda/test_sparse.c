@@ -219,6 +219,33 @@ static void training_step(void)
     plain->feature_back(NULL, &l, NULL, grad, F, d, 0.1f, NULL, db);
     ours->feature_back(pool, &g, NULL, ggrad, F, d, 0.1f, NULL, gdb);
     near_to("feature_back bias alone", gdb, db, (size_t)F, 3e-6);
+    /* the same by groups: one without a feature, and one that few tokens have */
+    const es_prefixes by = {4, {20, 20, 90, F}};
+    es_entries lg = l, gg = g;
+    lg.token = host((size_t)l.cap * 4), lg.token_start = host((size_t)(T * by.n + 1) * 4);
+    gg.token = room((size_t)l.cap * 4), gg.token_start = room((size_t)(T * by.n + 1) * 4);
+    plain->split(NULL, &l, &by, T, lg.token, lg.token_start);
+    ours->split(pool, &g, &by, T, gg.token, gg.token_start);
+    same_ints("split tokens", gg.token, lg.token, l.count[0]);
+    same_ints("split starts", gg.token_start, lg.token_start, T * by.n + 1);
+    for (int i = 0; i < l.count[0]; i++)
+        CHECK(lg.token[i] / by.n == l.token[i] && l.feature[i] < by.end[lg.token[i] % by.n] && (lg.token[i] % by.n == 0 || l.feature[i] >= by.end[lg.token[i] % by.n - 1]));
+    float *rows = host(nx * 4 * 4), *last = host(nx * 4), *sum = host(nx * 4), *grows = room(nx * 4 * 4), *glast = room(nx * 4), *gsum = room(nx * 4);
+    plain->decode(NULL, &lg, dec, NULL, T * by.n, d, rows);
+    ours->decode(pool, &gg, gdec, NULL, T * by.n, d, grows);
+    plain->prefix_errors(NULL, p.x, &by, T, d, rows, last, sum);
+    ours->prefix_errors(pool, p.gx, &by, T, d, grows, glast, gsum);
+    near_to("prefix errors", grows, rows, nx * 4, 3e-6);
+    near_to("the last prefix's", glast, last, nx, 3e-6);
+    near_to("the sum of them", gsum, sum, nx, 3e-6);
+    for (size_t i = 0; i < nx; i++) /* x less all that is decoded */
+        CHECK(fabs(last[i] - (p.x[i] - (double)out[i])) < 1e-4 * (1 + fabs((double)p.x[i]) + fabs((double)out[i])));
+    plain->value_back(NULL, &lg, rows, dec, T * by.n, d, -0.5f, grad);
+    ours->value_back(pool, &gg, grows, gdec, T * by.n, d, -0.5f, ggrad);
+    near_to("value_back by groups", ggrad, grad, (size_t)l.count[0], 3e-6);
+    plain->feature_back(NULL, &lg, rows, l.value, F, d, 0.1f, dw, NULL);
+    ours->feature_back(pool, &gg, grows, g.value, F, d, 0.1f, gdw, NULL);
+    near_to("feature_back by groups", gdw, dw, nf, 3e-6);
     plain->project_rows(NULL, dec, dw, F, d);
     ours->project_rows(pool, gdec, gdw, F, d);
     near_to("project_rows", gdw, dw, nf, 3e-6);

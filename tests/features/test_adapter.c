@@ -233,9 +233,9 @@ static void hook_has_its_gradient(void **s)
         }
         es_patch p;
         assert_ok(es_adapter_patch(a, 0.7f, &p, &err), &err);
-        a->sink = (es_adapter_sink){.grad = grad, .start = start, .slot = slot};
+        a->sink = (es_hook_sink){.grad = grad, .start = start, .slot = slot};
         p.hook->backward(p.hook->user, at, dh, pos, T, a->d);
-        a->sink = (es_adapter_sink){0};
+        a->sink = (es_hook_sink){0};
         assert_memory_equal(dh, w, d * sizeof *dh);
         for (int turn = 0; turn < 24; turn++) {
             double seen[2], slope = 0, step = 1e-2;

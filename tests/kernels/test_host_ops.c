@@ -131,6 +131,34 @@ static void test_gradients(void **state)
         close_to(dot(h, dh, T * D), dot(v, dv, D));
         assert_true(h[0] == 0 && h[3 * D] == 0 && h[4 * D] == 2 * v[0]);
 
+        /* L = sum dh * by * f, f = u + bias where above the threshold: dL/dby sums gate_back's f, dL/du is its dp */
+        float *u = noise(T * D), *f = calloc(T * D, sizeof *f), *dp = calloc(T * D, sizeof *dp), *by = noise(D), least[D], dby[D] = {0};
+        for (int i = 0; i < D; i++)
+            least[i] = 0.1f * (float)i - 0.5f;
+        memcpy(f, u, T * D * sizeof *f);
+        memcpy(dp, dh, T * D * sizeof *dp);
+        K->gate(NULL, f, v, least, NULL, pos, T, D);
+        double loss = 0, by_back = 0;
+        for (int i = 0; i < T * D; i++) {
+            const float x = u[i] + v[i % D];
+            assert_true(f[i] == (pos[i / D] && x > least[i % D] ? x : 0));
+            loss += (double)f[i] * by[i % D] * dh[i];
+        }
+        float *through = calloc(T * D, sizeof *through);
+        memcpy(through, u, T * D * sizeof *through);
+        K->gate(NULL, through, v, least, by, pos, T, D);
+        close_to(dot(through, dh, T * D), loss);
+        float *fires = calloc(T * D, sizeof *fires);
+        memcpy(fires, f, T * D * sizeof *fires);
+        K->gate_back(NULL, f, by, dp, T, D);
+        K->add_vector_back(NULL, f, pos, 0, 1, T, D, dby);
+        for (int i = 0; i < D; i++)
+            by_back += (double)dby[i] * by[i];
+        close_to(by_back, loss); /* linear in by */
+        for (int i = 0; i < T * D; i++)
+            assert_true(dp[i] == (fires[i] != 0 ? by[i % D] * dh[i] : 0));
+        free(u), free(f), free(dp), free(by), free(through), free(fires);
+
         float *x = noise(T * D), *w = noise(D), *dw = calloc(D, sizeof *dw), *y = noise(T * D);
         K->rmsnorm(pool, x, w, y, T, D, 1e-5f); /* linear in w */
         K->rmsnorm_weight_back(NULL, x, dh, dw, T, D, 1e-5f);

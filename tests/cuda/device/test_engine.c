@@ -330,12 +330,16 @@ static void recorded(void **state)
         both b = open_both(test_golden(part), true);
         es_addend add = {.layer = 1, .scale = 2, .v = v, .min_pos = 14};
         es_patch patch = {.addend = &add, .n_addend = 1};
+        pass *seen[2] = {new_pass(&b), new_pass(&b)}; /* a recorded token shows its watches what it left behind */
+        const es_watch watch[2][2] = {{{.layer = 1, .fn = keep, .user = seen[0]->watched}, {.layer = 0, .fn = keep, .user = seen[0]->resid}},
+                                      {{.layer = 1, .fn = keep, .user = seen[1]->watched}, {.layer = 0, .fn = keep, .user = seen[1]->resid}}};
         for (int j = 0; j < 64; j++)
             v[j] = 0.1f * (float)(j % 9);
         long before = shim_records();
         for (int on = 0; on < 2; on++) {
             es_context_options o = {.n_ctx = 200, .threads = 1, .n_seq = 2};
             assert_ok(es_context_open(&c[on], on ? b.card : b.cpu, &o, &err), &err);
+            es_context_set_watch(c[on], watch[on], 2);
             assert_ok(es_context_feed(c[on], b.ids, 3, NULL, &err), &err);
         }
         for (int t = 3; t < 20; t++) {
@@ -347,6 +351,8 @@ static void recorded(void **state)
             near(name[i], "logits of a recorded token", es_context_logits(c[1]), es_context_logits(c[0]), (size_t)b.n_vocab, 3e-3);
         }
         assert_int_equal(shim_records() - before, 2);
+        near(name[i], "watched rows", seen[1]->watched, seen[0]->watched, 20 * (size_t)b.d, 3e-3);
+        near(name[i], "watched rows of another layer", seen[1]->resid, seen[0]->resid, 20 * (size_t)b.d, 3e-3);
         for (int on = 0; on < 2; on++) {
             es_context_select(c[on], 1);
             assert_ok(es_context_feed(c[on], b.ids + 5, 1, NULL, &err), &err); /* the very first token by a recording */
@@ -356,8 +362,10 @@ static void recorded(void **state)
         assert_int_equal(shim_records() - before, 3);
         assert_error(es_context_feed(c[1], (int32_t[]){b.n_vocab}, 1, NULL, &err), &err, "vocabulary");
         assert_int_equal(es_context_length(c[1]), 2);
-        for (int on = 0; on < 2; on++)
+        for (int on = 0; on < 2; on++) {
             es_context_free(c[on]);
+            free_pass(seen[on]);
+        }
         close_both(&b);
     }
 }

@@ -167,6 +167,155 @@ static void tunes(void **state)
     }
 }
 
+/* ---- parameters and moments that stay on the card ----------------------------------------------------------------------------------- */
+
+static es_tune *opened(es_model *m, es_model *own)
+{
+    es_error err;
+    es_tune *t = NULL;
+    es_tune_options o = es_tune_default(own != NULL);
+    o.rank = 3;
+    o.rate = 1e-3;
+    o.decay = 0.1;
+    o.clip = 0.05; /* which cuts */
+    o.threads = 1;
+    o.max_prompt = 64;
+    o.max_reply = 24;
+    o.max_tokens = 200;
+    assert_ok(es_tune_open(&t, m, own, &o, &err), &err);
+    es_experiences e = fix_experiences();
+    for (int i = 0; i < e.n; i++)
+        assert_ok(es_tune_add(t, &e.item[i], NULL, &err), &err);
+    es_experiences_free(&e);
+    return t;
+}
+
+static void steps(es_tune *t, int n)
+{
+    es_error err;
+    es_step_report report;
+    for (int i = 0; i < n; i++) {
+        assert_ok(es_tune_step(t, 0, &report, NULL, &err), &err);
+        assert_non_null(report.guard);
+        assert_string_equal(report.guard, "clip");
+    }
+}
+
+static void same_state(es_tune *got, es_tune *want, const char *label)
+{
+    const size_t n = (size_t)es_tune_parameters(want);
+    size_t apart = 0;
+    assert_int_equal(es_tune_steps(got), es_tune_steps(want));
+    near(label, "first moments", es_tune_moment(got, 0), es_tune_moment(want, 0), n, 2e-3);
+    near(label, "second moments", es_tune_moment(got, 1), es_tune_moment(want, 1), n, 4e-3);
+    for (size_t i = 0; i < n; i++)
+        apart += fabsf(es_tune_values(got)[i] - es_tune_values(want)[i]) > 1e-4f;
+    if (apart * 25 > n)
+        fail_msg("%s: %zu of %zu parameters are apart", label, apart, n);
+}
+
+/* Nothing comes down before somebody asks; what is written into the copy goes up. */
+static void kept(void **state)
+{
+    (void)state;
+    es_error err;
+    es_model *own[2];
+    for (int weights = 0; weights < 2; weights++) {
+        const char *label = weights ? "all weights" : "lora";
+        es_tune *t[2];
+        for (int i = 0; i < 2; i++) {
+            if (weights)
+                assert_ok(es_model_thaw(&own[i], model[i], 0, &err), &err);
+            t[i] = opened(model[i], weights ? own[i] : NULL);
+        }
+        const size_t n = (size_t)es_tune_parameters(t[0]);
+        size_t all;
+        float *here = weights ? es_model_numbers(own[1], &all, NULL) : NULL, *before = calloc(n, sizeof *before);
+        if (weights)
+            memcpy(before, here, n * sizeof *here);
+        for (int i = 0; i < 2; i++)
+            steps(t[i], 2);
+        if (weights) {
+            assert_memory_equal(here, before, n * sizeof *here);
+            assert_ok(es_tune_settle(t[1], &err), &err);
+            assert_true(memcmp(here, before, n * sizeof *here) != 0);
+        }
+        same_state(t[1], t[0], label);
+        for (int i = 0; i < 2; i++) { /* by hand: the next step starts there */
+            float *x = es_tune_values(t[i]), *m = es_tune_moment(t[i], 0);
+            for (size_t j = 0; j < n; j += 3)
+                x[j] *= 0.9f, m[j] = 0;
+            if (weights)
+                es_model_changed(own[i]);
+            es_tune_set_steps(t[i], 5);
+            steps(t[i], 1);
+        }
+        same_state(t[1], t[0], label);
+        for (int i = 0; i < 2; i++) {
+            es_tune_free(t[i]);
+            es_model_free(weights ? own[i] : NULL);
+        }
+        free(before);
+    }
+}
+
+/* Where there is no room for them, and only then, the parameters stay in host memory. */
+static void no_room_to_keep(void **state)
+{
+    (void)state;
+    char text[300];
+    while (es_cuda_told(card, text, sizeof text))
+        ;
+    es_tune *t[2] = {opened(model[0], NULL), opened(model[1], NULL)};
+    const size_t used = shim_memory_used(), kept_bytes = 4 * sizeof(float) * (size_t)es_tune_parameters(t[1]);
+    es_tune_free(t[1]);
+    assert_false(es_cuda_told(card, text, sizeof text));
+    shim_memory(used - kept_bytes / 2);
+    t[1] = opened(model[1], NULL);
+    assert_true(es_cuda_told(card, text, sizeof text));
+    assert_non_null(strstr(text, "moved by the processor"));
+    shim_memory((size_t)4 << 30);
+    for (int i = 0; i < 2; i++)
+        steps(t[i], 2);
+    same_state(t[1], t[0], "without room");
+    es_tune_free(t[0]);
+    es_tune_free(t[1]);
+}
+
+/* The steps since the copy are gone and one call says so; then it goes on. */
+static void lost_kept(void **state)
+{
+    (void)state;
+    es_error err;
+    es_step_report report;
+    tiny_options o = tiny_default();
+    o.n_layer = 3;
+    o.d_ff = 96;
+    es_cuda *before = card;
+    open_card(NULL);
+    es_model *again = open_tiny(&o);
+    use_card(again, true);
+    es_tune *t[2] = {opened(model[0], NULL), opened(again, NULL)};
+    steps(t[0], 1);
+    steps(t[1], 1);
+    es_tune_values(t[1]);
+    steps(t[1], 2);
+    shim_lose_after(100); /* within a pass */
+    assert_int_equal(es_tune_step(t[1], 0, &report, NULL, &err), ES_ERR_DEVICE);
+    assert_non_null(strstr(err.text, "2 steps of learning"));
+    assert_int_equal(es_tune_steps(t[1]), 1);
+    same_state(t[1], t[0], "lost");
+    steps(t[0], 1);
+    steps(t[1], 1);
+    same_state(t[1], t[0], "after it was lost");
+    es_tune_free(t[0]);
+    es_tune_free(t[1]);
+    es_model_free(again);
+    shim_lose_card(0);
+    es_cuda_close(card);
+    card = before;
+}
+
 /* ---- harvest ---------------------------------------------------------------------------------------------------------------------- */
 
 static void harvested(es_model *m, const char *dir, float *rows, size_t *n)
@@ -226,6 +375,7 @@ static void lost(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(forms), cmocka_unit_test(tunes), cmocka_unit_test(harvest), cmocka_unit_test(lost)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(forms), cmocka_unit_test(tunes), cmocka_unit_test(kept), cmocka_unit_test(no_room_to_keep), cmocka_unit_test(lost_kept), cmocka_unit_test(harvest),
+                                       cmocka_unit_test(lost)};
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

@@ -34,9 +34,14 @@ static void read_row(const void *user, size_t row, float *out)
     es_harvest_reader_rows(user, row, 1, out);
 }
 
+static es_recipe recipe; /* of all that follows */
+static const es_recipe recipes[] = {ES_TRAIN_BATCHTOPK, ES_TRAIN_TOPK, ES_TRAIN_MATRYOSHKA};
+#define EACH_RECIPE for (int r_ = 0; r_ < 3 && (recipe = recipes[r_], true); r_++)
+
 static es_dictionary_training options(int steps)
 {
     es_dictionary_training o = es_dictionary_training_default();
+    o.recipe = recipe;
     o.n_features = F;
     o.k = 4;
     o.batch = 64;
@@ -87,6 +92,7 @@ static void compare(const es_dictionary *got, const es_dictionary *want, const c
     }
     nearly(label, "encoder", a, b, F * D, steps);
     nearly(label, "encoder's bias", ba, bb, F, steps);
+    assert_int_equal(es_dictionary_get_info(got)->architecture, recipe == ES_TRAIN_TOPK ? ES_SAE_TOPK : ES_SAE_JUMPRELU);
     if (!(fabsf(ta - tb) <= 5e-3f * fabsf(tb)))
         fail_msg("%s: threshold %g, not %g", label, ta, tb);
 }
@@ -95,12 +101,12 @@ static void as_on_the_processor(void **state)
 {
     (void)state;
     const int steps[] = {1, 3, 8};
-    for (int i = 0; i < 3; i++) {
+    EACH_RECIPE for (int i = 0; i < 3; i++) {
         char label[40];
-        snprintf(label, sizeof label, "%d steps", steps[i]);
-        char on[20], off_name[20];
-        snprintf(on, sizeof on, "card-%d", i);
-        snprintf(off_name, sizeof off_name, "cpu-%d", i);
+        snprintf(label, sizeof label, "%s, %d steps", es_recipe_name(recipe), steps[i]);
+        char on[40], off_name[40];
+        snprintf(on, sizeof on, "%s-card-%d", es_recipe_name(recipe), i);
+        snprintf(off_name, sizeof off_name, "%s-cpu-%d", es_recipe_name(recipe), i);
         es_dictionary *want = trained(off_name, steps[i], NULL), *got = trained(on, steps[i], card);
         compare(got, want, label, steps[i]);
         es_dictionary_free(want);
@@ -136,6 +142,7 @@ static void lost_after(long n, bool on_another, const es_dictionary *want)
 static void lost(void **state)
 {
     (void)state;
+    recipe = ES_TRAIN_BATCHTOPK;
     es_dictionary *want = trained("whole", 6, NULL);
     lost_after(5, false, want);
     lost_after(120, false, want);
@@ -159,7 +166,7 @@ static void gradients(void **state)
 {
     (void)state;
     es_error err;
-    for (int dead = 0; dead < 2; dead++) {
+    EACH_RECIPE for (int dead = 0; dead < 2; dead++) {
         es_train *t[2];
         es_harvest_reader h[2];
         for (int i = 0; i < 2; i++) {
@@ -180,7 +187,11 @@ static void gradients(void **state)
                 away += pow((double)t[0]->p[p].m[i] - (double)t[1]->p[p].m[i], 2);
             }
             if (t[0]->p[p].n && !(size > 0 && sqrt(away / size) < 1e-4))
-                fail_msg("the gradient of %s is away by %.2g of its size, dead features %d", t[0]->p[p].name, sqrt(away / size), dead);
+                fail_msg("%s: the gradient of %s is away by %.2g of its size, dead features %d", es_recipe_name(recipe), t[0]->p[p].name, sqrt(away / size), dead);
+        }
+        if (!(fabs(t[0]->fvu - t[1]->fvu) < 1e-3 && (recipe != ES_TRAIN_TOPK || t[0]->l0 == t[1]->l0))) /* of a batch no larger than what is looked at */
+            fail_msg("%s: fvu %g and l0 %g on the card, not %g and %g", es_recipe_name(recipe), t[1]->fvu, t[1]->l0, t[0]->fvu, t[0]->l0);
+        {
         }
         for (int i = 0; i < 2; i++) {
             es_train_close(t[i]);
@@ -194,6 +205,7 @@ static void neighbours(void **state)
 {
     (void)state;
     es_error err;
+    recipe = ES_TRAIN_BATCHTOPK;
     double near[2], first[2];
     es_harvest_reader h;
     for (int i = 0; i < 2; i++) {
@@ -231,6 +243,12 @@ static void refused(void **state)
         assert_int_equal(es_dictionary_train_plan(test_path("harvest"), LAYER, &o, 1, &plan, &err), ES_ERR_USAGE);
         assert_int_equal(access(test_path("refused"), F_OK), -1);
     }
+    es_dictionary_training o = options(2);
+    o.card = card;
+    o.recipe = ES_TRAIN_TOPK;
+    o.n_features = 4000;
+    o.k = 1025;
+    assert_error(es_dictionary_train(test_path("harvest"), LAYER, test_path("refused"), &o, NULL, &err), &err, "at most 1024");
 }
 
 /* The plan's steps are the card's. */
@@ -251,6 +269,7 @@ static void planned(void **state)
 static void no_memory(void **state)
 {
     (void)state;
+    recipe = ES_TRAIN_MATRYOSHKA;
     es_error err;
     for (size_t room = 0; room < 3; room++) {
         es_dictionary_training o = options(2);

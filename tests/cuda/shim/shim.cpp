@@ -308,9 +308,14 @@ struct shim_event { int unused; };
 static thread_local cudaError_t last = cudaSuccess;
 static bool lost, blas_there = true;
 static long records;
-static long lose_after = -1; // kernels until the card is lost; negative: never
+static long from_environment(const char *name, long otherwise)
+{
+    const char *value = getenv(name);
+    return value ? atol(value) : otherwise;
+}
+static long lose_after = from_environment("SHIM_LOSE_AFTER", -1); // kernels until the card is lost; negative: never
 static int cards = 1;
-static size_t memory_all = (size_t)4 << 30, memory_used;
+static size_t memory_all = (size_t)from_environment("SHIM_MEMORY_MB", 4096) << 20, memory_used;
 
 // ---- the card's memory -----------------------------------------------------------------------------------------------------------------
 

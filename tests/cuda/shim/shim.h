@@ -6,6 +6,7 @@
 
 /* In which order the threads of a block, and the blocks, run between their barriers: 0 as numbered, 1 backwards, 2 and more shuffled by that
  * seed. A kernel whose result changes lacks a barrier, or adds up in an order that it does not control. */
+/* For whole programs: the environment's SHIM_LOSE_AFTER and SHIM_MEMORY_MB are shim_lose_after and shim_memory from the start. */
 #ifdef __cplusplus
 extern "C" {
 #endif
