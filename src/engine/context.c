@@ -74,7 +74,7 @@ static void layout(es_context *c, es_arena *h, es_arena *a)
     c->candidate = es_arena_take(h, m->n_vocab, sizeof *c->candidate);
     if (card) {
         c->pass.ids = es_arena_take(a, chunk, sizeof *c->pass.ids);
-        c->pass.host_rows = es_arena_take(h, chunk * d, sizeof(float));
+        c->pass.host_rows = es_arena_take(h, chunk * (d > q ? d : q), sizeof(float));
         c->top_on = es_arena_take(a, 2 * ES_TOP_MAX, sizeof *c->top_on);
         c->top = es_arena_take(h, 2 * ES_TOP_MAX, sizeof *c->top);
     }
@@ -223,10 +223,11 @@ void es_context_set_watch(es_context *c, const es_watch *w, int n)
 static void blocks(es_context *c, int n, int n_seq)
 {
     es_rows rows = {.n = n, .pos = c->pos, .pos_on = c->pos_on, .start = c->start, .n_seq = n_seq, .cache = &c->cache};
-    es_residual_forward(&c->pass, -1, &rows, c->acts.x, c->watch, c->n_watch);
+    const es_watching w = {c->watch, c->n_watch};
+    es_residual_forward(&c->pass, -1, &rows, c->acts.x, w);
     for (int l = 0; l < c->model->info.n_layer; l++) {
-        es_block_forward(&c->pass, l, &rows, &c->acts, c->acts.x);
-        es_residual_forward(&c->pass, l, &rows, c->acts.x, c->watch, c->n_watch);
+        es_block_forward(&c->pass, l, &rows, &c->acts, c->acts.x, w);
+        es_residual_forward(&c->pass, l, &rows, c->acts.x, w);
     }
 }
 
