@@ -12,14 +12,22 @@ typedef struct es_dictionary es_dictionary;
 typedef enum es_architecture { ES_SAE_STANDARD, ES_SAE_TOPK, ES_SAE_JUMPRELU, ES_SAE_GATED } es_architecture;
 const char *es_architecture_name(es_architecture a);
 
-/* What a dictionary reads. Only the residual is hooked in a running model; the others encode activations from files. */
+/* What a dictionary reads. In a running model all but the MLP's input and what is unknown can be read; features steer and adapt in the residual only. */
 typedef enum es_hook_kind {
     ES_HOOK_RESIDUAL, /* after a layer; after layer -1: the embedding */
     ES_HOOK_ATTENTION, /* what goes into the attention's output projection, heads side by side */
-    ES_HOOK_ATTENTION_OUT, ES_HOOK_MLP_IN, ES_HOOK_MLP_OUT,
+    ES_HOOK_ATTENTION_OUT, /* what attention adds to the residual: in families with a norm behind it (Gemma, OLMo 2) after that, as hook_attn_out */
+    ES_HOOK_MLP_IN,
+    ES_HOOK_MLP_OUT, /* what the MLP adds to it, likewise */
     ES_HOOK_UNKNOWN, /* the files do not say */
 } es_hook_kind;
 const char *es_hook_words(es_hook_kind h); /* for messages: "the residual" */
+const char *es_hook_site(es_hook_kind h);  /* "resid_post", "z", "attn_out", "mlp_in", "mlp_out"; "" for what is unknown */
+bool es_hook_site_named(const char *name, es_hook_kind *out); /* one of those, or short: "resid", "attn", "mlp"; false: none of them */
+bool es_hook_point(es_hook_kind h, es_point *out); /* false: a running model does not give it */
+typedef struct es_hook_place { int layer; es_hook_kind hook; } es_hook_place;
+void es_hook_place_name(es_hook_place p, char out[32]); /* of its folder: "layer-14", "layer-14-mlp_out" */
+void es_hook_place_hook(es_hook_place p, char *out, size_t size); /* in TransformerLens' words: "blocks.14.hook_mlp_out" */
 
 typedef struct es_dictionary_info {
     char folder[1024], name[128];
@@ -60,9 +68,15 @@ int es_sparsity_write(const char *folder, const float *density, int n, es_error 
 int es_sparsity_read(const char *folder, float *density, int n, es_error *err);
 void es_dictionary_free(es_dictionary *s);
 const es_dictionary_info *es_dictionary_get_info(const es_dictionary *s);
-/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model, that has another width, or that reads what is not
- * hooked. */
+/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model, that has another width, or that reads what a running
+ * model does not give. */
 int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err);
+es_point es_dictionary_point(const es_dictionary *s); /* where that is, of layer info.layer */
+int es_dictionary_check_steers(const es_dictionary *s, es_error *err); /* ES_ERR_MISMATCH, unless it reads the residual: others are for looking */
+/* What features write in the residual, out[n, d_model]: decoder rows; of heads side by side (z) those times the output matrix, and the weight of the norm
+ * behind it where there is one. Only of a dictionary that has them; the others' rows lie in another space. */
+bool es_dictionary_has_directions(const es_dictionary *s, const es_model *m);
+int es_dictionary_directions(const es_dictionary *s, const es_model *m, es_pool *p, int first, int n, float *out, es_error *err);
 bool es_dictionary_is_mapped(const es_dictionary *s);
 /* Decoder rows [first, first + n) as f32, out[n, d_out]: directions. Rows that hold something that is no finite number come as zeros. */
 void es_dictionary_rows(const es_dictionary *s, int first, int n, float *out);
@@ -104,7 +118,8 @@ void es_activations_free(es_activations *a);
 /* ---- harvest: text -> activation shards --------------------------------------------------------------------------------------- */
 
 typedef struct es_harvest_options {
-    const int *layer; int n_layer;  /* residual after each of these */
+    const int *layer; int n_layer;  /* of each of these ... */
+    const es_hook_kind *site; int n_site; /* ... what is read, of each of these; n_site 0: the residual. Not the MLP's input */
     int context;                    /* tokens in a sequence: documents are cut at this length (default 256) */
     uint64_t max_tokens;            /* stored tokens; 0: all */
     bool exact;                     /* products in f32; otherwise on bfloat16 where the processor has them (es_kernels_half) */
@@ -114,7 +129,8 @@ typedef struct es_harvest_options {
 } es_harvest_options;
 es_harvest_options es_harvest_default(void);
 /* files: .txt (one document a file), .jsonl with "text", or chats {"messages":[...]} / {"prompt","response"}, rendered in the model's
- * own template. Writes DIR/harvest.json, ids.bin (int32), sequences.bin, layer-NN/shard-NNNN.f16. An interrupted harvest resumes. */
+ * own template. Writes DIR/harvest.json, ids.bin (int32), sequences.bin, layer-NN/shard-NNNN.f16 and for other sites than the residual
+ * layer-NN-SITE/shard-NNNN.f16 (es_hook_place_name). An interrupted harvest resumes. */
 int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o,
                const es_progress *progress, es_error *err);
 
@@ -134,6 +150,7 @@ bool es_recipe_on_card(es_recipe r);     /* batchtopk only */
 
 typedef struct es_dictionary_training {
     es_recipe recipe;
+    es_hook_kind site;              /* of the layer: the residual, unless another is named */
     int n_features, k, batch;       /* k: active features a token, on average; the recipes with a penalty are steered towards it */
     double learning_rate;           /* 0: scaled from n_features */
     uint64_t tokens;                /* tokens to see in all (epochs over the shards as needed) */
@@ -153,15 +170,16 @@ typedef struct es_dictionary_training {
     bool card_exact;                /* products in f32 */
 } es_dictionary_training;
 es_dictionary_training es_dictionary_training_default(void);
-/* Trains on a harvest's layer and writes a SAELens folder: topk, gated and standard as what they are; batchtopk and matryoshka as jumprelu with one threshold,
+/* Trains on a harvest's layer, at o->site, and writes a SAELens folder: topk, gated and standard as what they are; batchtopk and matryoshka as jumprelu with one threshold,
  * estimated over training, as SAELens does. DIR/checkpoint holds optimiser state; an interrupted (or killed) run resumes from it and ends with the same kind
  * of result. progress.report carries "fvu=.. l0=.. dead=.. near=.." in `what`; near: the mean over features of the largest cosine with another one's row.
  * On a card fvu is that of 256 tokens a batch, l0 counts kept activations only, and at most ES_TOP_MAX (kernels.h) dead features reconstruct a token's error. When the
  * card is lost the run ends with ES_ERR_DEVICE; the same call, on a card or not, goes on from the last checkpoint. */
 int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, const es_dictionary_training *o,
                         const es_progress *progress, es_error *err);
-/* Several layers of one harvest, one after another, into DIR/layer-NN: what is finished stays, what was begun goes on. */
-int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_layer, const char *dir, const es_dictionary_training *o,
+/* Several layers and sites of one harvest (o->site does not count), one after another, into DIR/ and es_hook_place_name: what is finished stays, what was
+ * begun goes on. */
+int es_dictionary_train_places(const char *harvest_dir, const es_hook_place *place, int n_place, const char *dir, const es_dictionary_training *o,
                                const es_progress *progress, es_error *err);
 
 typedef struct es_training_plan { /* of one layer; layers are trained one after another */

@@ -12,7 +12,7 @@
 
 #include "harvest.h"
 
-enum { BATCH_TOKENS = 2048, SHARD_ROWS = 65536, MAX_LAYERS = 64, CHECKPOINT_SECONDS = 20 };
+enum { BATCH_TOKENS = 2048, SHARD_ROWS = 65536, MAX_PLACES = 64, CHECKPOINT_SECONDS = 20 };
 
 es_harvest_options es_harvest_default(void)
 {
@@ -24,6 +24,14 @@ es_trainer_options es_harvest_trainer(const es_harvest_options *o)
     return (es_trainer_options){.max_tokens = BATCH_TOKENS, .threads = o->threads, .rough = !o->exact};
 }
 
+typedef struct slot { /* a place that is read, and the shard being written of it */
+    struct harvest *h;
+    es_hook_place place;
+    int d;
+    FILE *shard;
+    uint64_t shard_open; /* number of the open shard + 1; 0: none */
+} slot;
+
 typedef struct harvest {
     es_model *m;
     const es_harvest_options *o;
@@ -32,18 +40,20 @@ typedef struct harvest {
     es_documents docs;
     json_t *info;
     es_trainer *trainer;
-    int skip, d;
+    int skip, d; /* d: of the residual */
+    slot slot[MAX_PLACES];
+    es_watch watch[MAX_PLACES];
+    int n_slot;
     /* done and on disk, or in the batch */
     uint64_t rows, n_id, n_sequence, next_document;
-    FILE *ids, *sequences, *shard[MAX_LAYERS];
-    uint64_t shard_open[MAX_LAYERS]; /* number of the open shard + 1; 0: none */
+    FILE *ids, *sequences;
     /* the batch */
     int32_t id[BATCH_TOKENS];
     int start[BATCH_TOKENS + 1], n_seq;
     uint32_t document[BATCH_TOKENS];
-    uint16_t *half; /* [BATCH_TOKENS, d] */
-    float *clamped; /* [d] */
-    bool stop;      /* read by the engine as its cancel flag: raised once the highest layer has been seen */
+    uint16_t *half; /* [BATCH_TOKENS, the widest d] */
+    float *clamped; /* [the widest d] */
+    bool stop;      /* read by the engine as its cancel flag: raised once the highest layer has been entered */
     int failed;
     es_error *err;
     double began;
@@ -70,33 +80,35 @@ static int open_at(const harvest *h, FILE **out, const char *name, uint64_t byte
     return ES_OK;
 }
 
-static void shard_name(char *out, size_t size, int layer, uint64_t shard)
+static void shard_name(char *out, size_t size, es_hook_place place, uint64_t shard)
 {
-    snprintf(out, size, "layer-%02d/shard-%04llu.f16", layer, (unsigned long long)shard);
+    char folder[32];
+    es_hook_place_name(place, folder);
+    snprintf(out, size, "%s/shard-%04llu.f16", folder, (unsigned long long)shard);
 }
 
-/* Appends rows (from h->rows on) to layer slot i's shards. */
-static int add_rows(harvest *h, int i, uint64_t row, const uint16_t *half, size_t n, es_error *err)
+/* Appends rows (from h->rows on) to a place's shards. */
+static int add_rows(const harvest *h, slot *s, uint64_t row, const uint16_t *half, size_t n, es_error *err)
 {
     while (n) {
         uint64_t number = row / SHARD_ROWS, at = row % SHARD_ROWS;
         size_t m = SHARD_ROWS - at < n ? (size_t)(SHARD_ROWS - at) : n;
         char name[64];
-        shard_name(name, sizeof name, h->o->layer[i], number);
-        if (h->shard_open[i] != number + 1) {
-            if (h->shard[i] && fclose(h->shard[i]) != 0) {
-                h->shard[i] = NULL;
+        shard_name(name, sizeof name, s->place, number);
+        if (s->shard_open != number + 1) {
+            if (s->shard && fclose(s->shard) != 0) {
+                s->shard = NULL;
                 return fail_write(h, name, err);
             }
-            h->shard[i] = NULL;
-            int rc = open_at(h, &h->shard[i], name, at * (uint64_t)h->d * 2, err);
+            s->shard = NULL;
+            int rc = open_at(h, &s->shard, name, at * (uint64_t)s->d * 2, err);
             if (rc)
                 return rc;
-            h->shard_open[i] = number + 1;
+            s->shard_open = number + 1;
         }
-        if (fwrite(half, (size_t)h->d * 2, m, h->shard[i]) != m)
+        if (fwrite(half, (size_t)s->d * 2, m, s->shard) != m)
             return fail_write(h, name, err);
-        half += m * (size_t)h->d;
+        half += m * (size_t)s->d;
         row += m;
         n -= m;
     }
@@ -114,7 +126,8 @@ static bool top_layer(const harvest *h, int layer)
 static void watch(void *user, int layer, int pos0, const float *x, int T, int d)
 {
     (void)pos0;
-    harvest *h = user;
+    slot *at = user;
+    harvest *h = at->h;
     size_t n = 0, width = (size_t)d;
     for (int s = 0; s < h->n_seq; s++)
         for (int t = h->start[s] + h->skip; t < h->start[s + 1] && t < T; t++, n++) {
@@ -122,10 +135,9 @@ static void watch(void *user, int layer, int pos0, const float *x, int T, int d)
                 h->clamped[i] = fmaxf(-65504, fminf(65504, x[(size_t)t * width + i]));
             es_f32_to_f16(h->clamped, h->half + n * width, width);
         }
-    for (int i = 0; i < h->o->n_layer && !h->failed; i++)
-        if (h->o->layer[i] == layer)
-            h->failed = add_rows(h, i, h->rows, h->half, n, h->err);
-    if (top_layer(h, layer))
+    if (!h->failed)
+        h->failed = add_rows(h, at, h->rows, h->half, n, h->err);
+    if (top_layer(h, layer)) /* it is looked at between layers: the other places of this one are still seen */
         __atomic_store_n(&h->stop, true, __ATOMIC_RELEASE);
 }
 
@@ -134,14 +146,11 @@ static int run_batch(harvest *h, es_error *err)
     int n = h->start[h->n_seq];
     if (n == 0)
         return ES_OK;
-    es_watch w[MAX_LAYERS];
-    for (int i = 0; i < h->o->n_layer; i++)
-        w[i] = (es_watch){h->o->layer[i], watch, h};
     es_batch b = {.ids = h->id, .n = n, .start = h->start, .n_seq = h->n_seq};
     float logprob[BATCH_TOKENS];
     h->err = err;
     h->stop = false;
-    int rc = es_trainer_forward(h->trainer, &b, NULL, NULL, w, h->o->n_layer, logprob, &h->stop, err);
+    int rc = es_trainer_forward(h->trainer, &b, NULL, NULL, h->watch, h->n_slot, logprob, &h->stop, err);
     if (rc == ES_ERR_CANCELLED && h->stop)
         rc = ES_OK; /* all that was wanted has been seen */
     if (h->failed)
@@ -172,8 +181,8 @@ static int flush(FILE *f)
 static int checkpoint(harvest *h, bool complete, es_error *err)
 {
     int bad = flush(h->ids) | flush(h->sequences);
-    for (int i = 0; i < h->o->n_layer; i++)
-        bad |= flush(h->shard[i]);
+    for (int i = 0; i < h->n_slot; i++)
+        bad |= flush(h->slot[i].shard);
     if (bad)
         return fail_write(h, "*", err);
     json_object_set_new(h->info, "rows", json_integer((json_int_t)h->rows));
@@ -188,6 +197,22 @@ static int checkpoint(harvest *h, bool complete, es_error *err)
     int rc = es_file_write(path, text, strlen(text), err);
     free(text);
     return rc;
+}
+
+static bool only_residual(const es_harvest_options *o)
+{
+    return o->n_site == 0 || (o->n_site == 1 && o->site[0] == ES_HOOK_RESIDUAL);
+}
+
+static void describe_sites(const harvest *h, json_t *v)
+{
+    json_t *sites = json_array();
+    json_object_set_new(v, "sites", sites);
+    for (int i = 0; i < h->o->n_site; i++) {
+        json_array_append_new(sites, json_string(es_hook_site(h->o->site[i])));
+        if (h->o->site[i] == ES_HOOK_ATTENTION)
+            json_object_set_new(v, "d_z", json_integer(es_point_width(h->m, ES_POINT_ATTENTION)));
+    }
 }
 
 /* harvest.json of a new harvest: everything that must be the same for a resumed one to be one harvest. */
@@ -206,6 +231,8 @@ static json_t *describe(harvest *h, es_error *err)
     json_t *v = json_pack("{s:s, s:i, s:{s:s, s:s}, s:o, s:o, s:i, s:i, s:b, s:I, s:i}", "format", "espalier-harvest", "version", 1, "model", "name",
                           es_model_get_info(h->m)->name, "sha256", h->model_hash, "files", files, "layers", layers, "d", h->d, "context",
                           h->o->context, "skip_first", h->o->skip_first, "seed", (json_int_t)h->o->seed, "shard_rows", SHARD_ROWS);
+    if (v && !only_residual(h->o)) /* a harvest of the residual says nothing of sites, as before there were others */
+        describe_sites(h, v);
     if (v && !h->o->exact && es_kernels_half() != es_kernels_cpu()) /* a harvest is of one kind */
         json_object_set_new(v, "products", json_string("bfloat16"));
     if (!v)
@@ -241,6 +268,10 @@ static int resume(harvest *h, bool *complete, es_error *err)
             json_decref(old);
             return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with another \"%s\": give another folder, or remove this one", path, key);
         }
+    if (!json_object_get(h->info, "sites") && json_object_get(old, "sites")) {
+        json_decref(old);
+        return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with other \"sites\": give another folder, or remove this one", path);
+    }
     if (!json_object_get(h->info, "products") != !json_object_get(old, "products")) {
         json_decref(old);
         return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with products %s: go on with it so (harvest --exact, or without), give another folder, or remove this one",
@@ -256,20 +287,23 @@ static int resume(harvest *h, bool *complete, es_error *err)
 
 static int open_all(harvest *h, es_error *err)
 {
-    const es_model_info *mi = es_model_get_info(h->m);
-    char name[64], path[1300];
-    for (int i = 0; i < h->o->n_layer; i++) {
-        snprintf(path, sizeof path, "%s/layer-%02d", h->dir, h->o->layer[i]);
+    char name[64], folder[32], path[1300];
+    int widest = h->d;
+    for (int i = 0; i < h->n_slot; i++) {
+        slot *s = &h->slot[i];
+        widest = s->d > widest ? s->d : widest;
+        es_hook_place_name(s->place, folder);
+        snprintf(path, sizeof path, "%s/%s", h->dir, folder);
         int rc = es_dir_make(path, err);
         if (rc)
             return rc;
         if (h->rows % SHARD_ROWS == 0)
             continue; /* the next shard is a new one */
-        shard_name(name, sizeof name, h->o->layer[i], h->rows / SHARD_ROWS);
-        rc = open_at(h, &h->shard[i], name, h->rows % SHARD_ROWS * (uint64_t)h->d * 2, err);
+        shard_name(name, sizeof name, s->place, h->rows / SHARD_ROWS);
+        rc = open_at(h, &s->shard, name, h->rows % SHARD_ROWS * (uint64_t)s->d * 2, err);
         if (rc)
             return rc;
-        h->shard_open[i] = h->rows / SHARD_ROWS + 1;
+        s->shard_open = h->rows / SHARD_ROWS + 1;
     }
     int rc = open_at(h, &h->ids, "ids.bin", h->n_id * sizeof(int32_t), err);
     if (!rc)
@@ -277,8 +311,8 @@ static int open_all(harvest *h, es_error *err)
     if (rc)
         return rc;
     es_trainer_options o = es_harvest_trainer(h->o);
-    h->half = es_calloc((size_t)BATCH_TOKENS * (size_t)mi->d_model, sizeof *h->half);
-    h->clamped = es_calloc((size_t)mi->d_model, sizeof *h->clamped);
+    h->half = es_calloc((size_t)BATCH_TOKENS * (size_t)widest, sizeof *h->half);
+    h->clamped = es_calloc((size_t)widest, sizeof *h->clamped);
     if (!h->half || !h->clamped)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
     return es_trainer_open(&h->trainer, h->m, &o, err);
@@ -350,12 +384,12 @@ static int run(harvest *h, const es_progress *progress, es_error *err)
     return rc;
 }
 
-int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o, const es_progress *progress,
-               es_error *err)
+static int check_options(const es_model *m, const es_harvest_options *o, es_error *err)
 {
     const es_model_info *mi = es_model_get_info(m);
-    if (o->n_layer < 1 || o->n_layer > MAX_LAYERS || o->context < 2 || o->context > BATCH_TOKENS)
-        return es_fail(err, ES_ERR_USAGE, "a harvest takes 1 to %d layers and contexts of 2 to %d tokens", (int)MAX_LAYERS, (int)BATCH_TOKENS);
+    es_point point;
+    if (o->n_layer < 1 || o->n_site < 0 || o->n_layer * (o->n_site ? o->n_site : 1) > MAX_PLACES || o->context < 2 || o->context > BATCH_TOKENS)
+        return es_fail(err, ES_ERR_USAGE, "a harvest takes 1 to %d layers (times sites) and contexts of 2 to %d tokens", (int)MAX_PLACES, (int)BATCH_TOKENS);
     for (int i = 0; i < o->n_layer; i++) {
         if (o->layer[i] < 0 || o->layer[i] >= mi->n_layer)
             return es_fail(err, ES_ERR_USAGE, "there is no layer %d: the model has 0 to %d", o->layer[i], mi->n_layer - 1);
@@ -363,14 +397,45 @@ int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir
             if (o->layer[i] == o->layer[j])
                 return es_fail(err, ES_ERR_USAGE, "layer %d is named twice", o->layer[i]);
     }
+    for (int i = 0; i < o->n_site; i++) {
+        if (!es_hook_point(o->site[i], &point))
+            return es_fail(err, ES_ERR_USAGE, "%s cannot be harvested", es_hook_words(o->site[i]));
+        for (int j = 0; j < i; j++)
+            if (o->site[i] == o->site[j])
+                return es_fail(err, ES_ERR_USAGE, "the site %s is named twice", es_hook_site(o->site[i]));
+    }
+    return ES_OK;
+}
+
+static void take_places(harvest *h)
+{
+    static const es_hook_kind residual[] = {ES_HOOK_RESIDUAL};
+    const es_hook_kind *site = h->o->n_site ? h->o->site : residual;
+    for (int i = 0; i < h->o->n_layer; i++)
+        for (int k = 0; k < (h->o->n_site ? h->o->n_site : 1); k++) {
+            slot *s = &h->slot[h->n_slot];
+            es_point point;
+            es_hook_point(site[k], &point);
+            *s = (slot){.h = h, .place = {h->o->layer[i], site[k]}, .d = es_point_width(h->m, point)};
+            h->watch[h->n_slot++] = (es_watch){h->o->layer[i], watch, s, point};
+        }
+}
+
+int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o, const es_progress *progress,
+               es_error *err)
+{
+    int rc = check_options(m, o, err);
+    if (rc)
+        return rc;
     if (strlen(dir) > 1000)
         return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
     harvest *h = es_calloc(1, sizeof *h);
     if (!h)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
-    *h = (harvest){.m = m, .o = o, .dir = dir, .skip = o->skip_first, .d = mi->d_model};
+    *h = (harvest){.m = m, .o = o, .dir = dir, .skip = o->skip_first, .d = es_model_get_info(m)->d_model};
+    take_places(h);
     bool complete = false;
-    int rc = es_documents_open(&h->docs, file, n_file, o->seed, err);
+    rc = es_documents_open(&h->docs, file, n_file, o->seed, err);
     if (!rc)
         rc = es_model_hash(m, h->model_hash, err);
     if (!rc && !(h->info = describe(h, err)))
@@ -383,9 +448,9 @@ int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir
         rc = open_all(h, err);
     if (!rc && !complete)
         rc = run(h, progress, err);
-    for (int i = 0; i < o->n_layer; i++)
-        if (h->shard[i])
-            fclose(h->shard[i]);
+    for (int i = 0; i < h->n_slot; i++)
+        if (h->slot[i].shard)
+            fclose(h->slot[i].shard);
     if (h->ids)
         fclose(h->ids);
     if (h->sequences)
@@ -449,13 +514,24 @@ static int read_info(es_harvest_reader *h, const char *dir, es_error *err)
     h->shard_rows = (size_t)shard_rows;
     h->n_shard = (h->n_row - 1) / h->shard_rows + 1;
     h->skip = json_is_true(json_object_get(h->info, "skip_first"));
+    if (h->site != ES_HOOK_ATTENTION)
+        return ES_OK;
+    if (!get_count(h->info, "d_z", &d) || d < 1 || d > 1 << 16)
+        return es_fail(err, ES_ERR_MISSING, "%s: the harvest has no site %s", path, es_hook_site(h->site));
+    h->d = (int)d;
     return ES_OK;
 }
 
 int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_error *err)
 {
-    *h = (es_harvest_reader){.layer = layer};
-    char path[1300];
+    return es_harvest_reader_open_at(h, dir, (es_hook_place){layer, ES_HOOK_RESIDUAL}, err);
+}
+
+int es_harvest_reader_open_at(es_harvest_reader *h, const char *dir, es_hook_place place, es_error *err)
+{
+    *h = (es_harvest_reader){.layer = place.layer, .site = place.hook};
+    char path[1300], where[32];
+    es_hook_place_name(place, where);
     if (strlen(dir) > 1000)
         return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
     int rc = read_info(h, dir, err);
@@ -481,7 +557,7 @@ int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_
     }
     for (size_t i = 0; !rc && i < h->n_shard; i++) {
         char name[64];
-        shard_name(name, sizeof name, layer, i);
+        shard_name(name, sizeof name, place, i);
         snprintf(path, sizeof path, "%s/%s", dir, name);
         size_t rows = i + 1 < h->n_shard ? h->shard_rows : h->n_row - i * h->shard_rows;
         rc = open_map(&h->shard[i], path, rows, (size_t)h->d * 2, err);
@@ -504,7 +580,7 @@ int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_
     }
     if (rc) {
         if (rc == ES_ERR_IO && err && h->info)
-            es_fail_prefix(err, "layer %d of harvest %s", layer, dir);
+            es_fail_prefix(err, "%s of harvest %s", where, dir);
         es_harvest_reader_close(h);
     }
     return rc;

@@ -23,10 +23,11 @@ static void read_row(const void *user, size_t row, float *out)
 static int source_open(source *s, const char *harvest, int layer, const es_dictionary_training *o, es_error *err)
 {
     *s = (source){0};
-    int rc = es_harvest_reader_open(&s->h, harvest, layer, err);
+    int rc = es_harvest_reader_open_at(&s->h, harvest, (es_hook_place){layer, o->site}, err);
     if (rc)
         return rc;
-    snprintf(s->about, sizeof s->about, "layer=%d model=%s", s->h.layer, s->h.model_hash);
+    snprintf(s->about, sizeof s->about, "layer=%d%s%s model=%s", s->h.layer, o->site == ES_HOOK_RESIDUAL ? "" : " site=", o->site == ES_HOOK_RESIDUAL ? "" : es_hook_site(o->site),
+             s->h.model_hash);
     es_train_rows rows = {s->h.n_row, s->h.d, read_row, &s->h, s->h.norm_limit};
     return es_train_open(&s->t, o, &rows, err);
 }
@@ -87,8 +88,8 @@ static json_t *metadata_of(source *s)
 {
     const es_harvest_reader *h = &s->h;
     const es_dictionary_training *o = &s->t->o;
-    char hook[64];
-    snprintf(hook, sizeof hook, "blocks.%d.hook_resid_post", h->layer);
+    char hook[80];
+    es_hook_place_hook((es_hook_place){h->layer, h->site}, hook, sizeof hook);
     json_t *files = json_array(), *file;
     size_t i;
     json_array_foreach(json_object_get(h->info, "files"), i, file)
@@ -184,16 +185,19 @@ static void report_share(void *user, const char *what, double done, double total
     es_progress_report(s->whole, what, s->at * total + done, s->of * total, unit);
 }
 
-int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_layer, const char *dir, const es_dictionary_training *o,
+int es_dictionary_train_places(const char *harvest_dir, const es_hook_place *at, int n_place, const char *dir, const es_dictionary_training *o,
                                const es_progress *progress, es_error *err)
 {
     int rc = ES_OK, made = 0;
-    for (int i = 0; i < n_layer && !rc; i++) {
-        char folder[1100], name[40];
+    for (int i = 0; i < n_place && !rc; i++) {
+        char folder[1100], where[32], name[60];
         place p;
-        if (snprintf(folder, sizeof folder, "%s/layer-%02d", dir, layer[i]) > 1000)
+        es_dictionary_training one = *o;
+        one.site = at[i].hook;
+        es_hook_place_name(at[i], where);
+        if (snprintf(folder, sizeof folder, "%s/%s", dir, where) > 1000)
             return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
-        snprintf(name, sizeof name, "train layer %d", layer[i]);
+        snprintf(name, sizeof name, "train layer %d%s%s", at[i].layer, one.site == ES_HOOK_RESIDUAL ? "" : " ", one.site == ES_HOOK_RESIDUAL ? "" : es_hook_site(one.site));
         rc = place_of(&p, folder, err);
         if (rc)
             break;
@@ -201,9 +205,9 @@ int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_
             drop_checkpoint(&p); /* killed just before it did that itself */
             continue;
         }
-        share s = {progress, i, n_layer};
+        share s = {progress, i, n_place};
         es_progress part = {report_share, &s, progress ? progress->cancel : NULL};
-        rc = train_one(harvest_dir, layer[i], folder, o, name, progress && progress->report ? &part : progress, err);
+        rc = train_one(harvest_dir, at[i].layer, folder, &one, name, progress && progress->report ? &part : progress, err);
         made++;
     }
     return rc || made ? rc : es_fail(err, ES_ERR_USAGE, "%s: all its dictionaries are finished: give another folder", dir);
@@ -226,7 +230,7 @@ int es_dictionary_plan_width(const es_dictionary_training *o, int d, es_training
 int es_dictionary_train_plan(const char *harvest_dir, int layer, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err)
 {
     es_harvest_reader h = {0};
-    int rc = es_harvest_reader_open(&h, harvest_dir, layer, err), d = h.d;
+    int rc = es_harvest_reader_open_at(&h, harvest_dir, (es_hook_place){layer, o->site}, err), d = h.d;
     es_harvest_reader_close(&h);
     rc = rc ? rc : es_dictionary_plan_width(o, d, out, err);
     if (rc)

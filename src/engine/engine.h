@@ -105,6 +105,7 @@ int es_site_n_out(const es_model *m, es_site s);
 const char *es_site_name(es_site s); /* "attn_q" ... "ffn_down" as in GGUF */
 es_weight es_model_site(const es_model *m, int layer, es_site s); /* the map itself, borrowed; layer in [0, n_layer) */
 const float *es_model_post_norm(const es_model *m, int layer);   /* [d_model], what multiplies the MLP's output after its norm; NULL: nothing does */
+const float *es_model_attention_post_norm(const es_model *m, int layer); /* the same of attention's */
 
 typedef struct es_lowrank { /* y += scale * B (A x); A[rank, n_in], B[n_out, rank], row-major f32, borrowed */
     int layer;

@@ -12,6 +12,9 @@ typedef struct training {
     es_dictionary_training o;
     es_harvest_options h; /* of texts */
     opt_ints layers;
+    app_sites sites;
+    es_hook_place place[OPT_LIST_MAX * APP_SITES];
+    int n_place;
     const char *out;
     char harvest[1200];
     bool one;             /* --layer: the dictionary is the folder itself */
@@ -61,20 +64,26 @@ static double mb(size_t bytes)
 }
 
 /* What the harvest of texts will take on disk: at most as many tokens as the text has bytes, usually a quarter. */
-static size_t harvest_bytes(const training *t, char **file, int n_file, int d)
+static size_t harvest_bytes(const training *t, char **file, int n_file, const es_model *m)
 {
+    size_t row = sizeof(int32_t);
+    for (int i = 0; i < t->n_place; i++) {
+        es_point point;
+        es_hook_point(t->place[i].hook, &point);
+        row += 2 * (size_t)es_point_width(m, point);
+    }
     double tokens = (double)t->h.max_tokens;
     if (tokens < 1)
         for (int i = 0; i < n_file; i++) {
             struct stat st;
             tokens += stat(file[i], &st) == 0 ? (double)st.st_size / 4 : 0;
         }
-    return (size_t)(tokens * ((double)d * 2 * t->layers.n + sizeof(int32_t)));
+    return (size_t)(tokens * (double)row);
 }
 
 static int check_room(const training *t, const es_training_plan *p, size_t harvest, es_error *err)
 {
-    size_t disk = harvest + (size_t)t->layers.n * p->disk + 2 * p->disk_checkpoint, have = disk_free(t->out); /* a checkpoint is written beside the old one */
+    size_t disk = harvest + (size_t)t->n_place * p->disk + 2 * p->disk_checkpoint, have = disk_free(t->out); /* a checkpoint is written beside the old one */
     int rc = es_memory_check(p->memory, the_app.memory, "the training", err);
     if (!rc && disk > have)
         rc = es_fail(err, ES_ERR_LIMIT, "%s: the training needs %.0f MB of disk, %.0f are free", t->out, mb(disk), mb(have));
@@ -83,11 +92,11 @@ static int check_room(const training *t, const es_training_plan *p, size_t harve
 
 static json_t *plan_json(const training *t, const es_training_plan *p, size_t harvest)
 {
-    json_t *v = json_pack("{s:i,s:I,s:I,s:I,s:I}", "layers", t->layers.n, "memory", (json_int_t)p->memory, "disk", (json_int_t)(p->disk * (size_t)t->layers.n), "disk_checkpoint",
+    json_t *v = json_pack("{s:i,s:I,s:I,s:I,s:I}", "layers", t->n_place, "memory", (json_int_t)p->memory, "disk", (json_int_t)(p->disk * (size_t)t->n_place), "disk_checkpoint",
                           (json_int_t)(2 * p->disk_checkpoint), "disk_harvest", (json_int_t)harvest);
     if (v && p->seconds > 0) {
         json_object_set_new(v, "tokens_per_second", json_real(p->tokens_per_second));
-        json_object_set_new(v, "seconds", json_real(p->seconds * t->layers.n));
+        json_object_set_new(v, "seconds", json_real(p->seconds * t->n_place));
     }
     return v;
 }
@@ -96,11 +105,11 @@ static void plan_note(const training *t, const es_training_plan *p, size_t harve
 {
     char time[80] = "", text[80] = "";
     if (p->seconds > 0)
-        snprintf(time, sizeof time, "; about %.0f min at %.0f tokens a second", ceil(p->seconds * t->layers.n / 60), p->tokens_per_second);
+        snprintf(time, sizeof time, "; about %.0f min at %.0f tokens a second", ceil(p->seconds * t->n_place / 60), p->tokens_per_second);
     if (harvest)
         snprintf(text, sizeof text, ", %.0f MB for the harvest", mb(harvest));
-    app_note("%s, %d features, %d active, %d layer%s: %.0f MB of memory, %.0f MB of disk (%.0f more while it trains%s)%s", es_recipe_name(t->o.recipe),
-             t->o.n_features, t->o.k, t->layers.n, t->layers.n == 1 ? "" : "s", mb(p->memory), mb(p->disk * (size_t)t->layers.n), mb(2 * p->disk_checkpoint), text, time);
+    app_note("%s, %d features, %d active, %d place%s: %.0f MB of memory, %.0f MB of disk (%.0f more while it trains%s)%s", es_recipe_name(t->o.recipe),
+             t->o.n_features, t->o.k, t->n_place, t->n_place == 1 ? "" : "s", mb(p->memory), mb(p->disk * (size_t)t->n_place), mb(2 * p->disk_checkpoint), text, time);
 }
 
 static int show_plan(const training *t, const es_training_plan *p, size_t harvest)
@@ -108,11 +117,11 @@ static int show_plan(const training *t, const es_training_plan *p, size_t harves
     if (the_app.json)
         return app_print_json(plan_json(t, p, harvest));
     printf("memory      %.0f MB, of %.0f available\ndisk        %.0f MB, and %.0f while it trains; %.0f are free\n", mb(p->memory), mb(es_memory_available()),
-           mb(p->disk * (size_t)t->layers.n), mb(2 * p->disk_checkpoint), mb(disk_free(t->out)));
+           mb(p->disk * (size_t)t->n_place), mb(2 * p->disk_checkpoint), mb(disk_free(t->out)));
     if (harvest)
         printf("harvest     %.0f MB of disk\n", mb(harvest));
     if (p->seconds > 0)
-        printf("time        %.1f min (%.0f tokens a second in a few steps)\n", p->seconds * t->layers.n / 60, p->tokens_per_second);
+        printf("time        %.1f min (%.0f tokens a second in a few steps)\n", p->seconds * t->n_place / 60, p->tokens_per_second);
     else
         printf("time        known once there is a harvest\n");
     return app_flush();
@@ -125,6 +134,8 @@ static int harvest_texts(training *t, es_model *m, char **file, int n_file, cons
 {
     t->h.layer = t->layers.value;
     t->h.n_layer = t->layers.n;
+    t->h.site = t->sites.site;
+    t->h.n_site = t->sites.n;
     t->h.threads = t->o.threads;
     return es_harvest(m, (const char *const *)file, n_file, t->harvest, &t->h, progress, err);
 }
@@ -133,16 +144,17 @@ static int train(training *t, const es_progress *progress, es_error *err)
 {
     if (t->one)
         return es_dictionary_train(t->harvest, t->layers.value[0], t->out, &t->o, progress, err);
-    return es_dictionary_train_layers(t->harvest, t->layers.value, t->layers.n, t->out, &t->o, progress, err);
+    return es_dictionary_train_places(t->harvest, t->place, t->n_place, t->out, &t->o, progress, err);
 }
 
 static int report(const training *t, double seconds)
 {
     json_t *all = json_array();
-    for (int i = 0; i < t->layers.n; i++) {
-        char folder[1300];
-        snprintf(folder, sizeof folder, t->one ? "%s" : "%s/layer-%02d", t->out, t->layers.value[i]);
-        json_array_append_new(all, json_pack("{s:s,s:i}", "dictionary", folder, "layer", t->layers.value[i]));
+    for (int i = 0; i < t->n_place; i++) {
+        char folder[1300], name[32];
+        es_hook_place_name(t->place[i], name);
+        snprintf(folder, sizeof folder, t->one ? "%s" : "%s/%s", t->out, name);
+        json_array_append_new(all, json_pack("{s:s,s:i,s:s}", "dictionary", folder, "layer", t->place[i].layer, "site", es_hook_site(t->place[i].hook)));
     }
     if (the_app.json)
         return app_print_json(json_pack("{s:s,s:i,s:s,s:i,s:f,s:o}", "dictionary", t->out, "layer", t->layers.value[0], "recipe", es_recipe_name(t->o.recipe), "features",
@@ -164,10 +176,13 @@ static int work(training *t, char **file, int n_file, bool plan_only, es_error *
     if (texts) {
         rc = app_model(&m, err);
         rc = rc ? rc : es_dictionary_plan_width(&t->o, rc ? 1 : es_model_get_info(m)->d_model, &p, err);
-        harvest = rc ? 0 : harvest_bytes(t, file, n_file, es_model_get_info(m)->d_model);
+        harvest = rc ? 0 : harvest_bytes(t, file, n_file, m);
     } else {
-        for (int i = 0; i < t->layers.n && !rc; i++)
-            rc = es_dictionary_train_plan(t->harvest, t->layers.value[i], &t->o, i == 0 && plan_only ? 6 : 0, i == 0 ? &p : &(es_training_plan){0}, err);
+        for (int i = 0; i < t->n_place && !rc; i++) {
+            t->o.site = t->place[i].hook;
+            rc = es_dictionary_train_plan(t->harvest, t->place[i].layer, &t->o, i == 0 && plan_only ? 6 : 0, i == 0 ? &p : &(es_training_plan){0}, err);
+        }
+        t->o.site = t->place[0].hook;
     }
     int code = EXIT_DONE;
     if (!rc && plan_only) {
@@ -185,6 +200,21 @@ static int work(training *t, char **file, int n_file, bool plan_only, es_error *
     rc = rc ? rc : train(t, &progress, err);
     app_progress_end();
     return rc ? app_fail(err) : report(t, es_seconds() - began);
+}
+
+/* Every layer's sites; with --layer one site only. */
+static int take_places(training *t, const char *site)
+{
+    int rc = app_sites_of("train", site, &t->sites), n_site = t->sites.n ? t->sites.n : 1;
+    if (rc != OPTS_GO)
+        return rc;
+    if (t->one && n_site > 1)
+        return opts_usage_error("train", "several sites go with --layers, into folders of their own");
+    for (int i = 0; i < t->layers.n; i++)
+        for (int k = 0; k < n_site; k++)
+            t->place[t->n_place++] = (es_hook_place){t->layers.value[i], t->sites.n ? t->sites.site[k] : ES_HOOK_RESIDUAL};
+    t->o.site = t->place[0].hook;
+    return OPTS_GO;
 }
 
 static int take_recipe(training *t, const char *recipe, const opt_ints *prefixes)
@@ -215,13 +245,14 @@ static int take_device(training *t, es_error *err)
 int cmd_train(int argc, char **argv)
 {
     training t = {.o = es_dictionary_training_default(), .h = es_harvest_default()};
-    const char *recipe = NULL;
+    const char *recipe = NULL, *site = NULL;
     opt_ints prefixes = {0};
     int layer = -2;
     bool f32 = false, aux_given = false, plan = false;
     const opt table[] = {
         {"layer", "L", OPT_INT, &layer, -1, 511, "one of the harvest's layers: the dictionary goes into DIR itself", NULL},
         {"layers", "L,L,...", OPT_LIST, &t.layers, 0, 511, "several, into DIR/layer-NN", NULL},
+        {"site", "S,S", OPT_TEXT, &site, 0, 0, "what of a layer: resid (default), attn, mlp, z; several go into DIR/layer-NN-SITE", NULL},
         {"out", "DIR", OPT_TEXT, &t.out, 0, 0, "where it goes; an interrupted training goes on", NULL},
         {"recipe", "NAME", OPT_TEXT, &recipe, 0, 0, "batchtopk (default), topk, matryoshka, jumprelu, gated or standard", NULL},
         {"features", "F", OPT_INT, &t.o.n_features, 2, 1 << 20, "features", NULL},
@@ -251,6 +282,7 @@ int cmd_train(int argc, char **argv)
         "Trains sparse autoencoders on layers of a harvest and writes each as a SAELens folder. Recipes: batchtopk and matryoshka (saved as\n"
         "jumprelu), topk, jumprelu, gated, standard (ReLU with L1); the last three are steered so that --k features are active. Of texts\n"
         "instead of a harvest, one pass stores the activations of all the layers in DIR/harvest first. What was interrupted, or killed, goes on.\n"
+        "Dictionaries of other sites than the residual (--site, as of harvest) are for looking: they do not steer and nothing is adapted with them.\n"
         "On a card (--device) only batchtopk is trained.",
         "  espalier train harvest --layer 15 --features 6144 --k 32 --tokens 4M --out dictionary-l15\n"
         "  espalier train harvest --layers 10,15,20 --recipe jumprelu --out dictionaries --plan\n"
@@ -269,7 +301,7 @@ int cmd_train(int argc, char **argv)
         t.one = true;
         t.layers = (opt_ints){.n = 1, .value = {layer}};
     }
-    if ((rc = take_recipe(&t, recipe, &prefixes)) != OPTS_GO)
+    if ((rc = take_places(&t, site)) != OPTS_GO || (rc = take_recipe(&t, recipe, &prefixes)) != OPTS_GO)
         return rc;
     if (snprintf(t.harvest, sizeof t.harvest, "%s%s", is_folder(argv[1]) ? argv[1] : t.out, is_folder(argv[1]) ? "" : "/harvest") >= 1000)
         return opts_usage_error("train", "the path is too long");
