@@ -10,26 +10,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "harvest.h"
+#include "reading.h"
 
-enum { BATCH_TOKENS = 2048, SHARD_ROWS = 65536, MAX_PLACES = 64, CHECKPOINT_SECONDS = 20 };
+enum { SHARD_ROWS = 65536, CHECKPOINT_SECONDS = 20 };
 
 es_harvest_options es_harvest_default(void)
 {
     return (es_harvest_options){.context = 256, .skip_first = true, .seed = 1};
 }
 
-es_trainer_options es_harvest_trainer(const es_harvest_options *o)
-{
-    return (es_trainer_options){.max_tokens = BATCH_TOKENS, .threads = o->threads, .rough = !o->exact};
-}
-
-typedef struct slot { /* a place that is read, and the shard being written of it */
-    struct harvest *h;
-    es_hook_place place;
-    int d;
+typedef struct slot { /* the shard being written of a place */
     FILE *shard;
-    uint64_t shard_open; /* number of the open shard + 1; 0: none */
+    uint64_t shard_open; /* its number + 1; 0: none */
 } slot;
 
 typedef struct harvest {
@@ -39,23 +31,11 @@ typedef struct harvest {
     char model_hash[65];
     es_documents docs;
     json_t *info;
-    es_trainer *trainer;
-    int skip, d; /* d: of the residual */
-    slot slot[MAX_PLACES];
-    es_watch watch[MAX_PLACES];
-    int n_slot;
+    es_reading r;
+    slot slot[ES_PLACES_MAX]; /* [r.n_place] */
     /* done and on disk, or in the batch */
     uint64_t rows, n_id, n_sequence, next_document;
     FILE *ids, *sequences;
-    /* the batch */
-    int32_t id[BATCH_TOKENS];
-    int start[BATCH_TOKENS + 1], n_seq;
-    uint32_t document[BATCH_TOKENS];
-    uint16_t *half; /* [BATCH_TOKENS, the widest d] */
-    float *clamped; /* [the widest d] */
-    bool stop;      /* read by the engine as its cancel flag: raised once the highest layer has been entered */
-    int failed;
-    es_error *err;
     double began;
     uint64_t began_rows;
 } harvest;
@@ -88,88 +68,56 @@ static void shard_name(char *out, size_t size, es_hook_place place, uint64_t sha
 }
 
 /* Appends rows (from h->rows on) to a place's shards. */
-static int add_rows(const harvest *h, slot *s, uint64_t row, const uint16_t *half, size_t n, es_error *err)
+static int add_rows(void *user, int place, const uint16_t *half, size_t n, es_error *err)
 {
+    harvest *h = user;
+    slot *s = &h->slot[place];
+    const size_t d = (size_t)h->r.place[place].d;
+    uint64_t row = h->rows;
     while (n) {
         uint64_t number = row / SHARD_ROWS, at = row % SHARD_ROWS;
         size_t m = SHARD_ROWS - at < n ? (size_t)(SHARD_ROWS - at) : n;
         char name[64];
-        shard_name(name, sizeof name, s->place, number);
+        shard_name(name, sizeof name, h->r.place[place].at, number);
         if (s->shard_open != number + 1) {
             if (s->shard && fclose(s->shard) != 0) {
                 s->shard = NULL;
                 return fail_write(h, name, err);
             }
             s->shard = NULL;
-            int rc = open_at(h, &s->shard, name, at * (uint64_t)s->d * 2, err);
+            int rc = open_at(h, &s->shard, name, at * (uint64_t)d * 2, err);
             if (rc)
                 return rc;
             s->shard_open = number + 1;
         }
-        if (fwrite(half, (size_t)s->d * 2, m, s->shard) != m)
+        if (fwrite(half, d * 2, m, s->shard) != m)
             return fail_write(h, name, err);
-        half += m * (size_t)s->d;
+        half += m * d;
         row += m;
         n -= m;
     }
     return ES_OK;
 }
 
-static bool top_layer(const harvest *h, int layer)
-{
-    for (int i = 0; i < h->o->n_layer; i++)
-        if (h->o->layer[i] > layer)
-            return false;
-    return true;
-}
-
-static void watch(void *user, int layer, int pos0, const float *x, int T, int d)
-{
-    (void)pos0;
-    slot *at = user;
-    harvest *h = at->h;
-    size_t n = 0, width = (size_t)d;
-    for (int s = 0; s < h->n_seq; s++)
-        for (int t = h->start[s] + h->skip; t < h->start[s + 1] && t < T; t++, n++) {
-            for (size_t i = 0; i < width; i++) /* f16 ends at 65504 */
-                h->clamped[i] = fmaxf(-65504, fminf(65504, x[(size_t)t * width + i]));
-            es_f32_to_f16(h->clamped, h->half + n * width, width);
-        }
-    if (!h->failed)
-        h->failed = add_rows(h, at, h->rows, h->half, n, h->err);
-    if (top_layer(h, layer)) /* it is looked at between layers: the other places of this one are still seen */
-        __atomic_store_n(&h->stop, true, __ATOMIC_RELEASE);
-}
-
 static int run_batch(harvest *h, es_error *err)
 {
-    int n = h->start[h->n_seq];
-    if (n == 0)
-        return ES_OK;
-    es_batch b = {.ids = h->id, .n = n, .start = h->start, .n_seq = h->n_seq};
-    float logprob[BATCH_TOKENS];
-    h->err = err;
-    h->stop = false;
-    int rc = es_trainer_forward(h->trainer, &b, NULL, NULL, h->watch, h->n_slot, logprob, &h->stop, err);
-    if (rc == ES_ERR_CANCELLED && h->stop)
-        rc = ES_OK; /* all that was wanted has been seen */
-    if (h->failed)
-        rc = h->failed;
+    const es_reading *b = &h->r;
+    size_t n = (size_t)b->start[b->n_seq];
+    int rc = es_reading_run(&h->r, err);
     if (rc)
         return rc;
-    if (fwrite(h->id, sizeof *h->id, (size_t)n, h->ids) != (size_t)n)
+    if (fwrite(b->id, sizeof *b->id, n, h->ids) != n)
         return fail_write(h, "ids.bin", err);
-    for (int s = 0; s < h->n_seq; s++) {
-        uint32_t length = (uint32_t)(h->start[s + 1] - h->start[s]);
-        es_harvest_sequence r = {h->n_id, h->rows, length, h->document[s]};
+    for (int s = 0; s < b->n_seq; s++) {
+        uint32_t length = (uint32_t)(b->start[s + 1] - b->start[s]);
+        es_harvest_sequence r = {h->n_id, h->rows, length, b->document[s]};
         if (fwrite(&r, sizeof r, 1, h->sequences) != 1)
             return fail_write(h, "sequences.bin", err);
         h->n_id += length;
-        h->rows += length - (uint32_t)h->skip;
+        h->rows += length - (uint32_t)b->skip;
         h->n_sequence++;
     }
-    h->n_seq = 0;
-    h->start[0] = 0;
+    es_reading_clear(&h->r);
     return ES_OK;
 }
 
@@ -181,7 +129,7 @@ static int flush(FILE *f)
 static int checkpoint(harvest *h, bool complete, es_error *err)
 {
     int bad = flush(h->ids) | flush(h->sequences);
-    for (int i = 0; i < h->n_slot; i++)
+    for (int i = 0; i < h->r.n_place; i++)
         bad |= flush(h->slot[i].shard);
     if (bad)
         return fail_write(h, "*", err);
@@ -229,7 +177,7 @@ static json_t *describe(harvest *h, es_error *err)
     for (int i = 0; i < h->o->n_layer; i++)
         json_array_append_new(layers, json_integer(h->o->layer[i]));
     json_t *v = json_pack("{s:s, s:i, s:{s:s, s:s}, s:o, s:o, s:i, s:i, s:b, s:I, s:i}", "format", "espalier-harvest", "version", 1, "model", "name",
-                          es_model_get_info(h->m)->name, "sha256", h->model_hash, "files", files, "layers", layers, "d", h->d, "context",
+                          es_model_get_info(h->m)->name, "sha256", h->model_hash, "files", files, "layers", layers, "d", es_model_get_info(h->m)->d_model, "context",
                           h->o->context, "skip_first", h->o->skip_first, "seed", (json_int_t)h->o->seed, "shard_rows", SHARD_ROWS);
     if (v && !only_residual(h->o)) /* a harvest of the residual says nothing of sites, as before there were others */
         describe_sites(h, v);
@@ -288,19 +236,17 @@ static int resume(harvest *h, bool *complete, es_error *err)
 static int open_all(harvest *h, es_error *err)
 {
     char name[64], folder[32], path[1300];
-    int widest = h->d;
-    for (int i = 0; i < h->n_slot; i++) {
+    for (int i = 0; i < h->r.n_place; i++) {
         slot *s = &h->slot[i];
-        widest = s->d > widest ? s->d : widest;
-        es_hook_place_name(s->place, folder);
+        es_hook_place_name(h->r.place[i].at, folder);
         snprintf(path, sizeof path, "%s/%s", h->dir, folder);
         int rc = es_dir_make(path, err);
         if (rc)
             return rc;
         if (h->rows % SHARD_ROWS == 0)
             continue; /* the next shard is a new one */
-        shard_name(name, sizeof name, s->place, h->rows / SHARD_ROWS);
-        rc = open_at(h, &s->shard, name, h->rows % SHARD_ROWS * (uint64_t)s->d * 2, err);
+        shard_name(name, sizeof name, h->r.place[i].at, h->rows / SHARD_ROWS);
+        rc = open_at(h, &s->shard, name, h->rows % SHARD_ROWS * (uint64_t)h->r.place[i].d * 2, err);
         if (rc)
             return rc;
         s->shard_open = h->rows / SHARD_ROWS + 1;
@@ -308,14 +254,7 @@ static int open_all(harvest *h, es_error *err)
     int rc = open_at(h, &h->ids, "ids.bin", h->n_id * sizeof(int32_t), err);
     if (!rc)
         rc = open_at(h, &h->sequences, "sequences.bin", h->n_sequence * sizeof(es_harvest_sequence), err);
-    if (rc)
-        return rc;
-    es_trainer_options o = es_harvest_trainer(h->o);
-    h->half = es_calloc((size_t)BATCH_TOKENS * (size_t)widest, sizeof *h->half);
-    h->clamped = es_calloc((size_t)widest, sizeof *h->clamped);
-    if (!h->half || !h->clamped)
-        return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
-    return es_trainer_open(&h->trainer, h->m, &o, err);
+    return rc ? rc : es_reading_open(&h->r, err);
 }
 
 static void report(harvest *h, const es_progress *progress, double total)
@@ -354,24 +293,17 @@ static int run(harvest *h, const es_progress *progress, es_error *err)
         rc = es_documents_ids(&h->docs, (size_t)h->next_document, h->m, &ids, err);
         for (size_t at = 0; at < ids.n && !rc && !full; at += (size_t)h->o->context) {
             size_t n = ids.n - at < (size_t)h->o->context ? ids.n - at : (size_t)h->o->context;
-            int pending = h->start[h->n_seq];
-            uint64_t stored = h->rows + (uint64_t)(pending - h->n_seq * h->skip);
-            if (h->o->max_tokens && stored + n - (uint64_t)h->skip >= h->o->max_tokens) {
-                n = (size_t)(h->o->max_tokens - stored) + (size_t)h->skip;
+            uint64_t stored = h->rows + es_reading_rows(&h->r), skip = (uint64_t)h->r.skip;
+            if (h->o->max_tokens && stored + n - skip >= h->o->max_tokens) {
+                n = (size_t)(h->o->max_tokens - stored + skip);
                 full = true;
             }
-            if (n <= (size_t)h->skip)
+            if (n <= skip || es_reading_add(&h->r, ids.id + at, n, (uint32_t)h->next_document))
                 continue;
-            if ((size_t)pending + n > BATCH_TOKENS) {
-                rc = run_batch(h, err);
-                report(h, progress, (double)h->o->max_tokens);
-                pending = 0;
-            }
-            if (rc)
-                break;
-            memcpy(h->id + pending, ids.id + at, n * sizeof *h->id);
-            h->document[h->n_seq++] = (uint32_t)h->next_document;
-            h->start[h->n_seq] = pending + (int)n;
+            rc = run_batch(h, err);
+            report(h, progress, (double)h->o->max_tokens);
+            if (!rc)
+                es_reading_add(&h->r, ids.id + at, n, (uint32_t)h->next_document);
         }
     }
     es_ids_free(&ids);
@@ -384,47 +316,10 @@ static int run(harvest *h, const es_progress *progress, es_error *err)
     return rc;
 }
 
-static int check_options(const es_model *m, const es_harvest_options *o, es_error *err)
-{
-    const es_model_info *mi = es_model_get_info(m);
-    es_point point;
-    if (o->n_layer < 1 || o->n_site < 0 || o->n_layer * (o->n_site ? o->n_site : 1) > MAX_PLACES || o->context < 2 || o->context > BATCH_TOKENS)
-        return es_fail(err, ES_ERR_USAGE, "a harvest takes 1 to %d layers (times sites) and contexts of 2 to %d tokens", (int)MAX_PLACES, (int)BATCH_TOKENS);
-    for (int i = 0; i < o->n_layer; i++) {
-        if (o->layer[i] < 0 || o->layer[i] >= mi->n_layer)
-            return es_fail(err, ES_ERR_USAGE, "there is no layer %d: the model has 0 to %d", o->layer[i], mi->n_layer - 1);
-        for (int j = 0; j < i; j++)
-            if (o->layer[i] == o->layer[j])
-                return es_fail(err, ES_ERR_USAGE, "layer %d is named twice", o->layer[i]);
-    }
-    for (int i = 0; i < o->n_site; i++) {
-        if (!es_hook_point(o->site[i], &point))
-            return es_fail(err, ES_ERR_USAGE, "%s cannot be harvested", es_hook_words(o->site[i]));
-        for (int j = 0; j < i; j++)
-            if (o->site[i] == o->site[j])
-                return es_fail(err, ES_ERR_USAGE, "the site %s is named twice", es_hook_site(o->site[i]));
-    }
-    return ES_OK;
-}
-
-static void take_places(harvest *h)
-{
-    static const es_hook_kind residual[] = {ES_HOOK_RESIDUAL};
-    const es_hook_kind *site = h->o->n_site ? h->o->site : residual;
-    for (int i = 0; i < h->o->n_layer; i++)
-        for (int k = 0; k < (h->o->n_site ? h->o->n_site : 1); k++) {
-            slot *s = &h->slot[h->n_slot];
-            es_point point;
-            es_hook_point(site[k], &point);
-            *s = (slot){.h = h, .place = {h->o->layer[i], site[k]}, .d = es_point_width(h->m, point)};
-            h->watch[h->n_slot++] = (es_watch){h->o->layer[i], watch, s, point};
-        }
-}
-
 int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o, const es_progress *progress,
                es_error *err)
 {
-    int rc = check_options(m, o, err);
+    int rc = es_reading_check(m, o, err);
     if (rc)
         return rc;
     if (strlen(dir) > 1000)
@@ -432,8 +327,10 @@ int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir
     harvest *h = es_calloc(1, sizeof *h);
     if (!h)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
-    *h = (harvest){.m = m, .o = o, .dir = dir, .skip = o->skip_first, .d = es_model_get_info(m)->d_model};
-    take_places(h);
+    h->m = m;
+    h->o = o;
+    h->dir = dir;
+    es_reading_set(&h->r, m, o, add_rows, h);
     bool complete = false;
     rc = es_documents_open(&h->docs, file, n_file, o->seed, err);
     if (!rc)
@@ -448,18 +345,16 @@ int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir
         rc = open_all(h, err);
     if (!rc && !complete)
         rc = run(h, progress, err);
-    for (int i = 0; i < h->n_slot; i++)
+    for (int i = 0; i < h->r.n_place; i++)
         if (h->slot[i].shard)
             fclose(h->slot[i].shard);
     if (h->ids)
         fclose(h->ids);
     if (h->sequences)
         fclose(h->sequences);
-    es_trainer_free(h->trainer);
+    es_reading_close(&h->r);
     es_documents_close(&h->docs);
     json_decref(h->info);
-    free(h->half);
-    free(h->clamped);
     free(h);
     return rc;
 }
