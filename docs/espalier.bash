@@ -45,7 +45,7 @@ _espalier() {
         "eval readable"*) choices+=" --task --learn --steps --size --basis-pairs --signs --directions --top" ;;
         "export "*) choices+=" --to" ;;
         "harvest "*) choices+=" --layers --site --out --tokens --context --seed --exact --with-first" ;;
-        "train "*) choices+=" --layer --layers --site --out --recipe --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --sparsity --sparsity-warmup --bandwidth --prefixes --checkpoint --seed --f32 --harvest-tokens --context --plan" ;;
+        "train "*) choices+=" --layer --layers --site --out --recipe --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --sparsity --sparsity-warmup --bandwidth --prefixes --checkpoint --seed --f32 --harvest-tokens --context --stream --buffer --plan" ;;
         "dictionary stats"*) choices+=" --tokens" ;;
         "dictionary evaluate"*) choices+=" --parts --tokens --sample --concepts --texts --words --task --kl --replies --work --seed --data" ;;
         "dictionary convert"*) choices+=" --to" ;;

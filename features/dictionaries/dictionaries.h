@@ -182,7 +182,20 @@ int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, con
 int es_dictionary_train_places(const char *harvest_dir, const es_hook_place *place, int n_place, const char *dir, const es_dictionary_training *o,
                                const es_progress *progress, es_error *err);
 
-typedef struct es_training_plan { /* of one layer; layers are trained one after another */
+/* The same without a harvest on disk: the model is run, and its rows go through a buffer in memory, where they are mixed, to as many trainings at once as
+ * there are places. Each step takes a batch at random out of the buffer, and as many new rows take its place. The text is read again, in another order,
+ * when it is at its end. DIR/stream.json and each dictionary's checkpoint say how far it was: a run that was cancelled or killed goes on from there; what the
+ * buffer held then is dropped, and it is filled anew with the text that follows. */
+typedef struct es_stream {
+    const char *const *file; int n_file; /* as es_harvest takes them */
+    es_harvest_options reading;          /* its layers times sites are the places; max_tokens: of a pass over the text */
+    size_t buffer;                       /* rows of each place; at least two batches */
+    bool itself;                         /* of one place: the folder is the dictionary's own; otherwise each has one in it (es_hook_place_name) */
+} es_stream;
+enum { ES_STREAM_BUFFER = 65536 }; /* a usual size */
+int es_dictionary_train_stream(es_model *m, const es_stream *from, const char *dir, const es_dictionary_training *o, const es_progress *progress, es_error *err);
+
+typedef struct es_training_plan { /* of one layer; layers are trained one after another. Of a stream: of all its places together */
     size_t memory;       /* bytes at once, the harvest's mapped pages and a card's memory not counted */
     size_t disk;         /* bytes that the finished dictionary takes */
     size_t disk_checkpoint; /* bytes that the checkpoint takes besides while it trains */
@@ -190,6 +203,7 @@ typedef struct es_training_plan { /* of one layer; layers are trained one after 
 } es_training_plan;
 /* What a training will take. try_steps: that many steps are made, and forgotten, to tell the time (0: none). Writes nothing. */
 int es_dictionary_plan_width(const es_dictionary_training *o, int d, es_training_plan *out, es_error *err); /* without the time, where there is no harvest yet */
+int es_dictionary_stream_plan(es_model *m, const es_stream *from, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err); /* the time includes the model's */
 int es_dictionary_train_plan(const char *harvest_dir, int layer, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err);
 
 typedef struct es_dictionary_stats {

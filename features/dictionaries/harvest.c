@@ -166,14 +166,7 @@ static void describe_sites(const harvest *h, json_t *v)
 /* harvest.json of a new harvest: everything that must be the same for a resumed one to be one harvest. */
 static json_t *describe(harvest *h, es_error *err)
 {
-    json_t *files = json_array(), *layers = json_array();
-    for (int i = 0; i < h->docs.n_map; i++) {
-        char hash[65];
-        es_sha256_bytes(hash, h->docs.map[i].data, h->docs.map[i].size);
-        const char *base = strrchr(h->docs.map[i].path, '/');
-        json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "name", base ? base + 1 : h->docs.map[i].path, "bytes",
-                                               (json_int_t)h->docs.map[i].size, "sha256", hash));
-    }
+    json_t *files = es_documents_files(&h->docs), *layers = json_array();
     for (int i = 0; i < h->o->n_layer; i++)
         json_array_append_new(layers, json_integer(h->o->layer[i]));
     json_t *v = json_pack("{s:s, s:i, s:{s:s, s:s}, s:o, s:o, s:i, s:i, s:b, s:I, s:i}", "format", "espalier-harvest", "version", 1, "model", "name",

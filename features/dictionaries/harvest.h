@@ -16,6 +16,7 @@ typedef struct es_documents { /* slices of mapped files: a whole .txt, or a line
 /* seed: shuffled order when not 0. */
 int es_documents_open(es_documents *l, const char *const *file, int n_file, uint64_t seed, es_error *err);
 void es_documents_close(es_documents *l);
+json_t *es_documents_files(const es_documents *l); /* [{"name","bytes","sha256"}]; NULL: no memory */
 /* Replaces what out held with document i's ids. */
 int es_documents_ids(const es_documents *l, size_t i, const es_model *m, es_ids *out, es_error *err);
 
