@@ -45,8 +45,8 @@ _espalier() {
         "eval sequence"*) choices+=" --task --methods --set --experiences --steps --orders --basis-pairs --signs --neutral --work --table --data --seed" ;;
         "eval readable"*) choices+=" --task --learn --steps --size --basis-pairs --signs --directions --top" ;;
         "export "*) choices+=" --to" ;;
-        "harvest "*) choices+=" --layers --out --tokens --context --seed --exact --with-first" ;;
-        "train "*) choices+=" --layer --layers --out --recipe --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --sparsity --sparsity-warmup --bandwidth --prefixes --checkpoint --seed --f32 --harvest-tokens --context --plan" ;;
+        "harvest "*) choices+=" --layers --site --out --tokens --context --seed --exact --with-first" ;;
+        "train "*) choices+=" --layer --layers --site --out --recipe --features --k --tokens --batch --rate --aux-k --aux-weight --dead-tokens --warmup --decay --sparsity --sparsity-warmup --bandwidth --prefixes --checkpoint --seed --f32 --harvest-tokens --context --stream --buffer --plan" ;;
         "dictionary stats"*) choices+=" --tokens" ;;
         "dictionary evaluate"*) choices+=" --parts --tokens --sample --concepts --texts --words --task --kl --replies --work --seed --data" ;;
         "dictionary convert"*) choices+=" --to" ;;

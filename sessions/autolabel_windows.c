@@ -85,7 +85,7 @@ static int draw(es_window_pool *p, es_atlas *a, int n, uint64_t seed, es_error *
 
 int es_window_pool_open(es_window_pool *p, es_model *m, const es_dictionary *s, es_atlas *a, int n, uint64_t seed, int threads, const es_progress *progress, es_error *err)
 {
-    size_t d = (size_t)es_model_get_info(m)->d_model;
+    size_t d = (size_t)es_dictionary_get_info(s)->d;
     *p = (es_window_pool){0};
     int rc = draw(p, a, n, seed, err), total = 0;
     for (int i = 0; i < p->w.n; i++)
@@ -110,7 +110,7 @@ int es_window_pool_open(es_window_pool *p, es_model *m, const es_dictionary *s, 
             start[k + 1] = tokens;
         }
         es_batch b = {.ids = id, .n = tokens, .start = start, .n_seq = k};
-        rc = es_trainer_residual(t, &b, es_dictionary_get_info(s)->layer, h + (size_t)done * d, progress ? progress->cancel : NULL, err);
+        rc = es_trainer_point(t, &b, es_dictionary_get_info(s)->layer, es_dictionary_point(s), h + (size_t)done * d, progress ? progress->cancel : NULL, err);
         done += tokens;
         i += k;
         es_progress_report(progress, "reading windows to test on", done, total, "tokens");

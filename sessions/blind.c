@@ -148,7 +148,7 @@ static bool has_sink(const float *h, int n, int d)
 /* The largest activation on the windows of others. The first position holds the token that begins a text: it is unlike all others and is not counted. */
 static int measure(es_blind_pool *p, const es_model *m, const es_dictionary *s, int threads, const volatile bool *cancel, es_error *err)
 {
-    int d = es_model_get_info(m)->d_model;
+    int d = es_dictionary_get_info(s)->d;
     int32_t first = es_token_bos(m) >= 0 ? es_token_bos(m) : es_token_eos(m);
     es_context *c = NULL;
     es_pool *pool = NULL;
@@ -166,7 +166,7 @@ static int measure(es_blind_pool *p, const es_model *m, const es_dictionary *s, 
         memcpy(id + n, w->id, (size_t)w->n * sizeof *id);
         n += w->n;
         capture cap = {h, n, d};
-        es_watch watch = {.layer = es_dictionary_get_info(s)->layer, .fn = take_rows, .user = &cap};
+        es_watch watch = {.layer = es_dictionary_get_info(s)->layer, .fn = take_rows, .user = &cap, .point = es_dictionary_point(s)};
         es_context_set_watch(c, &watch, 1);
         rc = es_context_truncate(c, 0, err);
         if (!rc)

@@ -788,7 +788,7 @@ static void basis_saved(es_studio *s, es_basis *b)
 static bool basis_draft(es_studio *s, es_basis *b)
 {
     pthread_mutex_lock(&s->lock);
-    bool ok = s->ready && s->dictionary && !es_studio_basis_copy(b, &s->basis);
+    bool looks = s->ready && s->dictionary && !s->steers, ok = s->ready && s->steers && !es_studio_basis_copy(b, &s->basis);
     if (ok) {
         if (!b->name[0] || !strcmp(b->name, "auto")) /* the hand takes over from here */
             snprintf(b->name, sizeof b->name, "%s", b->name[0] ? "mine" : "first");
@@ -799,7 +799,7 @@ static bool basis_draft(es_studio *s, es_basis *b)
     }
     pthread_mutex_unlock(&s->lock);
     if (!ok)
-        es_studio_say_status(s, "no dictionary is open yet");
+        es_studio_say_status(s, looks ? "this dictionary is for looking: a basis takes features of the residual" : "no dictionary is open yet");
     return ok;
 }
 

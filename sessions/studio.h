@@ -112,6 +112,7 @@ struct es_studio {
     pthread_mutex_t atlas_lock;
     char model_name[128], dictionary_name[128], dictionary_hash[65], model_hash[65];
     int layer, d_model, n_features;
+    bool steers; /* the dictionary is of the residual: else it is for looking, and nothing is learned */
 
     es_queue chat_queue, work_queue; /* [lock] */
 

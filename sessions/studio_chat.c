@@ -29,7 +29,10 @@ static int load_dictionary(es_studio *s, es_error *err)
     snprintf(s->dictionary_hash, sizeof s->dictionary_hash, "%s", i->hash);
     s->layer = i->layer;
     s->n_features = i->n_features;
+    s->steers = es_dictionary_check_steers(s->dictionary, &atlas_error) == ES_OK;
     pthread_mutex_unlock(&s->lock);
+    if (!s->steers)
+        es_studio_say_status(s, "%.230s", atlas_error.text);
     return 0;
 }
 
@@ -673,6 +676,11 @@ static void steer(es_studio *s, int feature, float strength, const char *text)
         es_studio_say_status(s, "there is no feature %d to steer with", feature);
         return;
     }
+    es_error err;
+    if (es_dictionary_check_steers(s->dictionary, &err)) {
+        es_studio_say_status(s, "%.230s", err.text);
+        return;
+    }
     char right[160];
     snprintf(right, sizeof right, "feature %d, strength %.3g", feature, strength);
     float *row = es_calloc((size_t)s->d_model, sizeof *row);
@@ -812,7 +820,7 @@ static int load(es_studio *s, es_error *err)
     if (!rc)
         rc = load_dictionary(s, err);
     if (!rc && s->dictionary) {
-        s->watch = (es_watch){.layer = s->layer, .fn = listen, .user = s};
+        s->watch = (es_watch){.layer = s->layer, .fn = listen, .user = s, .point = es_dictionary_point(s->dictionary)};
         es_context_set_watch(s->context, &s->watch, 1);
     }
     if (!rc)

@@ -924,14 +924,15 @@ void *es_studio_work_main(void *studio)
     if (s->ready && s->dictionary && !s->quit) {
         pthread_mutex_unlock(&s->lock);
         prepare_labels(s);
-        prepare_inputs(s);
+        if (s->steers)
+            prepare_inputs(s);
         pthread_mutex_lock(&s->lock);
     }
     while (!s->failed && !s->quit) {
         es_command *c = s->work_queue.head;
-        bool go = s->dirty && !s->paused && s->dictionary;
+        bool go = s->dirty && !s->paused && s->steers;
         if (!c && !go) {
-            if (s->dictionary && s->learning != ES_LEARN_FAILED)
+            if (s->steers && s->learning != ES_LEARN_FAILED)
                 s->learning = s->paused ? ES_LEARN_PAUSED : ES_LEARN_IDLE;
             pthread_cond_wait(&s->work_wake, &s->lock);
             continue;

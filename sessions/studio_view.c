@@ -247,7 +247,7 @@ es_view *es_studio_view(es_studio *s)
     v->blind_serial = s->blind_serial;
     memcpy(v->blind_text, s->blind_text, sizeof v->blind_text);
     copy_basis(s, w);
-    v->learning = v->loading || s->dictionary ? s->learning : ES_LEARN_OFF;
+    v->learning = v->loading || s->steers ? s->learning : ES_LEARN_OFF;
     memcpy(v->learning_text, s->learning_text, sizeof v->learning_text);
     v->adapter_on = s->adapter_on;
     v->snapshot = s->snapshot;

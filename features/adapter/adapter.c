@@ -103,6 +103,9 @@ static int check_part(const es_adapter *a, const es_part *p, es_error *err)
 {
     const es_dictionary_info *s = es_dictionary_get_info(p->dictionary);
     const es_basis *b = p->basis;
+    int rc = es_dictionary_check_steers(p->dictionary, err);
+    if (rc)
+        return rc;
     if (s->d != a->d)
         return es_fail(err, ES_ERR_MISMATCH, "dictionary %s has width %d, the model %d", s->name, s->d, a->d);
     if (s->layer < 0 || s->layer >= a->n_layer)

@@ -16,6 +16,9 @@ int es_attribute(es_model *m, const es_dictionary *s, const es_experiences *e, i
     const es_model_info *info = es_model_get_info(m);
     const es_dictionary_info *dictionary = es_dictionary_get_info(s);
     int d = info->d_model, layer = dictionary->layer, cap = 2 * (ATTRIBUTE_PROMPT + ATTRIBUTE_REPLY);
+    int steers = es_dictionary_check_steers(s, err);
+    if (steers)
+        return steers;
     if (dictionary->d != d || layer < 0 || layer >= info->n_layer)
         return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads layer %d of width %d; the model has %d layers of width %d",
                        dictionary->name, layer, dictionary->d, info->n_layer, d);
@@ -96,6 +99,9 @@ int es_attribute(es_model *m, const es_dictionary *s, const es_experiences *e, i
 static int basis_start(es_basis *b, es_model *m, const es_dictionary *s, es_error *err)
 {
     const es_dictionary_info *info = es_dictionary_get_info(s);
+    int rc = es_dictionary_check_steers(s, err);
+    if (rc)
+        return rc;
     es_basis_free(b);
     b->layer = info->layer;
     snprintf(b->dictionary, sizeof b->dictionary, "%s", info->name);

@@ -59,7 +59,7 @@ typedef struct build {
     size_t cap_act;
     /* promoted tokens */
     int V;
-    float *rows, *logits; /* [HEAD_ROWS, d], [HEAD_ROWS, V] */
+    float *rows, *logits; /* [HEAD_ROWS, d_model], [HEAD_ROWS, V] */
     int first_row, n_row;
     struct tokens { float lo, hi; uint32_t logits[ES_ATLAS_BINS]; int n_up, n_down; int32_t up[ES_ATLAS_TOKENS], down[ES_ATLAS_TOKENS]; float up_v[ES_ATLAS_TOKENS], down_v[ES_ATLAS_TOKENS]; } *tokens_of;
 } build;
@@ -306,14 +306,17 @@ static int promote(build *b, const es_progress *progress, es_error *err)
     const float *norm = es_model_final_norm(b->m);
     es_weight head = es_model_head(b->m);
     const es_kernels *k = es_kernels_cpu();
+    const size_t width = (size_t)es_model_get_info(b->m)->d_model;
     for (size_t first = 0; first < b->F; first += HEAD_ROWS) {
         if (es_progress_cancelled(progress))
             return es_fail(err, ES_ERR_CANCELLED, "the atlas was cancelled");
         b->first_row = (int)first;
         b->n_row = (int)(b->F - first < HEAD_ROWS ? b->F - first : HEAD_ROWS);
-        es_dictionary_rows(b->s, b->first_row, b->n_row, b->rows);
-        for (size_t i = 0; i < (size_t)b->n_row * b->d; i++)
-            b->rows[i] *= norm[i % b->d];
+        int rc = es_dictionary_directions(b->s, b->m, b->pool, b->first_row, b->n_row, b->rows, err);
+        if (rc)
+            return rc;
+        for (size_t i = 0; i < (size_t)b->n_row * width; i++)
+            b->rows[i] *= norm[i % width];
         k->matmul(b->pool, &head, b->rows, b->n_row, b->logits, false, true);
         es_pool_run(b->pool, promote_part, b);
         es_progress_report(progress, "atlas: promoted tokens", (double)first, (double)b->F, "features");
@@ -471,7 +474,7 @@ static int take_memory(build *b, es_error *err)
     b->head = es_calloc(b->F, sizeof *b->head);
     b->tail = es_calloc(b->F, sizeof *b->tail);
     b->touched = es_calloc(b->F, sizeof *b->touched);
-    b->rows = es_calloc(HEAD_ROWS * b->d, sizeof *b->rows);
+    b->rows = es_calloc(HEAD_ROWS * (size_t)es_model_get_info(b->m)->d_model, sizeof *b->rows);
     b->logits = es_calloc((size_t)HEAD_ROWS * (size_t)b->V, sizeof *b->logits);
     b->tokens_of = es_calloc(b->F, sizeof *b->tokens_of);
     if (!b->f || !b->w || !b->value || !b->x || !b->sink || !b->head || !b->tail || !b->touched || !b->rows || !b->logits || !b->tokens_of)
@@ -519,7 +522,7 @@ int es_atlas_build(es_model *m, const es_dictionary *s, const char *harvest_dir,
     if (rc || !b)
         return rc ? rc : es_fail(err, ES_ERR_MEMORY, "not enough memory for an atlas");
     *b = (build){.s = s, .m = m, .o = o, .F = (size_t)info->n_features, .d = (size_t)info->d, .V = es_model_get_info(m)->n_vocab};
-    rc = es_harvest_reader_open(&b->h, harvest_dir, info->layer, err);
+    rc = es_harvest_reader_open_at(&b->h, harvest_dir, (es_hook_place){info->layer, info->hook}, err);
     if (!rc && strcmp(b->h.model_hash, hash) != 0)
         rc = es_fail(err, ES_ERR_MISMATCH, "harvest %s was made with the model %s; this one is %s", harvest_dir, b->h.model_hash, hash);
     if (!rc && (size_t)b->h.d != b->d)

@@ -94,13 +94,14 @@ int es_dashboard_make(es_dashboard *out, const es_model *m, const es_dictionary 
         out->logit_hi = card->logit_hi;
         memcpy(out->logits, card->logits, sizeof out->logits);
     }
-    if (!m || info->d_out != es_model_get_info(m)->d_model || info->hook != ES_HOOK_RESIDUAL)
+    if (!m || !es_dictionary_has_directions(s, m))
         return ES_OK;
-    float *direction = es_calloc((size_t)info->d_out, sizeof *direction);
+    float *direction = es_calloc((size_t)es_model_get_info(m)->d_model, sizeof *direction);
     if (!direction)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory for a dashboard");
-    es_dictionary_rows(s, feature, 1, direction);
-    int rc = es_aligned_neurons(m, info->layer, direction, ES_DASHBOARD_LIST, out->neuron, &out->n_neuron, err);
+    int rc = es_dictionary_directions(s, m, p, feature, 1, direction, err);
+    if (!rc)
+        rc = es_aligned_neurons(m, info->layer, direction, ES_DASHBOARD_LIST, out->neuron, &out->n_neuron, err);
     if (!rc && !out->has_logits)
         rc = logits(out, m, direction, p, err);
     free(direction);

@@ -12,14 +12,22 @@ typedef struct es_dictionary es_dictionary;
 typedef enum es_architecture { ES_SAE_STANDARD, ES_SAE_TOPK, ES_SAE_JUMPRELU, ES_SAE_GATED } es_architecture;
 const char *es_architecture_name(es_architecture a);
 
-/* What a dictionary reads. Only the residual is hooked in a running model; the others encode activations from files. */
+/* What a dictionary reads. In a running model all but the MLP's input and what is unknown can be read; features steer and adapt in the residual only. */
 typedef enum es_hook_kind {
     ES_HOOK_RESIDUAL, /* after a layer; after layer -1: the embedding */
     ES_HOOK_ATTENTION, /* what goes into the attention's output projection, heads side by side */
-    ES_HOOK_ATTENTION_OUT, ES_HOOK_MLP_IN, ES_HOOK_MLP_OUT,
+    ES_HOOK_ATTENTION_OUT, /* what attention adds to the residual: in families with a norm behind it (Gemma, OLMo 2) after that, as hook_attn_out */
+    ES_HOOK_MLP_IN,
+    ES_HOOK_MLP_OUT, /* what the MLP adds to it, likewise */
     ES_HOOK_UNKNOWN, /* the files do not say */
 } es_hook_kind;
 const char *es_hook_words(es_hook_kind h); /* for messages: "the residual" */
+const char *es_hook_site(es_hook_kind h);  /* "resid_post", "z", "attn_out", "mlp_in", "mlp_out"; "" for what is unknown */
+bool es_hook_site_named(const char *name, es_hook_kind *out); /* one of those, or short: "resid", "attn", "mlp"; false: none of them */
+bool es_hook_point(es_hook_kind h, es_point *out); /* false: a running model does not give it */
+typedef struct es_hook_place { int layer; es_hook_kind hook; } es_hook_place;
+void es_hook_place_name(es_hook_place p, char out[32]); /* of its folder: "layer-14", "layer-14-mlp_out" */
+void es_hook_place_hook(es_hook_place p, char *out, size_t size); /* in TransformerLens' words: "blocks.14.hook_mlp_out" */
 
 typedef struct es_dictionary_info {
     char folder[1024], name[128];
@@ -63,9 +71,15 @@ int es_sparsity_write(const char *folder, const float *density, int n, es_error 
 int es_sparsity_read(const char *folder, float *density, int n, es_error *err);
 void es_dictionary_free(es_dictionary *s);
 const es_dictionary_info *es_dictionary_get_info(const es_dictionary *s);
-/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model, that has another width, or that reads what is not
- * hooked. */
+/* Refuses (ES_ERR_MISMATCH, both hashes named) a dictionary that says it was made from another model, that has another width, or that reads what a running
+ * model does not give. */
 int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err);
+es_point es_dictionary_point(const es_dictionary *s); /* where that is, of layer info.layer */
+int es_dictionary_check_steers(const es_dictionary *s, es_error *err); /* ES_ERR_MISMATCH, unless it reads the residual: others are for looking */
+/* What features write in the residual, out[n, d_model]: decoder rows; of heads side by side (z) those times the output matrix, and the weight of the norm
+ * behind it where there is one. Only of a dictionary that has them; the others' rows lie in another space. */
+bool es_dictionary_has_directions(const es_dictionary *s, const es_model *m);
+int es_dictionary_directions(const es_dictionary *s, const es_model *m, es_pool *p, int first, int n, float *out, es_error *err);
 bool es_dictionary_is_mapped(const es_dictionary *s);
 /* Decoder rows [first, first + n) as f32, out[n, d_out]: directions. Rows that hold something that is no finite number come as zeros. */
 void es_dictionary_rows(const es_dictionary *s, int first, int n, float *out);
@@ -107,7 +121,8 @@ void es_activations_free(es_activations *a);
 /* ---- harvest: text -> activation shards --------------------------------------------------------------------------------------- */
 
 typedef struct es_harvest_options {
-    const int *layer; int n_layer;  /* residual after each of these */
+    const int *layer; int n_layer;  /* of each of these ... */
+    const es_hook_kind *site; int n_site; /* ... what is read, of each of these; n_site 0: the residual. Not the MLP's input */
     int context;                    /* tokens in a sequence: documents are cut at this length (default 256) */
     uint64_t max_tokens;            /* stored tokens; 0: all */
     bool exact;                     /* products in f32; otherwise on bfloat16 where the processor has them (es_kernels_half) */
@@ -117,7 +132,8 @@ typedef struct es_harvest_options {
 } es_harvest_options;
 es_harvest_options es_harvest_default(void);
 /* files: .txt (one document a file), .jsonl with "text", or chats {"messages":[...]} / {"prompt","response"}, rendered in the model's
- * own template. Writes DIR/harvest.json, ids.bin (int32), sequences.bin, layer-NN/shard-NNNN.f16. An interrupted harvest resumes. */
+ * own template. Writes DIR/harvest.json, ids.bin (int32), sequences.bin, layer-NN/shard-NNNN.f16 and for other sites than the residual
+ * layer-NN-SITE/shard-NNNN.f16 (es_hook_place_name). An interrupted harvest resumes. */
 int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o,
                const es_progress *progress, es_error *err);
 
@@ -137,6 +153,7 @@ bool es_recipe_on_card(es_recipe r);     /* those without a penalty */
 
 typedef struct es_dictionary_training {
     es_recipe recipe;
+    es_hook_kind site;              /* of the layer: the residual, unless another is named */
     int n_features, k, batch;       /* k: active features a token, on average; the recipes with a penalty are steered towards it */
     double learning_rate;           /* 0: scaled from n_features */
     uint64_t tokens;                /* tokens to see in all (epochs over the shards as needed) */
@@ -156,18 +173,32 @@ typedef struct es_dictionary_training {
     bool card_exact;                /* products in f32 */
 } es_dictionary_training;
 es_dictionary_training es_dictionary_training_default(void);
-/* Trains on a harvest's layer and writes a SAELens folder: topk, gated and standard as what they are; batchtopk and matryoshka as jumprelu with one threshold,
+/* Trains on a harvest's layer, at o->site, and writes a SAELens folder: topk, gated and standard as what they are; batchtopk and matryoshka as jumprelu with one threshold,
  * estimated over training, as SAELens does. DIR/checkpoint holds optimiser state; an interrupted (or killed) run resumes from it and ends with the same kind
  * of result. progress.report carries "fvu=.. l0=.. dead=.. near=.." in `what`; near: the mean over features of the largest cosine with another one's row.
  * On a card fvu is that of 256 tokens a batch, l0 counts kept activations only, and at most ES_TOP_MAX (kernels.h) dead features reconstruct a token's error. When the
  * card is lost the run ends with ES_ERR_DEVICE; the same call, on a card or not, goes on from the last checkpoint. */
 int es_dictionary_train(const char *harvest_dir, int layer, const char *dir, const es_dictionary_training *o,
                         const es_progress *progress, es_error *err);
-/* Several layers of one harvest, one after another, into DIR/layer-NN: what is finished stays, what was begun goes on. */
-int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_layer, const char *dir, const es_dictionary_training *o,
+/* Several layers and sites of one harvest (o->site does not count), one after another, into DIR/ and es_hook_place_name: what is finished stays, what was
+ * begun goes on. */
+int es_dictionary_train_places(const char *harvest_dir, const es_hook_place *place, int n_place, const char *dir, const es_dictionary_training *o,
                                const es_progress *progress, es_error *err);
 
-typedef struct es_training_plan { /* of one layer; layers are trained one after another */
+/* The same without a harvest on disk: the model is run, and its rows go through a buffer in memory, where they are mixed, to as many trainings at once as
+ * there are places. Each step takes a batch at random out of the buffer, and as many new rows take its place. The text is read again, in another order,
+ * when it is at its end. DIR/stream.json and each dictionary's checkpoint say how far it was: a run that was cancelled or killed goes on from there; what the
+ * buffer held then is dropped, and it is filled anew with the text that follows. */
+typedef struct es_stream {
+    const char *const *file; int n_file; /* as es_harvest takes them */
+    es_harvest_options reading;          /* its layers times sites are the places; max_tokens: of a pass over the text */
+    size_t buffer;                       /* rows of each place; at least two batches */
+    bool itself;                         /* of one place: the folder is the dictionary's own; otherwise each has one in it (es_hook_place_name) */
+} es_stream;
+enum { ES_STREAM_BUFFER = 65536 }; /* a usual size */
+int es_dictionary_train_stream(es_model *m, const es_stream *from, const char *dir, const es_dictionary_training *o, const es_progress *progress, es_error *err);
+
+typedef struct es_training_plan { /* of one layer; layers are trained one after another. Of a stream: of all its places together */
     size_t memory;       /* bytes at once, the harvest's mapped pages and a card's memory not counted */
     size_t disk;         /* bytes that the finished dictionary takes */
     size_t disk_checkpoint; /* bytes that the checkpoint takes besides while it trains */
@@ -175,6 +206,7 @@ typedef struct es_training_plan { /* of one layer; layers are trained one after 
 } es_training_plan;
 /* What a training will take. try_steps: that many steps are made, and forgotten, to tell the time (0: none). Writes nothing. */
 int es_dictionary_plan_width(const es_dictionary_training *o, int d, es_training_plan *out, es_error *err); /* without the time, where there is no harvest yet */
+int es_dictionary_stream_plan(es_model *m, const es_stream *from, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err); /* the time includes the model's */
 int es_dictionary_train_plan(const char *harvest_dir, int layer, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err);
 
 typedef struct es_dictionary_stats {

@@ -292,28 +292,6 @@ int es_dictionary_open(es_dictionary **out, const char *path, es_error *err)
     return es_dictionary_open_with(out, path, &(es_dictionary_options){0}, err);
 }
 
-int es_dictionary_check_model(const es_dictionary *s, es_model *m, es_error *err)
-{
-    const es_dictionary_info *i = &s->info;
-    const es_model_info *mi = es_model_get_info(m);
-    if (i->hook == ES_HOOK_UNKNOWN)
-        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads %s%s%s; in a running model only the residual after a layer can be read (hook_name, or layer_N in its path)",
-                       i->name, *i->hook_name ? "the hook \"" : es_hook_words(i->hook), i->hook_name, *i->hook_name ? "\"" : "");
-    if (i->hook != ES_HOOK_RESIDUAL || i->transcoder)
-        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads %s; in a running model only the residual after a layer can be read (encode FILE.npy takes any activations)",
-                       i->name, es_hook_words(i->hook));
-    if (i->d != mi->d_model || i->layer >= mi->n_layer)
-        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s reads width %d after layer %d; the model %s has width %d and %d layers", i->name, i->d, i->layer,
-                       mi->name, mi->d_model, mi->n_layer);
-    char hash[65];
-    int rc = *i->model_hash ? es_model_hash(m, hash, err) : ES_OK;
-    if (rc || !*i->model_hash)
-        return rc;
-    if (strcmp(hash, i->model_hash) != 0)
-        return es_fail(err, ES_ERR_MISMATCH, "dictionary %s was made from the model with SHA-256 %s; this one has %s", i->name, i->model_hash, hash);
-    return ES_OK;
-}
-
 /* ---- encoding -------------------------------------------------------------------------------------------------------------------- */
 
 void es_sparse_free(es_sparse *s)

@@ -195,16 +195,21 @@ bool es_weights_hook(es_weights *w, const char *hook)
 
 /* ---- for writers --------------------------------------------------------------------------------------------------------------------------- */
 
-const char *es_weights_hook_name(const es_weights *w, char *out, size_t size)
+void es_hook_place_hook(es_hook_place p, char *out, size_t size)
 {
     static const char *const form[] = {
         [ES_HOOK_RESIDUAL] = "blocks.%d.hook_resid_post", [ES_HOOK_ATTENTION] = "blocks.%d.attn.hook_z", [ES_HOOK_ATTENTION_OUT] = "blocks.%d.hook_attn_out",
         [ES_HOOK_MLP_IN] = "blocks.%d.hook_mlp_in", [ES_HOOK_MLP_OUT] = "blocks.%d.hook_mlp_out", [ES_HOOK_UNKNOWN] = "",
     };
-    if (w->info.hook == ES_HOOK_RESIDUAL && w->info.layer < 0)
+    if (p.hook == ES_HOOK_RESIDUAL && p.layer < 0)
         snprintf(out, size, "hook_embed");
     else
-        snprintf(out, size, form[w->info.hook], w->info.layer);
+        snprintf(out, size, form[p.hook], p.layer);
+}
+
+const char *es_weights_hook_name(const es_weights *w, char *out, size_t size)
+{
+    es_hook_place_hook((es_hook_place){w->info.layer, w->info.hook}, out, size);
     return out;
 }
 

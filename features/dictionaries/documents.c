@@ -15,6 +15,18 @@ void es_documents_close(es_documents *l)
     *l = (es_documents){0};
 }
 
+json_t *es_documents_files(const es_documents *l)
+{
+    json_t *files = json_array();
+    for (int i = 0; i < l->n_map && files; i++) {
+        char hash[65];
+        es_sha256_bytes(hash, l->map[i].data, l->map[i].size);
+        const char *base = strrchr(l->map[i].path, '/');
+        json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "name", base ? base + 1 : l->map[i].path, "bytes", (json_int_t)l->map[i].size, "sha256", hash));
+    }
+    return files;
+}
+
 static int add(es_documents *l, struct es_document new, es_error *err)
 {
     if (l->n == l->cap) {

@@ -22,7 +22,7 @@ int es_firing_open(es_firing **out, es_model *m, const es_dictionary *s, int thr
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to read texts");
     f->m = m;
     f->s = s;
-    f->h = es_calloc((size_t)ES_FIRING_TOKENS * (size_t)es_model_get_info(m)->d_model, sizeof *f->h);
+    f->h = es_calloc((size_t)ES_FIRING_TOKENS * (size_t)es_point_width(m, es_dictionary_point(s)), sizeof *f->h);
     int rc = f->h ? ES_OK : es_fail(err, ES_ERR_MEMORY, "not enough memory to read texts");
     if (!rc)
         rc = es_pool_open(&f->pool, threads, err);
@@ -77,7 +77,7 @@ int es_firing_read(es_firing *f, const char *text, size_t n, bool lead, const vo
     const int start[2] = {0, (int)f->ids.n};
     es_batch b = {.ids = f->ids.id, .n = (int)f->ids.n, .start = start, .n_seq = 1};
     f->skip = f->ids.n > 1;
-    rc = es_trainer_residual(f->trainer, &b, es_dictionary_get_info(f->s)->layer, f->h, cancel, err);
+    rc = es_trainer_point(f->trainer, &b, es_dictionary_get_info(f->s)->layer, es_dictionary_point(f->s), f->h, cancel, err);
     return rc ? rc : es_dictionary_encode(f->s, f->pool, f->h, b.n, &f->acts, err);
 }
 

@@ -10,19 +10,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "harvest.h"
+#include "reading.h"
 
-enum { BATCH_TOKENS = 2048, SHARD_ROWS = 65536, MAX_LAYERS = 64, CHECKPOINT_SECONDS = 20 };
+enum { SHARD_ROWS = 65536, CHECKPOINT_SECONDS = 20 };
 
 es_harvest_options es_harvest_default(void)
 {
     return (es_harvest_options){.context = 256, .skip_first = true, .seed = 1};
 }
 
-es_trainer_options es_harvest_trainer(const es_harvest_options *o)
-{
-    return (es_trainer_options){.max_tokens = BATCH_TOKENS, .threads = o->threads, .rough = !o->exact};
-}
+typedef struct slot { /* the shard being written of a place */
+    FILE *shard;
+    uint64_t shard_open; /* its number + 1; 0: none */
+} slot;
 
 typedef struct harvest {
     es_model *m;
@@ -31,21 +31,11 @@ typedef struct harvest {
     char model_hash[65];
     es_documents docs;
     json_t *info;
-    es_trainer *trainer;
-    int skip, d;
+    es_reading r;
+    slot slot[ES_PLACES_MAX]; /* [r.n_place] */
     /* done and on disk, or in the batch */
     uint64_t rows, n_id, n_sequence, next_document;
-    FILE *ids, *sequences, *shard[MAX_LAYERS];
-    uint64_t shard_open[MAX_LAYERS]; /* number of the open shard + 1; 0: none */
-    /* the batch */
-    int32_t id[BATCH_TOKENS];
-    int start[BATCH_TOKENS + 1], n_seq;
-    uint32_t document[BATCH_TOKENS];
-    uint16_t *half; /* [BATCH_TOKENS, d] */
-    float *clamped; /* [d] */
-    bool stop;      /* read by the engine as its cancel flag: raised once the highest layer has been seen */
-    int failed;
-    es_error *err;
+    FILE *ids, *sequences;
     double began;
     uint64_t began_rows;
 } harvest;
@@ -70,97 +60,64 @@ static int open_at(const harvest *h, FILE **out, const char *name, uint64_t byte
     return ES_OK;
 }
 
-static void shard_name(char *out, size_t size, int layer, uint64_t shard)
+static void shard_name(char *out, size_t size, es_hook_place place, uint64_t shard)
 {
-    snprintf(out, size, "layer-%02d/shard-%04llu.f16", layer, (unsigned long long)shard);
+    char folder[32];
+    es_hook_place_name(place, folder);
+    snprintf(out, size, "%s/shard-%04llu.f16", folder, (unsigned long long)shard);
 }
 
-/* Appends rows (from h->rows on) to layer slot i's shards. */
-static int add_rows(harvest *h, int i, uint64_t row, const uint16_t *half, size_t n, es_error *err)
+/* Appends rows (from h->rows on) to a place's shards. */
+static int add_rows(void *user, int place, const uint16_t *half, size_t n, es_error *err)
 {
+    harvest *h = user;
+    slot *s = &h->slot[place];
+    const size_t d = (size_t)h->r.place[place].d;
+    uint64_t row = h->rows;
     while (n) {
         uint64_t number = row / SHARD_ROWS, at = row % SHARD_ROWS;
         size_t m = SHARD_ROWS - at < n ? (size_t)(SHARD_ROWS - at) : n;
         char name[64];
-        shard_name(name, sizeof name, h->o->layer[i], number);
-        if (h->shard_open[i] != number + 1) {
-            if (h->shard[i] && fclose(h->shard[i]) != 0) {
-                h->shard[i] = NULL;
+        shard_name(name, sizeof name, h->r.place[place].at, number);
+        if (s->shard_open != number + 1) {
+            if (s->shard && fclose(s->shard) != 0) {
+                s->shard = NULL;
                 return fail_write(h, name, err);
             }
-            h->shard[i] = NULL;
-            int rc = open_at(h, &h->shard[i], name, at * (uint64_t)h->d * 2, err);
+            s->shard = NULL;
+            int rc = open_at(h, &s->shard, name, at * (uint64_t)d * 2, err);
             if (rc)
                 return rc;
-            h->shard_open[i] = number + 1;
+            s->shard_open = number + 1;
         }
-        if (fwrite(half, (size_t)h->d * 2, m, h->shard[i]) != m)
+        if (fwrite(half, d * 2, m, s->shard) != m)
             return fail_write(h, name, err);
-        half += m * (size_t)h->d;
+        half += m * d;
         row += m;
         n -= m;
     }
     return ES_OK;
 }
 
-static bool top_layer(const harvest *h, int layer)
-{
-    for (int i = 0; i < h->o->n_layer; i++)
-        if (h->o->layer[i] > layer)
-            return false;
-    return true;
-}
-
-static void watch(void *user, int layer, int pos0, const float *x, int T, int d)
-{
-    (void)pos0;
-    harvest *h = user;
-    size_t n = 0, width = (size_t)d;
-    for (int s = 0; s < h->n_seq; s++)
-        for (int t = h->start[s] + h->skip; t < h->start[s + 1] && t < T; t++, n++) {
-            for (size_t i = 0; i < width; i++) /* f16 ends at 65504 */
-                h->clamped[i] = fmaxf(-65504, fminf(65504, x[(size_t)t * width + i]));
-            es_f32_to_f16(h->clamped, h->half + n * width, width);
-        }
-    for (int i = 0; i < h->o->n_layer && !h->failed; i++)
-        if (h->o->layer[i] == layer)
-            h->failed = add_rows(h, i, h->rows, h->half, n, h->err);
-    if (top_layer(h, layer))
-        __atomic_store_n(&h->stop, true, __ATOMIC_RELEASE);
-}
-
 static int run_batch(harvest *h, es_error *err)
 {
-    int n = h->start[h->n_seq];
-    if (n == 0)
-        return ES_OK;
-    es_watch w[MAX_LAYERS];
-    for (int i = 0; i < h->o->n_layer; i++)
-        w[i] = (es_watch){h->o->layer[i], watch, h};
-    es_batch b = {.ids = h->id, .n = n, .start = h->start, .n_seq = h->n_seq};
-    float logprob[BATCH_TOKENS];
-    h->err = err;
-    h->stop = false;
-    int rc = es_trainer_forward(h->trainer, &b, NULL, NULL, w, h->o->n_layer, logprob, &h->stop, err);
-    if (rc == ES_ERR_CANCELLED && h->stop)
-        rc = ES_OK; /* all that was wanted has been seen */
-    if (h->failed)
-        rc = h->failed;
+    const es_reading *b = &h->r;
+    size_t n = (size_t)b->start[b->n_seq];
+    int rc = es_reading_run(&h->r, err);
     if (rc)
         return rc;
-    if (fwrite(h->id, sizeof *h->id, (size_t)n, h->ids) != (size_t)n)
+    if (fwrite(b->id, sizeof *b->id, n, h->ids) != n)
         return fail_write(h, "ids.bin", err);
-    for (int s = 0; s < h->n_seq; s++) {
-        uint32_t length = (uint32_t)(h->start[s + 1] - h->start[s]);
-        es_harvest_sequence r = {h->n_id, h->rows, length, h->document[s]};
+    for (int s = 0; s < b->n_seq; s++) {
+        uint32_t length = (uint32_t)(b->start[s + 1] - b->start[s]);
+        es_harvest_sequence r = {h->n_id, h->rows, length, b->document[s]};
         if (fwrite(&r, sizeof r, 1, h->sequences) != 1)
             return fail_write(h, "sequences.bin", err);
         h->n_id += length;
-        h->rows += length - (uint32_t)h->skip;
+        h->rows += length - (uint32_t)b->skip;
         h->n_sequence++;
     }
-    h->n_seq = 0;
-    h->start[0] = 0;
+    es_reading_clear(&h->r);
     return ES_OK;
 }
 
@@ -172,8 +129,8 @@ static int flush(FILE *f)
 static int checkpoint(harvest *h, bool complete, es_error *err)
 {
     int bad = flush(h->ids) | flush(h->sequences);
-    for (int i = 0; i < h->o->n_layer; i++)
-        bad |= flush(h->shard[i]);
+    for (int i = 0; i < h->r.n_place; i++)
+        bad |= flush(h->slot[i].shard);
     if (bad)
         return fail_write(h, "*", err);
     json_object_set_new(h->info, "rows", json_integer((json_int_t)h->rows));
@@ -190,22 +147,33 @@ static int checkpoint(harvest *h, bool complete, es_error *err)
     return rc;
 }
 
+static bool only_residual(const es_harvest_options *o)
+{
+    return o->n_site == 0 || (o->n_site == 1 && o->site[0] == ES_HOOK_RESIDUAL);
+}
+
+static void describe_sites(const harvest *h, json_t *v)
+{
+    json_t *sites = json_array();
+    json_object_set_new(v, "sites", sites);
+    for (int i = 0; i < h->o->n_site; i++) {
+        json_array_append_new(sites, json_string(es_hook_site(h->o->site[i])));
+        if (h->o->site[i] == ES_HOOK_ATTENTION)
+            json_object_set_new(v, "d_z", json_integer(es_point_width(h->m, ES_POINT_ATTENTION)));
+    }
+}
+
 /* harvest.json of a new harvest: everything that must be the same for a resumed one to be one harvest. */
 static json_t *describe(harvest *h, es_error *err)
 {
-    json_t *files = json_array(), *layers = json_array();
-    for (int i = 0; i < h->docs.n_map; i++) {
-        char hash[65];
-        es_sha256_bytes(hash, h->docs.map[i].data, h->docs.map[i].size);
-        const char *base = strrchr(h->docs.map[i].path, '/');
-        json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "name", base ? base + 1 : h->docs.map[i].path, "bytes",
-                                               (json_int_t)h->docs.map[i].size, "sha256", hash));
-    }
+    json_t *files = es_documents_files(&h->docs), *layers = json_array();
     for (int i = 0; i < h->o->n_layer; i++)
         json_array_append_new(layers, json_integer(h->o->layer[i]));
     json_t *v = json_pack("{s:s, s:i, s:{s:s, s:s}, s:o, s:o, s:i, s:i, s:b, s:I, s:i}", "format", "espalier-harvest", "version", 1, "model", "name",
-                          es_model_get_info(h->m)->name, "sha256", h->model_hash, "files", files, "layers", layers, "d", h->d, "context",
+                          es_model_get_info(h->m)->name, "sha256", h->model_hash, "files", files, "layers", layers, "d", es_model_get_info(h->m)->d_model, "context",
                           h->o->context, "skip_first", h->o->skip_first, "seed", (json_int_t)h->o->seed, "shard_rows", SHARD_ROWS);
+    if (v && !only_residual(h->o)) /* a harvest of the residual says nothing of sites, as before there were others */
+        describe_sites(h, v);
     if (v && !h->o->exact && es_kernels_half() != es_kernels_cpu()) /* a harvest is of one kind */
         json_object_set_new(v, "products", json_string("bfloat16"));
     if (!v)
@@ -241,6 +209,10 @@ static int resume(harvest *h, bool *complete, es_error *err)
             json_decref(old);
             return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with another \"%s\": give another folder, or remove this one", path, key);
         }
+    if (!json_object_get(h->info, "sites") && json_object_get(old, "sites")) {
+        json_decref(old);
+        return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with other \"sites\": give another folder, or remove this one", path);
+    }
     if (!json_object_get(h->info, "products") != !json_object_get(old, "products")) {
         json_decref(old);
         return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with products %s: go on with it so (harvest --exact, or without), give another folder, or remove this one",
@@ -256,32 +228,26 @@ static int resume(harvest *h, bool *complete, es_error *err)
 
 static int open_all(harvest *h, es_error *err)
 {
-    const es_model_info *mi = es_model_get_info(h->m);
-    char name[64], path[1300];
-    for (int i = 0; i < h->o->n_layer; i++) {
-        snprintf(path, sizeof path, "%s/layer-%02d", h->dir, h->o->layer[i]);
+    char name[64], folder[32], path[1300];
+    for (int i = 0; i < h->r.n_place; i++) {
+        slot *s = &h->slot[i];
+        es_hook_place_name(h->r.place[i].at, folder);
+        snprintf(path, sizeof path, "%s/%s", h->dir, folder);
         int rc = es_dir_make(path, err);
         if (rc)
             return rc;
         if (h->rows % SHARD_ROWS == 0)
             continue; /* the next shard is a new one */
-        shard_name(name, sizeof name, h->o->layer[i], h->rows / SHARD_ROWS);
-        rc = open_at(h, &h->shard[i], name, h->rows % SHARD_ROWS * (uint64_t)h->d * 2, err);
+        shard_name(name, sizeof name, h->r.place[i].at, h->rows / SHARD_ROWS);
+        rc = open_at(h, &s->shard, name, h->rows % SHARD_ROWS * (uint64_t)h->r.place[i].d * 2, err);
         if (rc)
             return rc;
-        h->shard_open[i] = h->rows / SHARD_ROWS + 1;
+        s->shard_open = h->rows / SHARD_ROWS + 1;
     }
     int rc = open_at(h, &h->ids, "ids.bin", h->n_id * sizeof(int32_t), err);
     if (!rc)
         rc = open_at(h, &h->sequences, "sequences.bin", h->n_sequence * sizeof(es_harvest_sequence), err);
-    if (rc)
-        return rc;
-    es_trainer_options o = es_harvest_trainer(h->o);
-    h->half = es_calloc((size_t)BATCH_TOKENS * (size_t)mi->d_model, sizeof *h->half);
-    h->clamped = es_calloc((size_t)mi->d_model, sizeof *h->clamped);
-    if (!h->half || !h->clamped)
-        return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
-    return es_trainer_open(&h->trainer, h->m, &o, err);
+    return rc ? rc : es_reading_open(&h->r, err);
 }
 
 static void report(harvest *h, const es_progress *progress, double total)
@@ -320,24 +286,17 @@ static int run(harvest *h, const es_progress *progress, es_error *err)
         rc = es_documents_ids(&h->docs, (size_t)h->next_document, h->m, &ids, err);
         for (size_t at = 0; at < ids.n && !rc && !full; at += (size_t)h->o->context) {
             size_t n = ids.n - at < (size_t)h->o->context ? ids.n - at : (size_t)h->o->context;
-            int pending = h->start[h->n_seq];
-            uint64_t stored = h->rows + (uint64_t)(pending - h->n_seq * h->skip);
-            if (h->o->max_tokens && stored + n - (uint64_t)h->skip >= h->o->max_tokens) {
-                n = (size_t)(h->o->max_tokens - stored) + (size_t)h->skip;
+            uint64_t stored = h->rows + es_reading_rows(&h->r), skip = (uint64_t)h->r.skip;
+            if (h->o->max_tokens && stored + n - skip >= h->o->max_tokens) {
+                n = (size_t)(h->o->max_tokens - stored + skip);
                 full = true;
             }
-            if (n <= (size_t)h->skip)
+            if (n <= skip || es_reading_add(&h->r, ids.id + at, n, (uint32_t)h->next_document))
                 continue;
-            if ((size_t)pending + n > BATCH_TOKENS) {
-                rc = run_batch(h, err);
-                report(h, progress, (double)h->o->max_tokens);
-                pending = 0;
-            }
-            if (rc)
-                break;
-            memcpy(h->id + pending, ids.id + at, n * sizeof *h->id);
-            h->document[h->n_seq++] = (uint32_t)h->next_document;
-            h->start[h->n_seq] = pending + (int)n;
+            rc = run_batch(h, err);
+            report(h, progress, (double)h->o->max_tokens);
+            if (!rc)
+                es_reading_add(&h->r, ids.id + at, n, (uint32_t)h->next_document);
         }
     }
     es_ids_free(&ids);
@@ -353,24 +312,20 @@ static int run(harvest *h, const es_progress *progress, es_error *err)
 int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir, const es_harvest_options *o, const es_progress *progress,
                es_error *err)
 {
-    const es_model_info *mi = es_model_get_info(m);
-    if (o->n_layer < 1 || o->n_layer > MAX_LAYERS || o->context < 2 || o->context > BATCH_TOKENS)
-        return es_fail(err, ES_ERR_USAGE, "a harvest takes 1 to %d layers and contexts of 2 to %d tokens", (int)MAX_LAYERS, (int)BATCH_TOKENS);
-    for (int i = 0; i < o->n_layer; i++) {
-        if (o->layer[i] < 0 || o->layer[i] >= mi->n_layer)
-            return es_fail(err, ES_ERR_USAGE, "there is no layer %d: the model has 0 to %d", o->layer[i], mi->n_layer - 1);
-        for (int j = 0; j < i; j++)
-            if (o->layer[i] == o->layer[j])
-                return es_fail(err, ES_ERR_USAGE, "layer %d is named twice", o->layer[i]);
-    }
+    int rc = es_reading_check(m, o, err);
+    if (rc)
+        return rc;
     if (strlen(dir) > 1000)
         return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
     harvest *h = es_calloc(1, sizeof *h);
     if (!h)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
-    *h = (harvest){.m = m, .o = o, .dir = dir, .skip = o->skip_first, .d = mi->d_model};
+    h->m = m;
+    h->o = o;
+    h->dir = dir;
+    es_reading_set(&h->r, m, o, add_rows, h);
     bool complete = false;
-    int rc = es_documents_open(&h->docs, file, n_file, o->seed, err);
+    rc = es_documents_open(&h->docs, file, n_file, o->seed, err);
     if (!rc)
         rc = es_model_hash(m, h->model_hash, err);
     if (!rc && !(h->info = describe(h, err)))
@@ -383,18 +338,16 @@ int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir
         rc = open_all(h, err);
     if (!rc && !complete)
         rc = run(h, progress, err);
-    for (int i = 0; i < o->n_layer; i++)
-        if (h->shard[i])
-            fclose(h->shard[i]);
+    for (int i = 0; i < h->r.n_place; i++)
+        if (h->slot[i].shard)
+            fclose(h->slot[i].shard);
     if (h->ids)
         fclose(h->ids);
     if (h->sequences)
         fclose(h->sequences);
-    es_trainer_free(h->trainer);
+    es_reading_close(&h->r);
     es_documents_close(&h->docs);
     json_decref(h->info);
-    free(h->half);
-    free(h->clamped);
     free(h);
     return rc;
 }
@@ -449,13 +402,24 @@ static int read_info(es_harvest_reader *h, const char *dir, es_error *err)
     h->shard_rows = (size_t)shard_rows;
     h->n_shard = (h->n_row - 1) / h->shard_rows + 1;
     h->skip = json_is_true(json_object_get(h->info, "skip_first"));
+    if (h->site != ES_HOOK_ATTENTION)
+        return ES_OK;
+    if (!get_count(h->info, "d_z", &d) || d < 1 || d > 1 << 16)
+        return es_fail(err, ES_ERR_MISSING, "%s: the harvest has no site %s", path, es_hook_site(h->site));
+    h->d = (int)d;
     return ES_OK;
 }
 
 int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_error *err)
 {
-    *h = (es_harvest_reader){.layer = layer};
-    char path[1300];
+    return es_harvest_reader_open_at(h, dir, (es_hook_place){layer, ES_HOOK_RESIDUAL}, err);
+}
+
+int es_harvest_reader_open_at(es_harvest_reader *h, const char *dir, es_hook_place place, es_error *err)
+{
+    *h = (es_harvest_reader){.layer = place.layer, .site = place.hook};
+    char path[1300], where[32];
+    es_hook_place_name(place, where);
     if (strlen(dir) > 1000)
         return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
     int rc = read_info(h, dir, err);
@@ -481,7 +445,7 @@ int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_
     }
     for (size_t i = 0; !rc && i < h->n_shard; i++) {
         char name[64];
-        shard_name(name, sizeof name, layer, i);
+        shard_name(name, sizeof name, place, i);
         snprintf(path, sizeof path, "%s/%s", dir, name);
         size_t rows = i + 1 < h->n_shard ? h->shard_rows : h->n_row - i * h->shard_rows;
         rc = open_map(&h->shard[i], path, rows, (size_t)h->d * 2, err);
@@ -504,7 +468,7 @@ int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_
     }
     if (rc) {
         if (rc == ES_ERR_IO && err && h->info)
-            es_fail_prefix(err, "layer %d of harvest %s", layer, dir);
+            es_fail_prefix(err, "%s of harvest %s", where, dir);
         es_harvest_reader_close(h);
     }
     return rc;

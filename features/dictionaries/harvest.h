@@ -16,6 +16,7 @@ typedef struct es_documents { /* slices of mapped files: a whole .txt, or a line
 /* seed: shuffled order when not 0. */
 int es_documents_open(es_documents *l, const char *const *file, int n_file, uint64_t seed, es_error *err);
 void es_documents_close(es_documents *l);
+json_t *es_documents_files(const es_documents *l); /* [{"name","bytes","sha256"}]; NULL: no memory */
 /* Replaces what out held with document i's ids. */
 int es_documents_ids(const es_documents *l, size_t i, const es_model *m, es_ids *out, es_error *err);
 
@@ -33,6 +34,7 @@ typedef struct es_harvest_sequence { /* a record of sequences.bin, little-endian
 typedef struct es_harvest_reader {
     json_t *info;   /* harvest.json */
     int d, layer, skip, context;
+    es_hook_kind site;
     size_t n_row, n_id, n_sequence, shard_rows, n_shard;
     const char *model_name, *model_hash; /* in info */
     es_map ids, sequences, *shard;
@@ -42,7 +44,8 @@ typedef struct es_harvest_reader {
 } es_harvest_reader;
 
 /* Sizes are checked against the files; a harvest that is still being written is read as far as its last checkpoint. */
-int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_error *err);
+int es_harvest_reader_open(es_harvest_reader *h, const char *dir, int layer, es_error *err); /* of the residual */
+int es_harvest_reader_open_at(es_harvest_reader *h, const char *dir, es_hook_place place, es_error *err);
 void es_harvest_reader_close(es_harvest_reader *h);
 void es_harvest_reader_rows(const es_harvest_reader *h, size_t first, size_t n, float *out); /* [n, d] */
 

@@ -1,4 +1,5 @@
-/* Figures of a dictionary on text: how much of the residual it leaves out, and what that costs the model.
+/* Figures of a dictionary on text: how much of what it reads it leaves out, and what that costs the model. What the MLP adds is the last thing that a layer
+ * adds, so its reconstruction changes the residual after it by the difference; within a layer, at attention, cross-entropy is not measured.
  *
  * The first token of each sequence and the attention sinks (see es_norm_limit) are left as they are and count nowhere. Cross-entropy
  * is that of every token whose predictor is not the first one: with the residual as it is, replaced by its reconstruction, and
@@ -16,6 +17,7 @@ typedef struct measure {
     const es_dictionary *s;
     size_t d, F;
     int layer;
+    es_point point;
     es_trainer *below, *above;
     es_pool *pool;
     float norm_limit;
@@ -24,6 +26,7 @@ typedef struct measure {
     uint8_t wanted[BATCH], counted[BATCH];
     int start[BATCH + 1], n_seq;
     float *x, *y;  /* [BATCH, d] */
+    float *h, *patched; /* [BATCH, d_model] the residual after the layer, as it is and with another x; of the residual's site h is x. Without `above`: NULL */
     float *logprob, *norm;
     es_sparse acts;
     /* sums */
@@ -42,6 +45,17 @@ static int pass(measure *m, const es_batch *b, const float *resid, int which, co
     return rc;
 }
 
+/* patched = the residual with y (NULL: zero) in the place of x where a token counts. */
+static void splice(measure *m, int n, const float *y)
+{
+    const size_t d = m->d;
+    for (int t = 0; t < n; t++)
+        for (size_t k = (size_t)t * d; k < ((size_t)t + 1) * d; k++) {
+            const float in = y ? y[k] : 0;
+            m->patched[k] = !m->counted[t] ? m->h[k] : m->point == ES_POINT_RESIDUAL ? in : m->h[k] + (in - m->x[k]);
+        }
+}
+
 static int batch(measure *m, const volatile bool *cancel, es_error *err)
 {
     int n = m->start[m->n_seq];
@@ -50,7 +64,9 @@ static int batch(measure *m, const volatile bool *cancel, es_error *err)
     es_batch b = {.ids = m->id, .n = n, .start = m->start, .n_seq = m->n_seq, .target = m->target, .wanted = m->wanted};
     if (n == 0)
         return ES_OK;
-    int rc = es_trainer_residual(m->below, &b, m->layer, m->x, cancel, err);
+    int rc = es_trainer_point(m->below, &b, m->layer, m->point, m->x, cancel, err);
+    if (!rc && m->above && m->point != ES_POINT_RESIDUAL)
+        rc = es_trainer_residual(m->below, &b, m->layer, m->h, cancel, err);
     if (rc)
         return rc;
     for (int t = 0; t < n; t++)
@@ -82,10 +98,8 @@ static int batch(measure *m, const volatile bool *cancel, es_error *err)
     for (int t = 0; t < n; t++) {
         const float *x = m->x + (size_t)t * d;
         float *y = m->y + (size_t)t * d;
-        if (!m->counted[t]) {
-            memcpy(y, x, d * sizeof *y);
+        if (!m->counted[t])
             continue;
-        }
         double xx = 0, yy = 0, xy = 0;
         for (size_t k = 0; k < d; k++) {
             double a = (double)x[k], c = (double)y[k];
@@ -103,14 +117,11 @@ static int batch(measure *m, const volatile bool *cancel, es_error *err)
         m->tokens++;
     }
     if (m->above) {
-        rc = pass(m, &b, m->x, 0, cancel, err);
-        if (!rc)
-            rc = pass(m, &b, m->y, 1, cancel, err);
-        for (int t = 0; t < n; t++)
-            if (m->counted[t])
-                memset(m->x + (size_t)t * d, 0, d * sizeof *m->x);
-        if (!rc)
-            rc = pass(m, &b, m->x, 2, cancel, err);
+        rc = pass(m, &b, m->h, 0, cancel, err);
+        for (int which = 1; which < 3 && !rc; which++) {
+            splice(m, n, which == 1 ? m->y : NULL);
+            rc = pass(m, &b, m->patched, which, cancel, err);
+        }
     }
     m->n_seq = 0;
     return rc;
@@ -165,14 +176,18 @@ int es_dictionary_measure(es_model *model, const es_dictionary *s, const char *c
     m->d = (size_t)info->d;
     m->F = (size_t)info->n_features;
     m->layer = info->layer;
+    m->point = es_dictionary_point(s);
+    const bool ce = m->layer + 1 < mi->n_layer && (m->point == ES_POINT_RESIDUAL || m->point == ES_POINT_MLP_OUT), apart = ce && m->point != ES_POINT_RESIDUAL;
     m->x = es_calloc(BATCH * m->d, sizeof(float));
     m->y = es_calloc(BATCH * m->d, sizeof(float));
     m->logprob = es_calloc(BATCH, sizeof(float));
     m->norm = es_calloc(BATCH, sizeof(float));
     m->sum_x = es_calloc(m->d, sizeof(double));
     m->fired = es_calloc(m->F, sizeof *m->fired);
+    m->h = apart ? es_calloc(BATCH * m->d, sizeof(float)) : m->x;
+    m->patched = ce ? es_calloc(BATCH * m->d, sizeof(float)) : NULL;
     es_documents docs = {0};
-    if (!m->x || !m->y || !m->logprob || !m->norm || !m->sum_x || !m->fired)
+    if (!m->x || !m->h || (ce && !m->patched) || !m->y || !m->logprob || !m->norm || !m->sum_x || !m->fired)
         rc = es_fail(err, ES_ERR_MEMORY, "not enough memory to measure");
     if (!rc)
         rc = es_documents_open(&docs, file, n_file, 1, err);
@@ -180,7 +195,7 @@ int es_dictionary_measure(es_model *model, const es_dictionary *s, const char *c
         rc = es_pool_open(&m->pool, threads, err);
     if (!rc)
         rc = es_trainer_open(&m->below, model, &(es_trainer_options){.max_tokens = BATCH, .threads = threads}, err);
-    if (!rc && m->layer + 1 < mi->n_layer) /* there is nothing above the last layer but the head: no cross-entropy then */
+    if (!rc && ce) /* there is nothing above the last layer but the head: no cross-entropy then */
         rc = es_trainer_open(&m->above, model, &(es_trainer_options){.max_tokens = BATCH, .from_layer = m->layer + 1, .threads = threads}, err);
     if (!rc)
         rc = run(m, model, &docs, max_tokens, progress, err);
@@ -208,6 +223,9 @@ int es_dictionary_measure(es_model *model, const es_dictionary *s, const char *c
     es_trainer_free(m->above);
     es_pool_free(m->pool);
     es_sparse_free(&m->acts);
+    if (apart)
+        free(m->h);
+    free(m->patched);
     free(m->x);
     free(m->y);
     free(m->logprob);

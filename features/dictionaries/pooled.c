@@ -83,7 +83,7 @@ static int take_batch(pooling *p, const volatile bool *cancel, es_error *err)
 {
     size_t d = p->out->d;
     es_batch b = {.ids = p->id, .n = p->start[p->n_seq], .start = p->start, .n_seq = p->n_seq};
-    int rc = b.n ? es_trainer_residual(p->trainer, &b, p->layer, p->x, cancel, err) : ES_OK;
+    int rc = b.n ? es_trainer_point(p->trainer, &b, p->layer, es_dictionary_point(p->s), p->x, cancel, err) : ES_OK;
     for (int t = 0; t < b.n && !rc; t++)
         p->norm[t] = sqrtf(es_vector()->dot(p->x + (size_t)t * d, p->x + (size_t)t * d, d));
     if (!rc && b.n && p->norm_limit <= 0) { /* from the first batch, first tokens left out */

@@ -12,6 +12,7 @@
 typedef struct source { /* a harvest's layer, and the training on it */
     es_harvest_reader h;
     es_train *t;
+    es_train_about what;
     char about[160];
 } source;
 
@@ -23,23 +24,29 @@ static void read_row(const void *user, size_t row, float *out)
 static int source_open(source *s, const char *harvest, int layer, const es_dictionary_training *o, es_error *err)
 {
     *s = (source){0};
-    int rc = es_harvest_reader_open(&s->h, harvest, layer, err);
+    int rc = es_harvest_reader_open_at(&s->h, harvest, (es_hook_place){layer, o->site}, err);
     if (rc)
         return rc;
-    snprintf(s->about, sizeof s->about, "layer=%d model=%s", s->h.layer, s->h.model_hash);
-    es_train_rows rows = {s->h.n_row, s->h.d, read_row, &s->h, s->h.norm_limit};
+    s->what = (es_train_about){{layer, o->site}, s->h.model_name, s->h.model_hash, s->h.context, s->h.n_row, json_array()};
+    es_train_settings(&s->what, s->about, sizeof s->about);
+    json_t *file;
+    size_t i;
+    json_array_foreach(json_object_get(s->h.info, "files"), i, file)
+        json_array_append(s->what.files, json_object_get(file, "name"));
+    es_train_rows rows = {.n = s->h.n_row, .d = s->h.d, .read = read_row, .user = &s->h, .norm_limit = s->h.norm_limit};
     return es_train_open(&s->t, o, &rows, err);
 }
 
 static void source_close(source *s)
 {
     es_train_close(s->t);
+    json_decref(s->what.files);
     es_harvest_reader_close(&s->h);
 }
 
 /* ---- the run --------------------------------------------------------------------------------------------------------------------------- */
 
-static void report(es_train *t, const char *name, double tokens_per_second, const es_progress *progress)
+void es_train_report(es_train *t, const char *name, double tokens_per_second, const es_progress *progress)
 {
     char what[160], near[24] = "", weight[32] = "";
     if (t->near >= 0)
@@ -76,41 +83,50 @@ static int run(source *s, const char *checkpoint, const char *name, const es_pro
         if (rc)
             return rc;
         if (now - shown > 0.2) {
-            report(t, name, (double)(t->tokens - before) / (es_seconds() - began), progress);
+            es_train_report(t, name, (double)(t->tokens - before) / (es_seconds() - began), progress);
             shown = now;
         }
     }
     return ES_OK;
 }
 
-static json_t *metadata_of(source *s)
+void es_train_settings(const es_train_about *a, char *out, size_t size)
 {
-    const es_harvest_reader *h = &s->h;
-    const es_dictionary_training *o = &s->t->o;
-    char hook[64];
-    snprintf(hook, sizeof hook, "blocks.%d.hook_resid_post", h->layer);
-    json_t *files = json_array(), *file;
-    size_t i;
-    json_array_foreach(json_object_get(h->info, "files"), i, file)
-        json_array_append(files, json_object_get(file, "name"));
-    json_t *m = json_pack("{s:s, s:s, s:i, s:n, s:i, s:b, s:s, s:I, s:I, s:s, s:i, s:f, s:I, s:I, s:o}", "model_name", h->model_name, "hook_name", hook, "hook_layer",
-                          h->layer, "hook_head_index", "context_size", h->context, "prepend_bos", 0, "espalier_model_sha256", h->model_hash, "tokens",
-                          (json_int_t)s->t->tokens, "distinct_tokens", (json_int_t)h->n_row, "recipe", es_recipe_name(o->recipe), "recipe_k", o->k, "learning_rate",
-                          es_train_base_rate(s->t), "batch", (json_int_t)o->batch, "seed", (json_int_t)o->seed, "harvested_from", files);
-    if (m && es_train_penalised(o->recipe))
-        json_object_set_new(m, "penalty", json_real(s->t->coefficient));
-    if (m && s->t->n_prefix > 1) {
-        json_t *prefixes = json_array();
-        for (int p = 0; p < s->t->n_prefix; p++)
-            json_array_append_new(prefixes, json_integer((json_int_t)s->t->prefix[p]));
-        json_object_set_new(m, "prefixes", prefixes);
-    }
-    return m;
+    const bool residual = a->at.hook == ES_HOOK_RESIDUAL;
+    snprintf(out, size, "layer=%d%s%s model=%s", a->at.layer, residual ? "" : " site=", residual ? "" : es_hook_site(a->at.hook), a->model_hash);
 }
 
-typedef struct place { char folder[1100], checkpoint[1200], weights[1200]; } place; /* of a dictionary in the making */
+void es_train_name(es_hook_place at, char *out, size_t size)
+{
+    const bool residual = at.hook == ES_HOOK_RESIDUAL;
+    snprintf(out, size, "train layer %d%s%s", at.layer, residual ? "" : " ", residual ? "" : es_hook_site(at.hook));
+}
 
-static int place_of(place *p, const char *dir, es_error *err)
+int es_train_finish(es_train *t, const char *dir, const es_train_about *a, es_error *err)
+{
+    const es_dictionary_training *o = &t->o;
+    char hook[80];
+    es_hook_place_hook(a->at, hook, sizeof hook);
+    json_t *m = json_pack("{s:s, s:s, s:i, s:n, s:i, s:b, s:s, s:I, s:I, s:s, s:i, s:f, s:I, s:I, s:O}", "model_name", a->model_name, "hook_name", hook, "hook_layer",
+                          a->at.layer, "hook_head_index", "context_size", a->context, "prepend_bos", 0, "espalier_model_sha256", a->model_hash, "tokens",
+                          (json_int_t)t->tokens, "distinct_tokens", (json_int_t)a->distinct, "recipe", es_recipe_name(o->recipe), "recipe_k", o->k, "learning_rate",
+                          es_train_base_rate(t), "batch", (json_int_t)o->batch, "seed", (json_int_t)o->seed, "harvested_from", a->files);
+    if (!m)
+        return es_fail(err, ES_ERR_MEMORY, "not enough memory to write the dictionary");
+    if (es_train_penalised(o->recipe))
+        json_object_set_new(m, "penalty", json_real(t->coefficient));
+    if (t->n_prefix > 1) {
+        json_t *prefixes = json_array();
+        for (int p = 0; p < t->n_prefix; p++)
+            json_array_append_new(prefixes, json_integer((json_int_t)t->prefix[p]));
+        json_object_set_new(m, "prefixes", prefixes);
+    }
+    int rc = es_train_write(t, dir, m, err);
+    json_decref(m);
+    return rc;
+}
+
+int es_train_home_of(es_train_home *p, const char *dir, es_error *err)
 {
     if (strlen(dir) > 1000)
         return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
@@ -120,13 +136,12 @@ static int place_of(place *p, const char *dir, es_error *err)
     return ES_OK;
 }
 
-static bool finished(const place *p)
+bool es_train_finished(const es_train_home *p)
 {
     return access(p->checkpoint, F_OK) != 0 && access(p->weights, F_OK) == 0;
 }
 
-/* Of a finished dictionary: the state, what a kill left of one that was being written, and the folder. */
-static void drop_checkpoint(const place *p)
+void es_train_drop_checkpoint(const es_train_home *p)
 {
     static const char state[] = "state.safetensors";
     DIR *d = opendir(p->folder);
@@ -145,11 +160,11 @@ static void drop_checkpoint(const place *p)
 
 static int train_one(const char *harvest, int layer, const char *dir, const es_dictionary_training *o, const char *name, const es_progress *progress, es_error *err)
 {
-    place p;
-    int rc = place_of(&p, dir, err);
+    es_train_home p;
+    int rc = es_train_home_of(&p, dir, err);
     if (rc)
         return rc;
-    if (finished(&p))
+    if (es_train_finished(&p))
         return es_fail(err, ES_ERR_USAGE, "%s: there is a finished dictionary already: give another folder", dir);
     source s;
     rc = source_open(&s, harvest, layer, o, err);
@@ -157,13 +172,9 @@ static int train_one(const char *harvest, int layer, const char *dir, const es_d
     if (!rc)
         rc = access(p.checkpoint, F_OK) == 0 ? es_train_load(s.t, p.checkpoint, s.about, err) : es_train_start(s.t, err);
     rc = rc ? rc : run(&s, p.checkpoint, name, progress, err);
-    if (!rc) {
-        json_t *metadata = metadata_of(&s);
-        rc = metadata ? es_train_write(s.t, dir, metadata, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory to write the dictionary");
-        json_decref(metadata);
-    }
+    rc = rc ? rc : es_train_finish(s.t, dir, &s.what, err);
     if (!rc)
-        drop_checkpoint(&p);
+        es_train_drop_checkpoint(&p);
     source_close(&s);
     return rc;
 }
@@ -184,26 +195,29 @@ static void report_share(void *user, const char *what, double done, double total
     es_progress_report(s->whole, what, s->at * total + done, s->of * total, unit);
 }
 
-int es_dictionary_train_layers(const char *harvest_dir, const int *layer, int n_layer, const char *dir, const es_dictionary_training *o,
+int es_dictionary_train_places(const char *harvest_dir, const es_hook_place *at, int n_place, const char *dir, const es_dictionary_training *o,
                                const es_progress *progress, es_error *err)
 {
     int rc = ES_OK, made = 0;
-    for (int i = 0; i < n_layer && !rc; i++) {
-        char folder[1100], name[40];
-        place p;
-        if (snprintf(folder, sizeof folder, "%s/layer-%02d", dir, layer[i]) > 1000)
+    for (int i = 0; i < n_place && !rc; i++) {
+        char folder[1100], where[32], name[60];
+        es_train_home p;
+        es_dictionary_training one = *o;
+        one.site = at[i].hook;
+        es_hook_place_name(at[i], where);
+        if (snprintf(folder, sizeof folder, "%s/%s", dir, where) > 1000)
             return es_fail(err, ES_ERR_USAGE, "%.80s...: the path is too long", dir);
-        snprintf(name, sizeof name, "train layer %d", layer[i]);
-        rc = place_of(&p, folder, err);
+        es_train_name(at[i], name, sizeof name);
+        rc = es_train_home_of(&p, folder, err);
         if (rc)
             break;
-        if (finished(&p)) {
-            drop_checkpoint(&p); /* killed just before it did that itself */
+        if (es_train_finished(&p)) {
+            es_train_drop_checkpoint(&p); /* killed just before it did that itself */
             continue;
         }
-        share s = {progress, i, n_layer};
+        share s = {progress, i, n_place};
         es_progress part = {report_share, &s, progress ? progress->cancel : NULL};
-        rc = train_one(harvest_dir, layer[i], folder, o, name, progress && progress->report ? &part : progress, err);
+        rc = train_one(harvest_dir, at[i].layer, folder, &one, name, progress && progress->report ? &part : progress, err);
         made++;
     }
     return rc || made ? rc : es_fail(err, ES_ERR_USAGE, "%s: all its dictionaries are finished: give another folder", dir);
@@ -226,7 +240,7 @@ int es_dictionary_plan_width(const es_dictionary_training *o, int d, es_training
 int es_dictionary_train_plan(const char *harvest_dir, int layer, const es_dictionary_training *o, int try_steps, es_training_plan *out, es_error *err)
 {
     es_harvest_reader h = {0};
-    int rc = es_harvest_reader_open(&h, harvest_dir, layer, err), d = h.d;
+    int rc = es_harvest_reader_open_at(&h, harvest_dir, (es_hook_place){layer, o->site}, err), d = h.d;
     es_harvest_reader_close(&h);
     rc = rc ? rc : es_dictionary_plan_width(o, d, out, err);
     if (rc)

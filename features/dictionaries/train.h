@@ -49,6 +49,7 @@ typedef struct es_train {
     size_t d, F, B;
     uint64_t fresh_from; /* from this place on come ... */
     size_t fresh;        /* ... the last `fresh` rows, once each, before all rows again: the harvest has grown since the checkpoint */
+    bool queue;          /* row i is the i-th of those to learn from next: whoever gives them takes a batch off the front after each step */
     float scale;         /* what inputs are multiplied by: their mean norm becomes sqrt(d) */
     es_train_parameter p[ES_TRAIN_PARAMETERS];
     float *age;          /* [F] tokens since the feature was last active */
@@ -103,6 +104,23 @@ int es_train_load(es_train *t, const char *path, const char *about, es_error *er
 /* Writes the dictionary in the units of the rows; t is of no use afterwards. metadata: as es_dictionary_save's. */
 int es_train_write(es_train *t, const char *dir, json_t *metadata, es_error *err);
 size_t es_train_row(const es_train *t, uint64_t place); /* which row is read at a place in the order: a new permutation an epoch */
+
+/* ---- train.c: what a training from a harvest and one from a stream share ---- */
+typedef struct es_train_home { char folder[1100], checkpoint[1200], weights[1200]; } es_train_home; /* of a dictionary in the making: of its checkpoint, state, weights */
+int es_train_home_of(es_train_home *h, const char *dir, es_error *err);
+bool es_train_finished(const es_train_home *h);
+void es_train_drop_checkpoint(const es_train_home *h); /* of a finished one: the state, what a kill left of one, and the folder */
+typedef struct es_train_about { /* what the rows are, for cfg.json; borrowed */
+    es_hook_place at;
+    const char *model_name, *model_hash;
+    int context;
+    size_t distinct; /* tokens */
+    json_t *files;   /* their names */
+} es_train_about;
+int es_train_finish(es_train *t, const char *dir, const es_train_about *a, es_error *err); /* writes the dictionary; t is of no use afterwards */
+void es_train_settings(const es_train_about *a, char *out, size_t size); /* `about` of es_train_save and es_train_load */
+void es_train_name(es_hook_place at, char *out, size_t size); /* for reports: "train layer 14 mlp_out" */
+void es_train_report(es_train *t, const char *name, double tokens_per_second, const es_progress *progress);
 
 /* ---- train_select.c: t->x to t->main ---- */
 int es_train_select(es_train *t, es_error *err);

@@ -303,6 +303,10 @@ static int steering(evaluating *e, json_t **out, es_error *err)
 {
     es_steer_options o = e->o->steer;
     int rc = ES_OK;
+    if (es_dictionary_check_steers(e->s, err)) { /* the other parts are worth having */
+        *out = skipped(err);
+        return ES_OK;
+    }
     o.threads = e->o->threads;
     o.seed = e->o->seed;
     *out = json_array();

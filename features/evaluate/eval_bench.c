@@ -238,7 +238,7 @@ static void see_rows(void *user, int layer, int pos0, const float *h, int T, int
 static int measure_packed(es_set *s, es_bench *b, const es_variant *v, row_sums *sums, es_error *err)
 {
     const es_model *m = v ? v->model : b->m;
-    es_watch watch = {es_model_get_info(m)->n_layer - 1, see_rows, b};
+    es_watch watch = {.layer = es_model_get_info(m)->n_layer - 1, .fn = see_rows, .user = b};
     bool cached = b->cached > 0 && m == b->m && (!v || v->lowest_layer >= b->cached);
     int rc = trainer_for(b, m, cached ? b->cached : 0, err);
     for (int i = 0; !rc && i < s->n;) {
@@ -266,7 +266,7 @@ static int measure_behind(es_set *s, es_bench *b, const es_variant *v, row_sums 
 {
     const es_model_info *info = es_model_get_info(v->model);
     es_context *c = NULL;
-    es_watch watch = {info->n_layer - 1, see_rows, b};
+    es_watch watch = {.layer = info->n_layer - 1, .fn = see_rows, .user = b};
     int room = 0, rc = ES_OK;
     es_sequence *seq = es_calloc((size_t)s->n + 1, sizeof *seq);
     if (!seq)

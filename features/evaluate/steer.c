@@ -293,6 +293,7 @@ int es_steer_measure(es_model *m, const es_dictionary *s, const es_task *task, c
     steering x = {.m = m, .s = s, .task = task, .o = o, .out = out, .d = (size_t)info->d, .F = info->n_features, .layer = info->layer};
     *out = (es_steering){.train = less(task->pool.n, o->train), .dev = less(task->dev.n, o->dev), .held = less(task->held.n, o->held)};
     int rc = es_dictionary_check_model(s, m, err);
+    rc = rc ? rc : es_dictionary_check_steers(s, err);
     if (!rc && (out->train < 1 || out->dev < 1 || out->held < 1 || o->n_strength < 1 || o->n_strength > ES_STEER_STRENGTHS))
         rc = es_fail(err, ES_ERR_USAGE, "steering on %s needs pairs to learn from, to choose on and to hold out, and 1 to %d strengths", task->name,
                      (int)ES_STEER_STRENGTHS);

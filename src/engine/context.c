@@ -74,8 +74,8 @@ static void layout(es_context *c, es_arena *h, es_arena *a)
     c->candidate = es_arena_take(h, m->n_vocab, sizeof *c->candidate);
     if (card) {
         c->pass.ids = es_arena_take(a, chunk, sizeof *c->pass.ids);
-        c->pass.host_rows = es_arena_take(h, chunk * d, sizeof(float));
-        c->pass.seen_on = es_arena_take(a, ES_SEEN * d, sizeof(float));
+        c->pass.host_rows = es_arena_take(h, (chunk > ES_SEEN ? chunk : ES_SEEN) * (d > q ? d : q), sizeof(float));
+        c->pass.seen_on = es_arena_take(a, ES_SEEN * (d > q ? d : q), sizeof(float));
         c->top_on = es_arena_take(a, 2 * ES_TOP_MAX, sizeof *c->top_on);
         c->top = es_arena_take(h, 2 * ES_TOP_MAX, sizeof *c->top);
     }
@@ -224,10 +224,11 @@ void es_context_set_watch(es_context *c, const es_watch *w, int n)
 static void blocks(es_context *c, int n, int n_seq)
 {
     es_rows rows = {.n = n, .pos = c->pos, .pos_on = c->pos_on, .start = c->start, .n_seq = n_seq, .cache = &c->cache};
-    es_residual_forward(&c->pass, -1, &rows, c->acts.x, c->watch, c->n_watch);
+    const es_watching w = {c->watch, c->n_watch};
+    es_residual_forward(&c->pass, -1, &rows, c->acts.x, w);
     for (int l = 0; l < c->model->info.n_layer; l++) {
-        es_block_forward(&c->pass, l, &rows, &c->acts, c->acts.x);
-        es_residual_forward(&c->pass, l, &rows, c->acts.x, c->watch, c->n_watch);
+        es_block_forward(&c->pass, l, &rows, &c->acts, c->acts.x, w);
+        es_residual_forward(&c->pass, l, &rows, c->acts.x, w);
     }
 }
 
@@ -287,15 +288,16 @@ static bool can_record(const es_context *c)
 /* What the watches of a recorded token see was put aside there: it comes down once for all of them. */
 static int show_seen(es_context *c, es_error *err)
 {
-    const int d = c->model->info.d_model;
+    const size_t wide = es_seen_width(c->model);
     if (!c->n_watch)
         return ES_OK;
-    c->pass.k->download(c->pass.pool, c->pass.host_rows, c->pass.seen_on, sizeof(float) * (size_t)c->n_watch * (size_t)d);
+    c->pass.k->download(c->pass.pool, c->pass.host_rows, c->pass.seen_on, sizeof(float) * (size_t)c->n_watch * wide);
     int code = c->pass.k->sync(c->pass.pool, err);
-    for (int l = -1; l < c->model->info.n_layer && !code; l++)
+    const int last = es_moment(c->model->info.n_layer - 1, ES_POINT_RESIDUAL);
+    for (int moment = es_moment(-1, ES_POINT_RESIDUAL); moment <= last && !code; moment++)
         for (int i = 0; i < c->n_watch; i++)
-            if (c->watch[i].layer == l)
-                c->watch[i].fn(c->watch[i].user, l, c->pos[0], c->pass.host_rows + (size_t)i * (size_t)d, 1, d);
+            if (es_moment(c->watch[i].layer, c->watch[i].point) == moment)
+                c->watch[i].fn(c->watch[i].user, c->watch[i].layer, c->pos[0], c->pass.host_rows + (size_t)i * wide, 1, es_point_width(c->model, c->watch[i].point));
     return code;
 }
 

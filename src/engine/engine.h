@@ -105,6 +105,7 @@ int es_site_n_out(const es_model *m, es_site s);
 const char *es_site_name(es_site s); /* "attn_q" ... "ffn_down" as in GGUF */
 es_weight es_model_site(const es_model *m, int layer, es_site s); /* the map itself, borrowed; layer in [0, n_layer) */
 const float *es_model_post_norm(const es_model *m, int layer);   /* [d_model], what multiplies the MLP's output after its norm; NULL: nothing does */
+const float *es_model_attention_post_norm(const es_model *m, int layer); /* the same of attention's */
 
 typedef struct es_lowrank { /* y += scale * B (A x); A[rank, n_in], B[n_out, rank], row-major f32, borrowed */
     int layer;
@@ -158,11 +159,22 @@ typedef struct es_patch {
     const es_hook *hook; int n_hook;
 } es_patch;
 
-/* Watching: called with the residual after `layer` (after addends and hooks of that layer), rows of d_model, in order. */
+typedef enum es_point { /* where in or after a block activations are seen */
+    ES_POINT_RESIDUAL,      /* the residual that leaves the block */
+    ES_POINT_ATTENTION,     /* what goes into the attention's output matrix: the heads side by side */
+    ES_POINT_ATTENTION_OUT, /* what attention adds to the residual: behind the output matrix and, in families that have one, the norm after it */
+    ES_POINT_MLP_OUT,       /* what the MLP adds to it, likewise */
+    ES_N_POINTS,
+} es_point;
+int es_point_width(const es_model *m, es_point p); /* of its rows: d_model, or n_head * head_dim */
+
+/* Watching: called with the activations at a point of `layer` (the residual: after addends and hooks of that layer), rows of d = es_point_width, in
+ * order. Nothing that is computed changes by it. Layers below 0 have a residual only. */
 typedef struct es_watch {
     int layer;
     void (*fn)(void *user, int layer, int pos0, const float *h, int T, int d);
     void *user;
+    es_point point;
 } es_watch; /* pos0: position of the first row in a context; in a trainer the row in the batch, which comes in one call */
 
 /* ---- context: incremental forward with a KV cache ---------------------------------------------------------------------------------- */
@@ -283,6 +295,8 @@ void es_trainer_free(es_trainer *t);
 /* The residual after layer `layer` of the unpatched model, [n, d_model], into out: what is cached per experience.
  * Runs layers 0..layer only. Any layer >= -1; independent of from_layer. */
 int es_trainer_residual(es_trainer *t, const es_batch *b, int layer, float *out, const volatile bool *cancel, es_error *err);
+/* The same at another point, [n, es_point_width]; layer >= 0, but for the residual. */
+int es_trainer_point(es_trainer *t, const es_batch *b, int layer, es_point p, float *out, const volatile bool *cancel, es_error *err);
 
 /* Runs layers from_layer .. last under the patch (may be NULL). resid: [n, d_model], the residual after from_layer-1; NULL only
  * when from_layer is 0. Addends and hooks at from_layer-1 act on resid first; an entry (scale not 0) further down is ES_ERR_USAGE. logprob[n] receives the wanted tokens' log-probabilities (others 0). watch may be NULL. */

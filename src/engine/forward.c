@@ -97,10 +97,54 @@ static void linears(const es_pass *p, int layer, es_site first, int n_sites, con
             lowrank_forward(p, layer, first + i, x, n, y[i]);
 }
 
-const float *es_rows_down(const es_pass *p, const float *h, int n)
+/* With a card: rows h[n, d] in host memory, until the next call. NULL: the card was lost. */
+static const float *rows_down(const es_pass *p, const float *h, int n, int d)
 {
-    p->k->download(p->pool, p->host_rows, h, sizeof *h * n * p->model->info.d_model);
+    p->k->download(p->pool, p->host_rows, h, sizeof *h * n * d);
     return es_cuda_lost(p->card) ? NULL : p->host_rows;
+}
+
+size_t es_seen_width(const es_model *m)
+{
+    size_t most = 0;
+    for (int p = 0; p < ES_N_POINTS; p++) {
+        size_t d = (size_t)es_point_width(m, (es_point)p);
+        most = d > most ? d : most;
+    }
+    return most;
+}
+
+int es_moment(int layer, es_point p)
+{
+    return layer * ES_N_POINTS + (p == ES_POINT_RESIDUAL ? ES_N_POINTS : p) - 1;
+}
+
+static bool watched(es_watching w, int layer, es_point point)
+{
+    for (int i = 0; i < w.n; i++)
+        if (w.watch[i].layer == layer && w.watch[i].point == point)
+            return true;
+    return false;
+}
+
+/* Shows the rows of a point to those who watch it. */
+static void see(const es_pass *p, int layer, es_point point, const es_rows *r, const float *h, es_watching w)
+{
+    const int d = es_point_width(p->model, point), moment = es_moment(layer, point);
+    for (int i = 0; p->at_pos && i < w.n; i++) /* being recorded: they see it when the token is done */
+        if (w.watch[i].layer == layer && w.watch[i].point == point)
+            p->k->copy(p->pool, p->seen_on + (size_t)i * es_seen_width(p->model), h, sizeof *h * (size_t)d);
+    if (p->at_pos || (p->seen && moment <= *p->seen))
+        return;
+    const float *rows = p->card ? NULL : h;
+    for (int i = 0; i < w.n; i++)
+        if (w.watch[i].layer == layer && w.watch[i].point == point) {
+            if (!rows && !(rows = rows_down(p, h, r->n, d)))
+                return;
+            w.watch[i].fn(w.watch[i].user, layer, r->pos[0], rows, r->n, d);
+        }
+    if (p->seen && !(p->card && es_cuda_lost(p->card)))
+        *p->seen = moment;
 }
 
 /* The i-th hook. Its functions work on host memory: with a card the rows come down and what it made of them goes up, unless it has numbers. */
@@ -116,13 +160,13 @@ static void hook_forward(const es_pass *p, int i, const es_rows *r, float *h)
         es_hook_forward(p, &p->on.hook[i], r, h);
         return;
     }
-    if (!es_rows_down(p, h, r->n))
+    if (!rows_down(p, h, r->n, d))
         return;
     e->forward(e->user, p->host_rows, r->pos, r->n, d);
     p->k->upload(p->pool, h, p->host_rows, sizeof *h * r->n * d);
 }
 
-void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, const es_watch *watch, int n_watch)
+void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, es_watching w)
 {
     int d = p->model->info.d_model;
     if (p->patch) {
@@ -143,17 +187,7 @@ void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h
                 keep += (size_t)p->hook_rows * d;
         }
     }
-    const float *seen = p->card ? NULL : h;
-    for (int i = 0; i < n_watch; i++)
-        if (watch[i].layer == layer) {
-            if (p->at_pos) { /* being recorded: they see it when the token is done */
-                p->k->copy(p->pool, p->seen_on + (size_t)i * d, h, sizeof *h * d);
-                continue;
-            }
-            if (!seen && !(seen = es_rows_down(p, h, r->n)))
-                return;
-            watch[i].fn(watch[i].user, layer, r->pos[0], seen, r->n, d);
-        }
+    see(p, layer, ES_POINT_RESIDUAL, r, h, w);
 }
 
 /* ---- the block ------------------------------------------------------------------------------------------------------- */
@@ -167,7 +201,7 @@ const float *es_normed(const es_pass *p, int layer, es_norm which, const float *
     return p->norm;
 }
 
-/* x += norm(branch) */
+/* x += norm(branch), which stays in p->norm */
 static void add_normed(const es_pass *p, int layer, es_norm which, const float *branch, int n, float *x)
 {
     p->k->axpy(p->pool, 1, es_normed(p, layer, which, branch, n), x, (size_t)n * p->model->info.d_model);
@@ -263,11 +297,14 @@ void es_glu(const es_pass *p, const float *gate, const float *up, float *y, size
     (p->model->facts.family->gelu ? p->k->geglu : p->k->swiglu)(p->pool, gate, up, y, n);
 }
 
-void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out)
+void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out, es_watching w)
 {
     const es_model_info *m = &p->model->info;
     const es_family *family = p->model->facts.family;
     int n = r->n, d = m->d_model, ff = m->d_ff;
+    /* Without a norm behind them the halves are added where they are multiplied: who wants to see one has it made once more, into p->norm, so that
+     * what is added has the same bits with a watch and without. */
+    const bool att_again = !family->post_norm && watched(w, layer, ES_POINT_ATTENTION_OUT), ff_again = !family->post_norm && watched(w, layer, ES_POINT_MLP_OUT);
 
     /* Attention: each token asks (q) all tokens up to itself in its sequence (k) and reads a mean of what they offer (v). */
     const float *in = es_normed(p, layer, ES_NORM_ATTN, a->x, n);
@@ -277,6 +314,7 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
     es_rotate(p, layer, r, a->q, m->n_head, false);
     es_rotate(p, layer, r, a->k, m->n_kv, false);
     attend(p, layer, r, a);
+    see(p, layer, ES_POINT_ATTENTION, r, a->att, w);
     if (a->mid != a->x)
         p->k->copy(p->pool, a->mid, a->x, sizeof *a->x * n * d);
     if (family->post_norm) {
@@ -284,6 +322,9 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
         add_normed(p, layer, ES_NORM_ATTN_POST, a->att_out, n, a->mid);
     } else
         linear(p, layer, ES_SITE_O, a->att, n, a->mid, true);
+    if (att_again)
+        linear(p, layer, ES_SITE_O, a->att, n, p->norm, false);
+    see(p, layer, ES_POINT_ATTENTION_OUT, r, p->norm, w);
 
     /* Feed-forward: each token on its own, through d_ff gated units. */
     in = es_normed(p, layer, ES_NORM_FFN, a->mid, n);
@@ -295,9 +336,12 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
         linears(p, layer, ES_SITE_GATE, 2, in + at, rows, (float *[]){a->gate, a->up});
         es_glu(p, a->gate, a->up, p->act, (size_t)rows * ff);
         linear(p, layer, ES_SITE_DOWN, p->act, rows, (family->post_norm ? a->ff_out : out) + at, !family->post_norm);
+        if (ff_again) /* over the rows that were just read */
+            linear(p, layer, ES_SITE_DOWN, p->act, rows, p->norm + at, false);
     }
     if (family->post_norm)
         add_normed(p, layer, ES_NORM_FFN_POST, a->ff_out, n, out);
+    see(p, layer, ES_POINT_MLP_OUT, r, p->norm, w);
 }
 
 void es_logits(const es_pass *p, const float *h, int n, float *norm, float *logits, bool exact)

@@ -78,9 +78,10 @@ struct es_pass {
     int32_t *ids;                     /* with a card: [rows] there, for the embedding */
     int at_pos;                       /* with a card: the one token of this pass finds its position in pos_on, of at most so many; 0: not so */
     es_kept_on kept;                  /* with a card */
-    float *seen_on;                   /* with a card: [ES_SEEN, d_model] there: what the watches of a recorded token see */
+    float *seen_on;                   /* with a card: [ES_SEEN, es_seen_width] there: what the watches of a recorded token see */
     float **hook_grad;                /* with a card: [n_hook] there, [slots][K + K K]: gradients of hooks with numbers; an entry or NULL: not wanted */
-    float *host_rows;                 /* with a card: room for the rows of a pass, [rows, d_model], where hooks and watches see them */
+    float *host_rows;                 /* with a card: room for the rows of a pass, of any point, where hooks and watches see them */
+    int *seen;                        /* NULL, or the moment that was last watched: not again when a lost card's pass is repeated */
     uint8_t *site_mask;               /* [n_layer]: bit s is set when a low-rank entry that acts sits on site s of the layer */
     float *norm;                      /* [n, d_model] scratch: a normalised input */
     float *act;                       /* [ff_rows, d_ff] scratch: silu(gate) * up */
@@ -130,17 +131,19 @@ int es_kept_adam(es_pass *p, const es_adam *a, es_error *err);
 /* Rows of the embedding table, scaled where the family has it so, out[n, d_model]. Fails when an id is outside of the vocabulary. */
 int es_embed(const es_pass *p, const int32_t *ids, int n, float *out, es_error *err);
 
+typedef struct es_watching { const es_watch *watch; int n; } es_watching;
+/* A layer's points in the order of time, layer after layer. */
+int es_moment(int layer, es_point p);
 /* Block `layer`: a->x to out (which may be a->x), filling a on the way. */
-void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out);
+void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out, es_watching w);
 /* The patch's addends and hooks on the residual h[n, d_model] after `layer`, then the watches. */
-void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, const es_watch *watch, int n_watch);
+void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, es_watching w);
+size_t es_seen_width(const es_model *m); /* of a row of any point */
 /* A hook in numbers, on a card (hook.c): in place on h[n, d_model]; and back, from the rows that entered, in, to dh in place. */
 void es_hook_forward(const es_pass *p, const es_hook_numbers *e, const es_rows *r, float *h);
 void es_hook_backward(const es_pass *p, const es_hook_numbers *e, const float *in, const es_rows *r, float *dh, float *grad);
 size_t es_hook_gradient_size(const es_hook_numbers *e); /* of a slot */
 int es_hook_slots(const es_hook_numbers *e, int n_seq); /* 0: no gradient is wanted */
-/* With a card: rows h[n, d_model] in host memory, until the next call. NULL: the card was lost. */
-const float *es_rows_down(const es_pass *p, const float *h, int n);
 
 /* Where a block's backward pass puts its work; all [n, width]. */
 typedef struct es_back {

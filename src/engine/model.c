@@ -395,6 +395,11 @@ const float *es_model_post_norm(const es_model *m, int layer)
     return m->layer[layer].norm[ES_NORM_FFN_POST];
 }
 
+const float *es_model_attention_post_norm(const es_model *m, int layer)
+{
+    return m->layer[layer].norm[ES_NORM_ATTN_POST];
+}
+
 es_weight es_model_head(const es_model *m)
 {
     return m->head;

@@ -32,6 +32,11 @@ int es_site_n_out(const es_model *m, es_site s)
     }
 }
 
+int es_point_width(const es_model *m, es_point p)
+{
+    return p == ES_POINT_ATTENTION ? m->info.n_head * m->info.head_dim : m->info.d_model;
+}
+
 static const char *const norm_names[ES_N_NORMS] = {"attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm"};
 
 const char *es_norm_name(es_norm n)

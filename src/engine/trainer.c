@@ -39,7 +39,7 @@ struct es_trainer {
 
     es_rows rows; /* of the last forward */
     bool forward_done;
-    int seen; /* the watches of layers up to this one have been called: not again when a lost card's pass is repeated */
+    int seen; /* of the pass: the moment last watched */
 };
 
 enum { FF_ROWS = 512, HEAD_ROWS_MIN = 16, LOGIT_BYTES = 192 << 20 };
@@ -65,7 +65,7 @@ static void layout(es_trainer *t, es_arena *h, es_arena *a)
     t->site_mask = es_arena_take(h, m->n_layer, 1);
     if (card) {
         t->pass.ids = es_arena_take(a, n, sizeof *t->pass.ids);
-        t->pass.host_rows = es_arena_take(h, (back ? 2 : 1) * n * d, sizeof(float));
+        t->pass.host_rows = es_arena_take(h, n * (back ? 2 * d > q ? 2 * d : q : d > q ? d : q), sizeof(float));
     }
     es_rope_layout(t->model, n, a, t->pass.rope);
     t->h = es_arena_take(a, n * d, sizeof(float));
@@ -179,6 +179,7 @@ static int set_up(es_trainer *t, es_error *err)
         return code;
     layout(t, &t->arena, t->pass.card ? &t->on : &t->arena);
     t->pass.exact = true;
+    t->pass.seen = &t->seen;
     t->pass.site_mask = t->site_mask;
     return es_pass_fill_rope(&t->pass, o->max_tokens, err);
 }
@@ -263,19 +264,28 @@ static int set_rows(es_trainer *t, const es_batch *b, es_error *err)
     return ES_OK;
 }
 
-static int residual(es_trainer *t, const es_batch *b, int layer, float *out, const volatile bool *cancel, es_error *err)
+static void keep_rows(void *user, int layer, int pos0, const float *h, int T, int d)
 {
+    (void)layer, (void)pos0;
+    memcpy(user, h, sizeof *h * (size_t)T * (size_t)d);
+}
+
+static int point_rows(es_trainer *t, const es_batch *b, int layer, es_point point, float *out, const volatile bool *cancel, es_error *err)
+{
+    const bool residual = point == ES_POINT_RESIDUAL;
+    const es_watch watch = {.layer = layer, .fn = keep_rows, .user = out, .point = point};
     t->forward_done = false; /* the rows are this batch's now */
+    t->seen = es_moment(-2, ES_POINT_RESIDUAL);
     if (!t->pass.pool)
         return lost(err);
-    if (layer < -1 || layer >= t->model->info.n_layer)
-        return es_fail(err, ES_ERR_USAGE, "residual after layer %d: the model has %d layers", layer, t->model->info.n_layer);
+    if (layer < (residual ? -1 : 0) || layer >= t->model->info.n_layer || (unsigned)point >= ES_N_POINTS)
+        return es_fail(err, ES_ERR_USAGE, "activations of layer %d: the model has %d layers", layer, t->model->info.n_layer);
     int code = es_pass_refresh(&t->pass, t->model, err);
     if (!code)
         code = set_rows(t, b, err);
     if (!code)
         code = es_pass_set_patch(&t->pass, NULL, 0, 0, err);
-    float *x = t->pass.card ? t->h : out;
+    float *x = t->pass.card || !residual ? t->h : out;
     if (!code)
         code = es_embed(&t->pass, b->ids, b->n, x, err);
     es_acts lean = t->lean;
@@ -283,20 +293,25 @@ static int residual(es_trainer *t, const es_batch *b, int layer, float *out, con
     for (int l = 0; !code && l <= layer; l++) {
         code = cancelled(cancel, err);
         if (!code)
-            es_block_forward(&t->pass, l, &t->rows, &lean, x);
+            es_block_forward(&t->pass, l, &t->rows, &lean, x, (es_watching){&watch, !residual && l == layer});
     }
-    if (!code && t->pass.card)
+    if (!code && residual && t->pass.card)
         t->pass.k->download(t->pass.pool, out, x, sizeof *out * (size_t)b->n * (size_t)t->model->info.d_model);
     return code ? code : t->pass.k->sync(t->pass.pool, err);
 }
 
-int es_trainer_residual(es_trainer *t, const es_batch *b, int layer, float *out, const volatile bool *cancel, es_error *err)
+int es_trainer_point(es_trainer *t, const es_batch *b, int layer, es_point point, float *out, const volatile bool *cancel, es_error *err)
 {
-    int code = residual(t, b, layer, out, cancel, err);
+    int code = point_rows(t, b, layer, point, out, cancel, err);
     if (code != ES_ERR_DEVICE || !t->pass.card)
         return code;
     code = fall_back(t, err);
-    return code ? code : residual(t, b, layer, out, cancel, err);
+    return code ? code : point_rows(t, b, layer, point, out, cancel, err);
+}
+
+int es_trainer_residual(es_trainer *t, const es_batch *b, int layer, float *out, const volatile bool *cancel, es_error *err)
+{
+    return es_trainer_point(t, b, layer, ES_POINT_RESIDUAL, out, cancel, err);
 }
 
 /* ---- the head ---------------------------------------------------------------------------------------------------------- */
@@ -460,14 +475,6 @@ int es_trainer_site_input(es_trainer *t, int layer, es_site site, float *out, es
 
 /* ---- forward and backward ------------------------------------------------------------------------------------------------- */
 
-/* What happens to the residual after a layer. */
-static void look(es_trainer *t, int layer, float *h, const es_watch *watch, int n_watch)
-{
-    es_residual_forward(&t->pass, layer, &t->rows, h, watch, layer > t->seen ? n_watch : 0);
-    if (layer > t->seen && !(t->pass.card && es_cuda_lost(t->pass.card)))
-        t->seen = layer;
-}
-
 static int forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
                        int n_watch, float *logprob, const volatile bool *cancel, es_error *err)
 {
@@ -503,7 +510,8 @@ static int forward(es_trainer *t, const es_batch *b, const float *resid, const e
         t->pass.k->upload(t->pass.pool, h, resid, sizeof *h * b->n * m->d_model);
     else if ((code = es_embed(&t->pass, b->ids, b->n, h, err)))
         return code;
-    look(t, from - 1, h, watch, n_watch);
+    const es_watching w = {watch, n_watch};
+    es_residual_forward(&t->pass, from - 1, &t->rows, h, w);
     for (int l = from; l < m->n_layer; l++) {
         if ((code = cancelled(cancel, err)))
             return code;
@@ -513,8 +521,8 @@ static int forward(es_trainer *t, const es_batch *b, const float *resid, const e
             acts = t->acts[l];
             h = l + 1 < m->n_layer ? t->acts[l + 1].x : t->h;
         }
-        es_block_forward(&t->pass, l, &t->rows, &acts, h);
-        look(t, l, h, watch, n_watch);
+        es_block_forward(&t->pass, l, &t->rows, &acts, h, w);
+        es_residual_forward(&t->pass, l, &t->rows, h, w);
     }
     code = head_forward(t, b, logprob, cancel, err);
     code = code ? code : t->pass.k->sync(t->pass.pool, err);
@@ -525,7 +533,7 @@ static int forward(es_trainer *t, const es_batch *b, const float *resid, const e
 int es_trainer_forward(es_trainer *t, const es_batch *b, const float *resid, const es_patch *patch, const es_watch *watch,
                        int n_watch, float *logprob, const volatile bool *cancel, es_error *err)
 {
-    t->seen = t->o.from_layer - 2;
+    t->seen = es_moment(t->o.from_layer - 2, ES_POINT_RESIDUAL);
     int code = forward(t, b, resid, patch, watch, n_watch, logprob, cancel, err);
     if (code != ES_ERR_DEVICE || !t->pass.card)
         return code;

@@ -88,6 +88,11 @@ void app_dictionary_model(const char *folder, char out[65]);
 /* ---- opening ---- */
 int app_model(es_model **out, es_error *err);
 
+enum { APP_SITES = 8 };
+typedef struct app_sites { int n; es_hook_kind site[APP_SITES]; } app_sites; /* n 0: the residual */
+/* "resid,attn,mlp" (also z); NULL: none. OPTS_GO, or the code of a usage error. */
+int app_sites_of(const char *of, const char *text, app_sites *out);
+
 typedef struct app_features { /* a dictionary with what belongs to it */
     es_dictionary *dictionary;
     es_atlas *atlas;      /* NULL when its folder holds none */
@@ -99,7 +104,8 @@ typedef struct app_features { /* a dictionary with what belongs to it */
     struct app_features *more; /* [n_more] further ones, of adapters with several; their own more: none */
     int n_more;
 } app_features;
-int app_features_open(app_features *f, es_model *m, es_error *err);
+int app_features_open(app_features *f, es_model *m, es_error *err); /* of the residual, as steering and adapting want it */
+int app_features_look(app_features *f, es_model *m, es_error *err); /* of any site that a running model gives */
 void app_features_close(app_features *f);
 /* Opens a further dictionary beside f's, by its hash: one named by --dictionary, or beside f's, the program's or home's. ES_ERR_MISSING when there is
  * none; nothing happens when it is open. */

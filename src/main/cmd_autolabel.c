@@ -272,7 +272,7 @@ static bool score_set(const char *list, unsigned *out)
 static int run(labelling *l, settings *s, char **names, int n)
 {
     int rc = app_model(&l->m, &l->err);
-    rc = rc ? rc : app_features_open(&l->f, l->m, &l->err);
+    rc = rc ? rc : app_features_look(&l->f, l->m, &l->err);
     if (!rc && !l->f.atlas)
         rc = es_fail(&l->err, ES_ERR_MISSING, "there is no atlas beside the dictionary, so there are no examples to label by: see espalier atlas");
     rc = rc ? rc : app_workspace_for(&l->w, &l->f, l->m, &l->err);

@@ -12,11 +12,13 @@
 int cmd_harvest(int argc, char **argv)
 {
     es_harvest_options o = es_harvest_default();
-    const char *out = NULL;
+    const char *out = NULL, *site = NULL;
     opt_ints layers = {0};
+    app_sites sites;
     bool with_first = false;
     const opt table[] = {
-        {"layers", "L,L,...", OPT_LIST, &layers, 0, 511, "the residual after these layers, counted from 0", NULL},
+        {"layers", "L,L,...", OPT_LIST, &layers, 0, 511, "of these layers, counted from 0", NULL},
+        {"site", "S,S", OPT_TEXT, &site, 0, 0, "what is stored of each: resid (default), attn, mlp, z", NULL},
         {"out", "DIR", OPT_TEXT, &out, 0, 0, "where the shards go; an interrupted harvest goes on", NULL},
         {"tokens", "N", OPT_COUNT, &o.max_tokens, 0, 1e12, "stop after N stored tokens; 0: all (2M is two million)", NULL},
         {"context", "N", OPT_INT, &o.context, 8, 8192, "tokens in a sequence (default 256)", NULL},
@@ -28,16 +30,23 @@ int cmd_harvest(int argc, char **argv)
     static const command_help help = {
         "harvest", "FILE... --layers L,L --out DIR",
         "Runs the model over texts and stores the residual after the named layers as f16 shards. Files: .txt (one document), .jsonl with\n"
-        "\"text\", or chats ({\"messages\":[...]} or {\"prompt\",\"response\"}), rendered in the model's own template.",
-        "  espalier harvest docs.jsonl chats.jsonl --layers 10,15,20 --tokens 2M --out harvest", 1, -1};
+        "\"text\", or chats ({\"messages\":[...]} or {\"prompt\",\"response\"}), rendered in the model's own template. Other sites of a layer:\n"
+        "attn and mlp, what its attention and its MLP add to the residual (hook_attn_out, hook_mlp_out); z, the attention's heads side by side\n"
+        "before their output matrix (hook_z). All layers and sites are taken in one pass.",
+        "  espalier harvest docs.jsonl chats.jsonl --layers 10,15,20 --tokens 2M --out harvest\n"
+        "  espalier harvest docs.jsonl --layers 14 --site resid,attn,mlp --tokens 2M --out harvest", 1, -1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
     if (!layers.n || !out)
         return opts_usage_error("harvest", "%s is missing", layers.n ? "--out DIR" : "--layers L,L");
+    if ((rc = app_sites_of("harvest", site, &sites)) != OPTS_GO)
+        return rc;
     o.layer = layers.value;
     o.n_layer = layers.n;
+    o.site = sites.site;
+    o.n_site = sites.n;
     o.threads = the_app.threads;
     if (with_first)
         o.skip_first = false;
@@ -163,7 +172,7 @@ static int dictionary_stats(int argc, char **argv)
         "dictionary stats", "FOLDER FILE...",
         "A dictionary's figures on texts: fraction of variance unexplained (fvu), active features a token (l0), share of features that never\n"
         "fire (dead) or fire on more than a tenth of tokens (dense), and the share of the model's cross-entropy recovered when the\n"
-        "reconstruction replaces the residual (against putting zero there).",
+        "reconstruction replaces what it reads (against putting zero there). At attention that share is not measured (null).",
         "  espalier dictionary stats dictionary-l15 held-out.jsonl --tokens 50k --json", 2, -1};
     int n;
     int rc = opts_parse(&help, table, argc, argv, &n);
@@ -186,14 +195,19 @@ static int dictionary_stats(int argc, char **argv)
     if (rc != ES_OK) {
         code = app_fail(&err);
     } else if (the_app.json) {
-        code = app_print_json(json_pack("{s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "tokens", (json_int_t)st.tokens, "fvu", st.fvu, "l0", st.l0,
-                                        "dead", st.dead, "dense", st.dense, "mean_cosine", st.mean_cosine, "ce", st.ce, "ce_patched",
-                                        st.ce_patched, "ce_zero", st.ce_zero, "recovered", st.recovered));
+        json_t *v = json_pack("{s:I,s:f,s:f,s:f,s:f,s:f}", "tokens", (json_int_t)st.tokens, "fvu", st.fvu, "l0", st.l0, "dead", st.dead, "dense", st.dense, "mean_cosine",
+                              st.mean_cosine);
+        const struct { const char *name; double x; } ce[] = {{"ce", st.ce}, {"ce_patched", st.ce_patched}, {"ce_zero", st.ce_zero}, {"recovered", st.recovered}};
+        for (size_t i = 0; i < sizeof ce / sizeof *ce; i++)
+            json_object_set_new(v, ce[i].name, isfinite(ce[i].x) ? json_real(ce[i].x) : json_null());
+        code = app_print_json(v);
     } else {
-        printf("tokens       %llu\nfvu          %.4f\nl0           %.2f\ndead         %.2f %%\ndense        %.2f %%\nmean cosine  %.4f\n"
-               "ce           %.4f nats a token; with the reconstruction %.4f, with zero %.4f\nrecovered    %.2f %%\n",
-               (unsigned long long)st.tokens, st.fvu, st.l0, 100 * st.dead, 100 * st.dense, st.mean_cosine, st.ce, st.ce_patched, st.ce_zero,
-               100 * st.recovered);
+        printf("tokens       %llu\nfvu          %.4f\nl0           %.2f\ndead         %.2f %%\ndense        %.2f %%\nmean cosine  %.4f\n",
+               (unsigned long long)st.tokens, st.fvu, st.l0, 100 * st.dead, 100 * st.dense, st.mean_cosine);
+        if (isfinite(st.ce))
+            printf("ce           %.4f nats a token; with the reconstruction %.4f, with zero %.4f\nrecovered    %.2f %%\n", st.ce, st.ce_patched, st.ce_zero, 100 * st.recovered);
+        else
+            printf("ce           not measured: of the residual and the MLP's output only, and not in the last layer\n");
         code = app_flush();
     }
     es_dictionary_free(s);
@@ -336,7 +350,7 @@ int cmd_atlas(int argc, char **argv)
     es_atlas_options o = es_atlas_default();
     const char *harvest = NULL, *out = NULL, *export = NULL, *source = NULL;
     const opt table[] = {
-        {"harvest", "DIR", OPT_TEXT, &harvest, 0, 0, "a harvest that has the dictionary's layer", NULL},
+        {"harvest", "DIR", OPT_TEXT, &harvest, 0, 0, "a harvest that has the dictionary's layer and site", NULL},
         {"neuronpedia", "EXPORT", OPT_TEXT, &export, 0, 0, "no harvest: the dashboards of a Neuronpedia export (a folder MODEL/SOURCE), or of one feature's JSON", NULL},
         {"source", "ID", OPT_TEXT, &source, 0, 0, "neuronpedia: of this source, where there are several", NULL},
         {"out", "FILE", OPT_TEXT, &out, 0, 0, "default: " APP_ATLAS_NAME " in the dictionary's folder", NULL},

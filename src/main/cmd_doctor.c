@@ -48,12 +48,12 @@ static void look_at_dictionary(checkup *c, es_model *m)
 {
     es_error err = {0};
     app_features f = {0};
-    if (app_features_open(&f, m, &err) != ES_OK) {
+    if (app_features_look(&f, m, &err) != ES_OK) {
         finding(c, "dictionary", err.code == ES_ERR_MISSING, "%s", err.text); /* chat works without one */
         return;
     }
     const es_dictionary_info *i = es_dictionary_get_info(f.dictionary);
-    finding(c, "dictionary", true, "%s: %d features on the residual after layer %d, SHA-256 %.16s...", i->name, i->n_features, i->layer, i->hash);
+    finding(c, "dictionary", true, "%s: %d features of %s, layer %d, SHA-256 %.16s...", i->name, i->n_features, es_hook_words(i->hook), i->layer, i->hash);
     if (f.atlas)
         finding(c, "atlas", true, "%d features", es_atlas_features(f.atlas));
     else

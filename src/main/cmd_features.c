@@ -20,7 +20,7 @@ static int open_all(opened *o)
 {
     int rc = app_model(&o->m, &o->err);
     if (rc == ES_OK)
-        rc = app_features_open(&o->f, o->m, &o->err);
+        rc = app_features_look(&o->f, o->m, &o->err);
     return rc;
 }
 

@@ -11,7 +11,7 @@ int labels_open_all(labels_open *o, es_error *err)
     *o = (labels_open){0};
     int rc = app_model(&o->m, err);
     if (rc == ES_OK)
-        rc = app_features_open(&o->f, o->m, err);
+        rc = app_features_look(&o->f, o->m, err);
     return rc == ES_OK ? app_workspace_for(&o->w, &o->f, o->m, err) : rc;
 }
 

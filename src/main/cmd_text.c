@@ -305,7 +305,7 @@ int cmd_encode(int argc, char **argv)
     es_sparse sparse = {0};
     rc = app_model(&m, &err);
     if (rc == ES_OK)
-        rc = app_features_open(&f, m, &err);
+        rc = app_features_look(&f, m, &err);
     if (rc == ES_OK)
         rc = read_ids(m, argv[1], true, false, &ids, &err);
     if (rc == ES_OK)

@@ -317,3 +317,25 @@ int app_inputs(es_inputs **out, const app_features *f, es_model *m, int rank, es
     app_path(folder, sizeof folder, "inputs");
     return es_inputs_kept(out, m, f->dictionary, rank, APP_NEUTRAL, folder, the_app.threads, &app_cancel, err);
 }
+
+int app_sites_of(const char *of, const char *text, app_sites *out)
+{
+    *out = (app_sites){0};
+    for (const char *at = text; at && *at;) {
+        size_t n = strcspn(at, ",");
+        char name[32];
+        es_hook_kind k;
+        es_point point;
+        snprintf(name, sizeof name, "%.*s", n < sizeof name ? (int)n : (int)sizeof name - 1, at);
+        if (!es_hook_site_named(name, &k) || !es_hook_point(k, &point))
+            return opts_usage_error(of, "--site: resid, attn, mlp or z, with commas; not '%s'", name);
+        for (int i = 0; i < out->n; i++)
+            if (out->site[i] == k)
+                return opts_usage_error(of, "--site names %s twice", es_hook_site(k));
+        if (out->n == APP_SITES)
+            return opts_usage_error(of, "--site: at most %d", (int)APP_SITES);
+        out->site[out->n++] = k;
+        at += n + (at[n] == ',');
+    }
+    return OPTS_GO;
+}

@@ -1,4 +1,4 @@
-/* A text as features: the residual after the dictionary's layer, encoded. */
+/* A text as features: what the dictionary reads of its layer, encoded. */
 #include "app.h"
 
 #include <stdlib.h>
@@ -20,8 +20,8 @@ static void take_rows(void *user, int layer, int pos0, const float *h, int T, in
             memcpy(c->h + ((size_t)pos0 + (size_t)t) * (size_t)d, h + (size_t)t * (size_t)d, (size_t)d * sizeof *h);
 }
 
-/* The residual after `layer` for each token, in windows of the context that begin anew. */
-static int residuals(const es_model *m, const es_ids *ids, int layer, float *out, es_error *err)
+/* The activations at a point of `layer` for each token, in windows of the context that begin anew. */
+static int activations(const es_model *m, const es_ids *ids, int layer, es_point point, float *out, es_error *err)
 {
     const es_model_info *info = es_model_get_info(m);
     int window = info->n_ctx < WINDOW ? info->n_ctx : WINDOW;
@@ -32,8 +32,8 @@ static int residuals(const es_model *m, const es_ids *ids, int layer, float *out
     int rc = es_context_open(&c, m, &o, err);
     for (size_t at = 0; rc == ES_OK && at < ids->n; at += (size_t)window) {
         int n = ids->n - at < (size_t)window ? (int)(ids->n - at) : window;
-        capture cap = {out + at * (size_t)info->d_model, (size_t)n};
-        es_watch w = {.layer = layer, .fn = take_rows, .user = &cap};
+        capture cap = {out + at * (size_t)es_point_width(m, point), (size_t)n};
+        es_watch w = {.layer = layer, .fn = take_rows, .user = &cap, .point = point};
         es_context_set_watch(c, &w, 1);
         rc = es_context_truncate(c, 0, err);
         if (rc == ES_OK)
@@ -45,14 +45,14 @@ static int residuals(const es_model *m, const es_ids *ids, int layer, float *out
 
 int app_encode(const app_features *f, const es_model *m, const es_ids *ids, es_sparse *out, es_error *err)
 {
-    size_t cells, d = (size_t)es_model_get_info(m)->d_model;
+    size_t cells, d = (size_t)es_dictionary_get_info(f->dictionary)->d;
     float *h = NULL;
     es_pool *pool = NULL;
     if (ids->n == 0)
         return es_fail(err, ES_ERR_USAGE, "there is no text to encode");
     if (ids->n > 1 << 24 || !es_mul(ids->n, d, &cells) || !(h = es_calloc(cells, sizeof *h)))
         return es_fail(err, ES_ERR_MEMORY, "not enough memory for the activations of %zu tokens", ids->n);
-    int rc = residuals(m, ids, es_dictionary_get_info(f->dictionary)->layer, h, err);
+    int rc = activations(m, ids, es_dictionary_get_info(f->dictionary)->layer, es_dictionary_point(f->dictionary), h, err);
     if (rc == ES_OK)
         rc = es_pool_open(&pool, the_app.threads, err);
     if (rc == ES_OK)

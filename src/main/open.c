@@ -60,7 +60,7 @@ static int open_folder(app_features *f, es_model *m, const char *folder, const c
     return rc;
 }
 
-int app_features_open(app_features *f, es_model *m, es_error *err)
+int app_features_look(app_features *f, es_model *m, es_error *err)
 {
     char folder[1100], hash[65];
     *f = (app_features){0};
@@ -68,6 +68,14 @@ int app_features_open(app_features *f, es_model *m, es_error *err)
     if (rc == ES_OK)
         rc = app_dictionary_path(folder, sizeof folder, hash, err);
     return rc == ES_OK ? open_folder(f, m, folder, the_app.labels_option, err) : rc;
+}
+
+int app_features_open(app_features *f, es_model *m, es_error *err)
+{
+    int rc = app_features_look(f, m, err);
+    if (rc == ES_OK && (rc = es_dictionary_check_steers(f->dictionary, err)) != ES_OK)
+        app_features_close(f);
+    return rc;
 }
 
 const app_features *app_features_of(const app_features *f, const char *hash)

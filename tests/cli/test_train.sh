@@ -23,6 +23,21 @@ for recipe in batchtopk topk matryoshka jumprelu gated standard; do
   is 'len(v["tokens"]) == 40 and any(t["features"] for t in v["tokens"])' acts-$recipe.json || fail "$recipe: no activations"
 done
 
+# from texts in one go, without a harvest: planned, trained, refused
+s=(train texts.jsonl --stream --layers 1,2 --site resid,mlp --features 96 --k 8 --batch 256 --context 64 --buffer 2k --model tiny.gguf --quiet)
+want 0 "${s[@]}" --tokens 20k --out streamed --plan --json
+is 'v["layers"] == 4 and v["memory"] > 0 and v["disk"] > 0 and v["disk_harvest"] == 0 and v["seconds"] > 0' out || fail "plan of a stream"
+[ ! -e streamed ] || fail "a plan leaves something"
+want 0 "${s[@]}" --tokens 20k --out streamed --json
+is '[d["dictionary"] for d in v["dictionaries"]] == ["streamed/layer-01", "streamed/layer-01-mlp_out", "streamed/layer-02", "streamed/layer-02-mlp_out"]' out || fail "streamed"
+[ "$(ls streamed | tr '\n' ' ')" = "layer-01 layer-01-mlp_out layer-02 layer-02-mlp_out " ] || fail "a stream leaves $(ls streamed)"
+want 0 dictionary stats streamed/layer-02-mlp_out texts.jsonl --tokens 2k --model tiny.gguf --json --quiet
+is '0 < v["fvu"] < 0.6' out || fail "streamed: FVU $(value 'v["fvu"]' out)"
+refused 1 "all its dictionaries are finished" "${s[@]}" --tokens 20k --out streamed
+refused 1 "two batches" "${s[@]}" --buffer 300 --out other
+want 2 train harvest --stream --layer 1 --out other
+want 2 train texts.jsonl --buffer 2k --layer 1 --out other
+
 [ -n "${ESPALIER_TEST_PYTHON:-}" ] && "$ESPALIER_TEST_PYTHON" -c 'import sae_lens, numpy' 2>/dev/null || { echo "sae-lens is not here: it was not asked"; exit 0; }
 "$ESPALIER_TEST_PYTHON" - <<'PY' || fail "SAELens finds others"
 import json, numpy, torch

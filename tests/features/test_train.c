@@ -266,7 +266,7 @@ static void goes_on_after_kill_9(void **state)
     char dir[200], path[300], whole[300];
     es_error err = {0};
     es_dictionary_training o = options();
-    const int layer = LAYER;
+    const es_hook_place place = {LAYER, ES_HOOK_RESIDUAL};
     o.recipe = ES_TRAIN_JUMPRELU; /* the one with the most to remember */
     o.tokens = 400000;
     o.checkpoint_seconds = 0.02;
@@ -278,7 +278,7 @@ static void goes_on_after_kill_9(void **state)
         pid_t child = fork();
         assert_true(child >= 0);
         if (child == 0)
-            _exit(es_dictionary_train_layers(root, &layer, 1, dir, &o, NULL, NULL) ? 1 : 0);
+            _exit(es_dictionary_train_places(root, &place, 1, dir, &o, NULL, NULL) ? 1 : 0);
         struct stat before = {0}, now = {0};
         stat(path, &before);
         for (int i = 0; i < 3000 && waitpid(child, NULL, WNOHANG) == 0; i++) { /* until it has written a checkpoint of its own */
@@ -292,10 +292,10 @@ static void goes_on_after_kill_9(void **state)
     }
     if (access(path, F_OK) != 0)
         skip(); /* a machine so fast that it was done before the kill */
-    if (es_dictionary_train_layers(root, &layer, 1, dir, &o, NULL, &err))
+    if (es_dictionary_train_places(root, &place, 1, dir, &o, NULL, &err))
         fail_msg("%s", err.text);
     assert_int_not_equal(access(path, F_OK), 0);
-    assert_int_equal(es_dictionary_train_layers(root, &layer, 1, dir, &o, NULL, &err), ES_ERR_USAGE); /* all done */
+    assert_int_equal(es_dictionary_train_places(root, &place, 1, dir, &o, NULL, &err), ES_ERR_USAGE); /* all done */
     snprintf(whole, sizeof whole, "%s/not-killed", root);
     snprintf(dir, sizeof dir, "%s/killed/layer-%02d", root, LAYER);
     if (es_dictionary_train(root, LAYER, whole, &o, NULL, &err))

@@ -35,6 +35,7 @@ static void close_both(both *b)
 typedef struct pass { /* what a pass gave */
     float logprob[MORE], *logits, *resid, *watched, *weights;
     float a[SEQ * 4 * 512], b[SEQ * 4 * 512], addend[SEQ * 512];
+    float point[ES_N_POINTS][N * 512]; /* of the watched layer, where it is run */
 } pass;
 
 static void keep(void *user, int layer, int pos0, const float *h, int T, int d)
@@ -85,8 +86,12 @@ static pass *run_pass(const both *b, es_model *m, const how *h)
     assert_ok(es_trainer_open(&t, m, &o, &err), &err);
     es_batch batch = {.ids = b->ids, .n = N, .start = start, .n_seq = SEQ, .target = target, .wanted = wanted};
     int layer = h->to < 0 ? 0 : h->to;
-    es_watch watch = {.layer = layer, .fn = keep, .user = p->watched};
-    assert_ok(es_trainer_forward(t, &batch, h->resid, h->patch, &watch, 1, p->logprob, NULL, &err), &err);
+    es_watch watch[ES_N_POINTS] = {{.layer = layer, .fn = keep, .user = p->watched}};
+    for (int i = 1; i < ES_N_POINTS; i++) {
+        assert_true(es_point_width(m, (es_point)i) <= 512);
+        watch[i] = (es_watch){layer, keep, p->point[i], (es_point)i};
+    }
+    assert_ok(es_trainer_forward(t, &batch, h->resid, h->patch, watch, ES_N_POINTS, p->logprob, NULL, &err), &err);
     assert_ok(es_trainer_logits_rows(t, 0, N, p->logits, &err), &err);
     float *resid[64] = {NULL}, *a[2] = {p->a, NULL}, *bb[2] = {p->b, NULL}, *addend[1] = {p->addend};
     resid[layer] = p->resid;
@@ -109,6 +114,8 @@ static void same_pass(const both *b, const pass *got, const pass *want, const ch
     near(label, "log-probability", got->logprob, want->logprob, N, bound);
     near(label, "logits", got->logits, want->logits, (size_t)N * (size_t)b->n_vocab, bound);
     near(label, "a watched residual", got->watched, want->watched, (size_t)N * (size_t)b->d, bound);
+    for (int i = 1; i < ES_N_POINTS; i++)
+        near(label, "what a half of a block gives", got->point[i], want->point[i], (size_t)N * (size_t)es_point_width(m, (es_point)i), bound);
     near(label, "the residual's gradient", got->resid, want->resid, (size_t)N * (size_t)b->d, bound);
     near(label, "the gradient of A", got->a, want->a, SEQ * 4 * 512, bound);
     near(label, "the gradient of B", got->b, want->b, SEQ * 4 * 512, bound);
