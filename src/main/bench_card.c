@@ -97,9 +97,17 @@ static void random_ids(bench *b, const es_model *m, int32_t *ids, int n)
         ids[i] = (int32_t)es_rng_below(&b->rng, (uint64_t)es_model_get_info(m)->n_vocab);
 }
 
-/* Tokens a second over `tokens` of them, greedily drawn, after a prompt. */
-static int decode(bench *b, const es_model *m, int tokens, double *rate)
+static void look(void *user, int layer, int pos0, const float *h, int T, int d)
 {
+    (void)layer, (void)pos0, (void)d;
+    *(double *)user += (double)h[0] + T;
+}
+
+/* Tokens a second over `tokens` of them, greedily drawn, after a prompt. watched: the residual after the middle layer comes down each time. */
+static int decode(bench *b, const es_model *m, int tokens, bool watched, double *rate)
+{
+    double sum = 0;
+    const es_watch watch = {.layer = es_model_get_info(m)->n_layer / 2, .fn = look, .user = &sum};
     es_context *c;
     int32_t ids[64];
     const es_sampling greedy = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
@@ -107,6 +115,7 @@ static int decode(bench *b, const es_model *m, int tokens, double *rate)
     if (rc)
         return rc;
     random_ids(b, m, ids, 64);
+    es_context_set_watch(c, &watch, watched);
     rc = es_context_feed(c, ids, 64, NULL, b->err);
     double began = 0;
     for (int i = -8; i < tokens && !rc; i++) {
@@ -141,12 +150,6 @@ static int prompt(bench *b, const es_model *m, int n, double *rate)
     }
     free(ids);
     return rc;
-}
-
-static void look(void *user, int layer, int pos0, const float *h, int T, int d)
-{
-    (void)layer, (void)pos0, (void)d;
-    *(double *)user += (double)h[0] + T;
 }
 
 typedef struct steps { /* passes of a trainer over one batch */
@@ -254,7 +257,7 @@ static int beside(bench *b, const es_model *m, const char *name, int tokens, int
         return es_fail(b->err, ES_ERR_MEMORY, "no memory");
     int rc = steps_open(b, m, sequences, length, true, &g->s);
     if (!rc && pthread_create(&thread, NULL, learn_on, g) == 0) {
-        rc = decode(b, m, tokens, &rate);
+        rc = decode(b, m, tokens, false, &rate);
         __atomic_store_n(&g->stop, true, __ATOMIC_RELAXED);
         pthread_join(thread, NULL);
         if (!rc && g->rc)
@@ -279,9 +282,11 @@ static int bench_model(bench *b, const shape *s)
         return rc;
     const es_card_options o = {.workspace = b->small ? 1 << 20 : (size_t)256 << 20};
     rc = es_model_use_card(m, b->card, &o, b->err);
-    rc = rc ? rc : decode(b, m, tokens, &alone);
+    rc = rc ? rc : decode(b, m, tokens, false, &alone);
     if (!rc)
         say(b, s->name, "decoding, one sequence", "tokens/s", alone, alone * (double)es_model_decode_bytes(m) / b->copy, "copy");
+    if (!rc && !(rc = decode(b, m, tokens, true, &rate)))
+        say(b, s->name, "the same with the features panel listening", "tokens/s", rate, rate / alone, "decoding alone");
     if (!rc && s->long_too && !(rc = prompt(b, m, n, &rate)))
         say(b, s->name, "a prompt of 2,048 tokens", "tokens/s", rate, rate * block_operations(&s->info) / b->product, "bf16 product");
     if (!rc && s->long_too && es_seconds() < b->until && !(rc = timed_steps(b, m, sequences, length, false, &seconds)))
@@ -319,7 +324,7 @@ int bench_card_decode(const es_model *m, int tokens, double *rate, es_error *err
 {
     bench b = {.err = err};
     es_rng_seed(&b.rng, 1);
-    return decode(&b, m, tokens, rate);
+    return decode(&b, m, tokens, false, rate);
 }
 
 int bench_card_prompt(const es_model *m, int n, double *rate, es_error *err)

@@ -65,7 +65,7 @@ SHIM_LOSE_AFTER=400 want 0 chat --device cuda:0 --prompt "say something" --model
 [ "$(grep -c "was lost .*the processor does from now on" err)" -eq 1 ] || { cat err; fail "it was not told that the card was lost"; }
 
 want 0 bench --device cuda:0 --small --json
-is 'len(v["rows"]) == 7 and all(r["rate"] > 0 for r in v["rows"]) and sum("share" in r for r in v["rows"]) == 5' out || fail "bench on the card"
+is 'len(v["rows"]) == 8 and all(r["rate"] > 0 for r in v["rows"]) and sum("share" in r for r in v["rows"]) == 6' out || fail "bench on the card"
 want 0 bench --only card --device cuda:0 --small; plain out
 
 # The same work beside PyTorch's: tiny here, with PyTorch on the processor
