@@ -127,7 +127,7 @@ typedef struct es_kernels {
 
     /* Uninitialised, 64-byte aligned. ES_ERR_MEMORY names what was wanted and what is free. */
     int (*alloc)(es_pool *p, void **out, size_t bytes, es_error *err);
-    void (*release)(es_pool *p, void *memory); /* waits for the pool's work first; NULL goes */
+    void (*release)(es_pool *p, void *memory); /* when the pool's work so far is done; no other pool has work with it. NULL goes */
     void (*upload)(es_pool *p, void *to, const void *host, size_t bytes);   /* host may be reused on return */
     void (*download)(es_pool *p, void *host, const void *from, size_t bytes); /* has arrived on return; zeros when the pool failed */
     void (*copy)(es_pool *p, void *to, const void *from, size_t bytes); /* the two do not overlap */

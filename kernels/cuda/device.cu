@@ -20,6 +20,21 @@ int es_cuda_count(void)
     return n;
 }
 
+// Given back memory stays with the program up to KEPT, for the next patch; what is above goes back to the card when a stream is waited for.
+enum { KEPT = 256 << 20 };
+
+static void use_memory_pool(es_cuda *c)
+{
+    int there = 0;
+    uint64_t keep = KEPT;
+    if (cudaDeviceGetAttribute(&there, cudaDevAttrMemoryPoolsSupported, c->index) != cudaSuccess || !there ||
+        cudaDeviceGetDefaultMemPool(&c->pool, c->index) != cudaSuccess ||
+        cudaMemPoolSetAttribute(c->pool, cudaMemPoolAttrReleaseThreshold, &keep) != cudaSuccess) {
+        cudaGetLastError();
+        c->pool = NULL;
+    }
+}
+
 int es_cuda_open(int index, es_cuda **out, es_error *err)
 {
     *out = NULL;
@@ -50,6 +65,7 @@ int es_cuda_open(int index, es_cuda **out, es_error *err)
     c->memory = prop.totalGlobalMem;
     snprintf(c->name, sizeof c->name, "%.*s", (int)sizeof c->name - 1, prop.name);
     pthread_mutex_init(&c->telling, NULL);
+    use_memory_pool(c);
     *out = c;
     return ES_OK;
 }
@@ -222,6 +238,18 @@ static int out_of_memory(const es_cuda *c, size_t bytes, es_error *err)
                    (bytes + (1 << 20) - 1) >> 20, left >> 20, all >> 20);
 }
 
+// Memory that only ever is of one size, a pool's workspace for one, is taken from the card itself.
+static cudaError_t take_from_card(const es_cuda *c, void **out, size_t bytes)
+{
+    cudaError_t e = cudaMalloc(out, bytes);
+    if (e == cudaErrorMemoryAllocation && c->pool) {
+        cudaGetLastError();
+        cudaMemPoolTrimTo(c->pool, 0);
+        e = cudaMalloc(out, bytes);
+    }
+    return e;
+}
+
 int es_cuda_pool_open(es_pool **out, es_cuda *c, const es_cuda_pool_options *o, es_error *err)
 {
     *out = NULL;
@@ -238,7 +266,7 @@ int es_cuda_pool_open(es_pool **out, es_cuda *c, const es_cuda_pool_options *o, 
     cudaDeviceGetStreamPriorityRange(&low, &high);
     cudaError_t e = cudaStreamCreateWithPriority(&s->stream, cudaStreamNonBlocking, o->high_priority ? high : low);
     if (e == cudaSuccess)
-        e = cudaMalloc((void **)&s->work, s->o.workspace);
+        e = take_from_card(c, (void **)&s->work, s->o.workspace);
     if (e == cudaSuccess)
         e = cudaMallocHost((void **)&s->pinned, ES_PINNED);
     if (e == cudaSuccess)
@@ -355,6 +383,21 @@ void es_cuda_step_again(es_pool *pool)
 
 // ---- memory ---------------------------------------------------------------------------------------------------------------------------
 
+// Waits for this stream alone, after which the memory is every stream's to use.
+static cudaError_t take(es_stream *s, void **out, size_t bytes)
+{
+    if (!s->card->pool)
+        return cudaMalloc(out, bytes);
+    cudaError_t e = cudaMallocAsync(out, bytes, s->stream);
+    if (e == cudaErrorMemoryAllocation) { // what it keeps may be what is missing, or in pieces
+        cudaGetLastError();
+        cudaStreamSynchronize(s->stream);
+        cudaMemPoolTrimTo(s->card->pool, 0);
+        e = cudaMallocAsync(out, bytes, s->stream);
+    }
+    return e == cudaSuccess ? cudaStreamSynchronize(s->stream) : e;
+}
+
 static int alloc(es_pool *p, void **out, size_t bytes, es_error *err)
 {
     es_stream *s = es_stream_of(p);
@@ -364,7 +407,7 @@ static int alloc(es_pool *p, void **out, size_t bytes, es_error *err)
             *err = s->error;
         return s->code;
     }
-    cudaError_t e = cudaMalloc(out, bytes ? bytes : 1);
+    cudaError_t e = take(s, out, bytes ? bytes : 1);
     if (e == cudaSuccess)
         return ES_OK;
     *out = NULL;
@@ -382,8 +425,12 @@ static void release(es_pool *p, void *memory)
     if (!memory)
         return;
     enter(s->card->index);
-    cudaStreamSynchronize(s->stream);
-    cudaFree(memory);
+    if (s->card->pool) // in this stream's order: neither the caller nor another stream waits
+        cudaFreeAsync(memory, s->stream);
+    else {
+        cudaStreamSynchronize(s->stream);
+        cudaFree(memory);
+    }
     cudaGetLastError(); // what failed before is kept already; a lost card has no memory to give back
 }
 

@@ -28,6 +28,7 @@ struct es_cuda {
     int index, sms, major, minor;
     char name[128];
     size_t memory;
+    cudaMemPool_t pool; // what alloc takes from, in a stream's order; NULL: the driver has none, and giving memory back waits for all the card does
     bool lost; // written by any thread of the card's, with __atomic stores
     pthread_mutex_t telling; // of what follows
     char told[ES_TOLD][300]; // told[i % ES_TOLD] for i in [told_from, told_to): nobody had them yet

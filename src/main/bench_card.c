@@ -97,9 +97,17 @@ static void random_ids(bench *b, const es_model *m, int32_t *ids, int n)
         ids[i] = (int32_t)es_rng_below(&b->rng, (uint64_t)es_model_get_info(m)->n_vocab);
 }
 
-/* Tokens a second over `tokens` of them, greedily drawn, after a prompt. */
-static int decode(bench *b, const es_model *m, int tokens, double *rate)
+static void look(void *user, int layer, int pos0, const float *h, int T, int d)
 {
+    (void)layer, (void)pos0, (void)d;
+    *(double *)user += (double)h[0] + T;
+}
+
+/* Tokens a second over `tokens` of them, greedily drawn, after a prompt. watched: the residual after the middle layer comes down each time. */
+static int decode(bench *b, const es_model *m, int tokens, bool watched, double *rate)
+{
+    double sum = 0;
+    const es_watch watch = {.layer = es_model_get_info(m)->n_layer / 2, .fn = look, .user = &sum};
     es_context *c;
     int32_t ids[64];
     const es_sampling greedy = {.temperature = 0, .top_p = 1, .repeat_penalty = 1};
@@ -107,6 +115,7 @@ static int decode(bench *b, const es_model *m, int tokens, double *rate)
     if (rc)
         return rc;
     random_ids(b, m, ids, 64);
+    es_context_set_watch(c, &watch, watched);
     rc = es_context_feed(c, ids, 64, NULL, b->err);
     double began = 0;
     for (int i = -8; i < tokens && !rc; i++) {
@@ -141,12 +150,6 @@ static int prompt(bench *b, const es_model *m, int n, double *rate)
     }
     free(ids);
     return rc;
-}
-
-static void look(void *user, int layer, int pos0, const float *h, int T, int d)
-{
-    (void)layer, (void)pos0, (void)d;
-    *(double *)user += (double)h[0] + T;
 }
 
 typedef struct steps { /* passes of a trainer over one batch */
@@ -254,7 +257,7 @@ static int beside(bench *b, const es_model *m, const char *name, int tokens, int
         return es_fail(b->err, ES_ERR_MEMORY, "no memory");
     int rc = steps_open(b, m, sequences, length, true, &g->s);
     if (!rc && pthread_create(&thread, NULL, learn_on, g) == 0) {
-        rc = decode(b, m, tokens, &rate);
+        rc = decode(b, m, tokens, false, &rate);
         __atomic_store_n(&g->stop, true, __ATOMIC_RELAXED);
         pthread_join(thread, NULL);
         if (!rc && g->rc)
@@ -279,9 +282,11 @@ static int bench_model(bench *b, const shape *s)
         return rc;
     const es_card_options o = {.workspace = b->small ? 1 << 20 : (size_t)256 << 20};
     rc = es_model_use_card(m, b->card, &o, b->err);
-    rc = rc ? rc : decode(b, m, tokens, &alone);
+    rc = rc ? rc : decode(b, m, tokens, false, &alone);
     if (!rc)
         say(b, s->name, "decoding, one sequence", "tokens/s", alone, alone * (double)es_model_decode_bytes(m) / b->copy, "copy");
+    if (!rc && !(rc = decode(b, m, tokens, true, &rate)))
+        say(b, s->name, "the same with the features panel listening", "tokens/s", rate, rate / alone, "decoding alone");
     if (!rc && s->long_too && !(rc = prompt(b, m, n, &rate)))
         say(b, s->name, "a prompt of 2,048 tokens", "tokens/s", rate, rate * block_operations(&s->info) / b->product, "bf16 product");
     if (!rc && s->long_too && es_seconds() < b->until && !(rc = timed_steps(b, m, sequences, length, false, &seconds)))
@@ -310,5 +315,140 @@ int bench_card(es_cuda *card, double seconds, bool small, void (*row)(void *user
             rc = ES_OK;
         }
     }
+    return rc;
+}
+
+/* ---- pieces, for comparisons ------------------------------------------------------------------------------------------------------------------- */
+
+int bench_card_decode(const es_model *m, int tokens, double *rate, es_error *err)
+{
+    bench b = {.err = err};
+    es_rng_seed(&b.rng, 1);
+    return decode(&b, m, tokens, false, rate);
+}
+
+int bench_card_prompt(const es_model *m, int n, double *rate, es_error *err)
+{
+    bench b = {.err = err};
+    es_rng_seed(&b.rng, 1);
+    return prompt(&b, m, n, rate);
+}
+
+enum { RANK = 32 };
+
+struct bench_card_steps {
+    steps s;
+    es_lowrank *low;
+    int n_low, step, to;
+    float *fixed, *number, *grad, *first, *second, **a, **b; /* fixed: A's that do not learn. number: what learns */
+    size_t n;
+};
+
+void bench_card_steps_close(bench_card_steps *s)
+{
+    if (!s)
+        return;
+    steps_close(&s->s);
+    void *all[] = {s->low, s->fixed, s->number, s->grad, s->first, s->second, s->a, s->b};
+    for (int i = 0; i < 8; i++)
+        free(all[i]);
+    free(s);
+}
+
+/* Entries of the layers from `to` up; at: NULL only counts. */
+static void lay_updates(bench_card_steps *s, const es_model *m, bool lora, size_t *fixed, size_t *number)
+{
+    *fixed = *number = 0;
+    s->n_low = 0;
+    for (int l = s->to; l < es_model_get_info(m)->n_layer; l++)
+        for (int site = 0; site < ES_N_SITES; site++) {
+            if (!lora && site != ES_SITE_O && site != ES_SITE_DOWN)
+                continue;
+            const size_t n_a = RANK * (size_t)es_site_n_in(m, (es_site)site), n_b = RANK * (size_t)es_site_n_out(m, (es_site)site);
+            size_t *where = lora ? number : fixed;
+            if (s->low) {
+                float *a = (lora ? s->number : s->fixed) + *where;
+                s->a[s->n_low] = lora ? s->grad + *where : NULL;
+                *where += n_a;
+                s->b[s->n_low] = s->grad + *number;
+                s->low[s->n_low] = (es_lowrank){.layer = l, .site = (es_site)site, .rank = RANK, .scale = 1, .a = a, .b = s->number + *number};
+                *number += n_b;
+            } else {
+                *where += n_a;
+                *number += n_b;
+            }
+            s->n_low++;
+        }
+}
+
+static int updates_open(bench_card_steps *s, const es_model *m, bool lora, es_error *err)
+{
+    size_t fixed;
+    es_rng rng;
+    es_rng_seed(&rng, 2);
+    lay_updates(s, m, lora, &fixed, &s->n);
+    s->fixed = es_calloc(fixed + 1, sizeof *s->fixed);
+    s->number = es_calloc(s->n, sizeof *s->number);
+    s->grad = es_calloc(s->n, sizeof *s->grad);
+    s->first = es_calloc(s->n, sizeof *s->first);
+    s->second = es_calloc(s->n, sizeof *s->second);
+    s->a = es_calloc((size_t)s->n_low, sizeof *s->a);
+    s->b = es_calloc((size_t)s->n_low, sizeof *s->b);
+    es_lowrank *low = es_calloc((size_t)s->n_low, sizeof *low);
+    if (!s->fixed || !s->number || !s->grad || !s->first || !s->second || !s->a || !s->b || !low) {
+        free(low);
+        return es_fail(err, ES_ERR_MEMORY, "no memory for updates");
+    }
+    s->low = low;
+    for (size_t i = 0; i < fixed; i++)
+        s->fixed[i] = 0.02f * (2 * (float)es_rng_uniform(&rng) - 1);
+    for (size_t i = 0; i < s->n; i++) /* B too, so that every gradient is there */
+        s->number[i] = 0.001f * (2 * (float)es_rng_uniform(&rng) - 1);
+    lay_updates(s, m, lora, &fixed, &s->n);
+    const es_kept k = {.param = s->number, .grad = s->grad, .first = s->first, .second = s->second, .n = s->n};
+    return es_trainer_keep(s->s.t, &k, err);
+}
+
+int bench_card_steps_open(bench_card_steps **out, const es_model *m, bench_card_learning what, int sequences, int length, es_error *err)
+{
+    bench b = {.err = err};
+    const bool lora = what == BENCH_LORA;
+    es_rng_seed(&b.rng, 1);
+    bench_card_steps *s = *out = es_calloc(1, sizeof *s);
+    if (!s)
+        return es_fail(err, ES_ERR_MEMORY, "no memory");
+    s->to = lora ? 0 : es_model_get_info(m)->n_layer / 2;
+    int rc = steps_open(&b, m, sequences, length, true, &s->s);
+    if (!rc && lora) { /* from the ids, all layers */
+        es_trainer_free(s->s.t);
+        s->s.t = NULL;
+        const es_trainer_options o = {.max_tokens = s->s.b.n, .backward = true, .rough = true, .rough_on_card = true};
+        rc = es_trainer_open(&s->s.t, m, &o, err);
+    }
+    rc = rc ? rc : updates_open(s, m, lora, err);
+    if (rc) {
+        bench_card_steps_close(s);
+        *out = NULL;
+    }
+    return rc;
+}
+
+int bench_card_step(bench_card_steps *s, double *seconds, es_error *err)
+{
+    const double began = es_seconds();
+    const es_patch patch = {.lowrank = s->low, .n_lowrank = s->n_low};
+    const es_grad g = {.a = s->a, .b = s->b};
+    double square;
+    es_adam adam = {.rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8, .scale = 1, .step = ++s->step};
+    es_trainer_kept_clear(s->s.t);
+    int rc = es_trainer_forward(s->s.t, &s->s.b, s->to ? s->s.resid : NULL, &patch, NULL, 0, s->s.logprob, NULL, err);
+    rc = rc ? rc : es_trainer_backward(s->s.t, &s->s.b, &patch, s->s.slope, NULL, NULL, &g, s->to, NULL, err);
+    rc = rc ? rc : es_trainer_kept_gradient(s->s.t, NULL, &square, err);
+    rc = rc ? rc : es_trainer_kept_adam(s->s.t, &adam, err);
+    *seconds = es_seconds() - began;
+    if (!rc && !es_trainer_keeps(s->s.t))
+        rc = es_fail(err, ES_ERR_DEVICE, "the card was lost");
+    if (!rc && !(square > 0 && isfinite(square)))
+        rc = es_fail(err, ES_ERR_LIMIT, "a step whose gradient is %g is no measure", square);
     return rc;
 }

@@ -241,26 +241,28 @@ static void take_row(void *user, const bench_card_row *r)
 }
 
 /* The card, with models of random weights made for it. */
-static int card_bench(bool small)
+static int card_bench(bool small, const char *python, int repeat)
 {
     es_error err = {0};
+    json_t *beside = python ? json_object() : NULL;
     es_cuda *card = NULL;
     int rc = app_device(&card, &err);
     if (rc == ES_OK && !card)
         rc = es_fail(&err, ES_ERR_MISSING, "bench --only card: there is no card that could be measured; espalier doctor tells why");
     json_t *rows = json_array();
-    rc = rc ? rc : bench_card(card, 400, small, take_row, rows, &err);
-    if (rc != ES_OK) {
+    rc = rc ? rc : python ? bench_against_card(card, python, small, repeat, beside, &err) : bench_card(card, 400, small, take_row, rows, &err);
+    if (rc != ES_OK || !the_app.json) {
         json_decref(rows);
-        return app_fail(&err);
-    }
-    if (!the_app.json) {
-        json_decref(rows);
-        return app_flush();
+        json_decref(beside);
+        return rc ? app_fail(&err) : app_flush();
     }
     char line[300];
     es_cuda_describe(card, line, sizeof line);
-    return app_print_json(json_pack("{s:s,s:o}", "device", line, "rows", rows));
+    if (!beside)
+        return app_print_json(json_pack("{s:s,s:o}", "device", line, "rows", rows));
+    json_decref(rows);
+    json_object_set_new(beside, "device", json_string(line));
+    return app_print_json(beside);
 }
 
 int cmd_bench(int argc, char **argv)
@@ -276,14 +278,15 @@ int cmd_bench(int argc, char **argv)
         {"only", "NAME", OPT_TEXT, &only, 0, 0, "memory, load, chat, context, batch, encode, adapt, learning, dictionary or card", NULL},
         {"small", NULL, OPT_FLAG, &small, 0, 0, "with --only card: tiny models, to see that it works", NULL},
         {"against", "PEER", OPT_TEXT, &against, 0, 0, "instead of all this: llama.cpp, prefill, decode and load beside its; peft, a learning step on 4 x 256 tokens beside PEFT's; torch, a dictionary's training step and the residual beside PyTorch's", NULL},
-        {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with llama-cpp-python, or with torch, transformers, gguf and (for peft) peft (default python3)", NULL},
+        {"python", "FILE", OPT_TEXT, &python, 0, 0, "a Python with llama-cpp-python, or with torch, transformers, gguf and (for peft) peft (default python3). With --device cuda: the same work by PyTorch, transformers and PEFT on the card beside it", NULL},
         {"model-hf", "DIR", OPT_TEXT, &model_hf, 0, 0, "the model for PEFT or PyTorch, as transformers saves it (default: the GGUF file)", NULL},
         {0},
     };
     static const command_help help = {"bench", "", "How fast this machine loads, prefills, decodes, encodes, adapts and trains dictionaries: medians, with the range. What needs a\n"
                                       "dictionary is left out where there is none, and decoding far into a text (--only context) where it is not asked for: it takes\n"
                                       "a minute. With --against, the same work on the same tokens, the two in turns. With --device cuda, or --only card: models of random\n"
-                                      "weights of 135M to 8B parameters on the card, as shares of the copies and products it does.",
+                                      "weights of 135M to 8B parameters on the card, as shares of the copies and products it does; and --python: a dictionary's training, speech and\n"
+                                      "learning on the card beside PyTorch's, transformers' and PEFT's there, in turns.",
                                       "  espalier bench\n  espalier bench --only chat --repeat 9 --json\n  espalier bench --only context --context 8192\n"
                                       "  espalier bench --against llama.cpp --python venv/bin/python --json\n  espalier bench --against peft --python venv/bin/python", 0, 0};
     int n;
@@ -297,10 +300,11 @@ int cmd_bench(int argc, char **argv)
     if (against && only)
         return opts_usage_error("bench", "--only and --against do not go together");
     bool peft = against && !strcmp(against, "peft"), torch = against && !strcmp(against, "torch");
-    if ((python && !against) || (model_hf && !peft && !torch))
-        return opts_usage_error("bench", "%s is for --against%s", python && !against ? "--python" : "--model-hf", python && !against ? "" : " peft or torch");
-    if (only ? !strcmp(only, "card") : !against && the_app.device_option && !strncmp(the_app.device_option, "cuda", 4))
-        return card_bench(small);
+    bool on_card = only ? !strcmp(only, "card") : !against && the_app.device_option && !strncmp(the_app.device_option, "cuda", 4);
+    if ((python && !against && !on_card) || (model_hf && !peft && !torch))
+        return opts_usage_error("bench", "%s is for --against%s", python && !against ? "--python" : "--model-hf", python && !against ? ", or with --device cuda" : " peft or torch");
+    if (on_card)
+        return card_bench(small, python, b.repeat);
     es_error err = {0}, missing = {0};
     b.all = json_object();
     es_rng_seed(&b.rng, 1);

@@ -69,6 +69,14 @@ int bench_against_peft(es_model *m, const app_features *f, const char *python, c
  * side's rates. */
 int bench_against_torch(bench *b, const char *python, const char *model_hf, json_t *into, es_error *err);
 
+/* A batch for training a dictionary, *out [batch, d], the caller's also after an error: rows are sums of k of `features` directions, and noise. */
+int bench_features_batch(es_rng *rng, size_t batch, size_t d, size_t features, int k, float **out, es_error *err);
+int bench_write_numbers(const char *folder, const char *name, const float *x, size_t n, es_error *err); /* as a file of f32 */
+
+/* Work on a card beside PyTorch's, transformers' and PEFT's on the same card: into gets "rows" and "versions"; printed unless --json. small: tiny
+ * shapes, and the other side on the processor, to see that it works. */
+int bench_against_card(es_cuda *card, const char *python, bool small, int repeat, json_t *into, es_error *err);
+
 /* Prefill, decode and load beside llama.cpp's, on the same file and the same tokens, and what bounds decoding on this machine.
  * into: gets "ratios", "ours", "llama.cpp", "bound". */
 int bench_against_llama(const char *path, const char *python, int repeat, int prompt, int tokens, json_t *into, es_error *err);

@@ -24,24 +24,24 @@ typedef struct side {
 
 /* ---- the batch: sums of K of FEATURES directions, and noise ------------------------------------------------------------------------------- */
 
-static int make_batch(bench *b, float **out, es_error *err)
+int bench_features_batch(es_rng *rng, size_t batch, size_t d, size_t features, int k, float **out, es_error *err)
 {
-    float *x = es_calloc((size_t)BATCH * D, sizeof *x), *way = es_calloc((size_t)FEATURES * D, sizeof *way);
+    float *x = es_calloc(batch * d, sizeof *x), *way = es_calloc(features * d, sizeof *way);
     *out = x;
     if (!x || !way) {
         free(way);
         return es_fail(err, ES_ERR_MEMORY, "not enough memory");
     }
-    for (size_t i = 0; i < (size_t)FEATURES * D; i++)
-        way[i] = es_rng_normal(&b->rng) / sqrtf(D);
-    for (size_t t = 0; t < BATCH; t++) {
-        float *row = x + t * D;
-        for (int a = 0; a < K; a++) { /* some are commoner than others */
-            double u = es_rng_uniform(&b->rng);
-            es_vector()->axpy(row, 3 * (float)-log(1 - es_rng_uniform(&b->rng)), way + (size_t)(u * u * FEATURES) * D, D);
+    for (size_t i = 0; i < features * d; i++)
+        way[i] = es_rng_normal(rng) / sqrtf((float)d);
+    for (size_t t = 0; t < batch; t++) {
+        float *row = x + t * d;
+        for (int a = 0; a < k; a++) { /* some are commoner than others */
+            double u = es_rng_uniform(rng);
+            es_vector()->axpy(row, 3 * (float)-log(1 - es_rng_uniform(rng)), way + (size_t)(u * u * (double)features) * d, d);
         }
-        for (int i = 0; i < D; i++)
-            row[i] += 0.3f * es_rng_normal(&b->rng);
+        for (size_t i = 0; i < d; i++)
+            row[i] += 0.3f * es_rng_normal(rng);
     }
     free(way);
     return ES_OK;
@@ -184,7 +184,7 @@ static json_t *question(const char *folder, const reader *r, const char *model, 
                      "batch", BATCH, "rate", rate, "layer", r->layer, "sequences", sequences);
 }
 
-static int write_numbers(const char *folder, const char *name, const float *x, size_t n, es_error *err)
+int bench_write_numbers(const char *folder, const char *name, const float *x, size_t n, es_error *err)
 {
     char path[1200];
     snprintf(path, sizeof path, "%s/%s", folder, name);
@@ -266,12 +266,12 @@ int bench_against_torch(bench *b, const char *python, const char *model_hf, json
     if (!mkdtemp(folder))
         return es_fail(err, ES_ERR_IO, "cannot make a folder in /tmp");
     int rc = peer_open(&p, python, "bench_torch.py", "torch, transformers and gguf", err);
-    rc = rc ? rc : make_batch(b, &x, err);
+    rc = rc ? rc : bench_features_batch(&b->rng, BATCH, D, FEATURES, K, &x, err);
     rc = rc ? rc : ours_open(&t[0], ES_TRAIN_TOPK, x, err);
     rc = rc ? rc : ours_open(&t[1], ES_TRAIN_BATCHTOPK, x, err);
     rc = rc ? rc : reader_open(&r, b, err);
-    rc = rc ? rc : write_numbers(folder, "x.f32", x, (size_t)BATCH * D, err);
-    rc = rc ? rc : write_numbers(folder, "enc.f32", t[0]->p[ES_P_ENC].w, (size_t)FEATURES * D, err);
+    rc = rc ? rc : bench_write_numbers(folder, "x.f32", x, (size_t)BATCH * D, err);
+    rc = rc ? rc : bench_write_numbers(folder, "enc.f32", t[0]->p[ES_P_ENC].w, (size_t)FEATURES * D, err);
     rc = rc ? rc : peer_ask(&p, question(folder, &r, model_hf ? model_hf : es_model_get_info(b->m)->path, threads), &about, err);
     app_remove_tree(folder);
     rc = rc ? rc : turns(s, t, &r, &p, b->repeat, loss, err);

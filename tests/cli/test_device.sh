@@ -65,8 +65,18 @@ SHIM_LOSE_AFTER=400 want 0 chat --device cuda:0 --prompt "say something" --model
 [ "$(grep -c "was lost .*the processor does from now on" err)" -eq 1 ] || { cat err; fail "it was not told that the card was lost"; }
 
 want 0 bench --device cuda:0 --small --json
-is 'len(v["rows"]) == 7 and all(r["rate"] > 0 for r in v["rows"]) and sum("share" in r for r in v["rows"]) == 5' out || fail "bench on the card"
+is 'len(v["rows"]) == 8 and all(r["rate"] > 0 for r in v["rows"]) and sum("share" in r for r in v["rows"]) == 6' out || fail "bench on the card"
 want 0 bench --only card --device cuda:0 --small; plain out
+
+# The same work beside PyTorch's: tiny here, with PyTorch on the processor
+printf '#!/bin/sh\nexec python3 -I -S "$@"\n' >bare && chmod +x bare
+refused 1 "this Python needs: pip install torch transformers peft" bench --device cuda:0 --small --python ./bare
+refused 1 "cannot run './no-such-python'" bench --device cuda:0 --small --python ./no-such-python
+if [ -n "${ESPALIER_TEST_PYTHON:-}" ]; then
+  want 0 bench --device cuda:0 --small --repeat 1 --python "$ESPALIER_TEST_PYTHON" --json
+  is 'len(v["rows"]) == 5 and all(r["ratio"] > 0 and r["ours"]["runs"] == r["theirs"]["runs"] == 1 for r in v["rows"]) and v["versions"]["device"] == "cpu"' out ||
+    fail "bench on the card beside PyTorch"
+fi
 
 # A card trains recipes without a penalty; asked for another it refuses, and with auto the processor does it
 some=(train harvest --layer 1 --features 96 --k 8 --batch 256 --tokens 2k)

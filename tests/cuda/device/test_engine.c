@@ -321,6 +321,43 @@ static void patch_replaced(void **state)
     close_both(&b);
 }
 
+/* A patch that outgrows its room takes another without the rest of the card being waited for; on a driver without memory in a stream's order with. */
+static void patch_grows(void **state)
+{
+    (void)state;
+    es_error err;
+    for (int pools = 1; pools >= 0; pools--) {
+        es_cuda *before = card;
+        shim_pools(pools);
+        open_card(NULL);
+        both b = open_both(test_golden("families/llama"), true);
+        es_context *c[2];
+        for (int on = 0; on < 2; on++)
+            assert_ok(es_context_open(&c[on], on ? b.card : b.cpu, &(es_context_options){.n_ctx = 64, .threads = 1}, &err), &err);
+        es_lowrank low[7];
+        for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+            numbers[i] = 0.02f * (float)((int)(i * 7919 % 29) - 14);
+        const long waits = shim_waits();
+        for (int n = 1; n <= 7; n++) {
+            low[n - 1] = (es_lowrank){.layer = n % 3, .site = (es_site)(n - 1), .rank = 4, .scale = 0.3f, .a = numbers, .b = numbers + 4096};
+            const es_patch patch = {.lowrank = low, .n_lowrank = n};
+            for (int on = 0; on < 2; on++) {
+                es_context_set_patch(c[on], &patch);
+                assert_ok(es_context_feed(c[on], b.ids + n, n % 2 ? 1 : 3, NULL, &err), &err);
+            }
+            near("a patch that grows", "logits", es_context_logits(c[1]), es_context_logits(c[0]), (size_t)b.n_vocab, 3e-3);
+        }
+        assert_int_equal(shim_waits() - waits, pools ? 0 : 6);
+        assert_true(es_context_on_card(c[1]));
+        for (int on = 0; on < 2; on++)
+            es_context_free(c[on]);
+        close_both(&b);
+        es_cuda_close(card);
+        card = before;
+        shim_pools(1);
+    }
+}
+
 /* ---- a token at a time ------------------------------------------------------------------------------------------------------------ */
 
 /* One recording serves all positions, of layers with windows too; another sequence, and another patch, are recorded anew. */
@@ -618,7 +655,7 @@ static void by_name(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(families),     cmocka_unit_test(types),        cmocka_unit_test(patches),   cmocka_unit_test(patch_replaced),
+        cmocka_unit_test(families),     cmocka_unit_test(types),        cmocka_unit_test(patches),   cmocka_unit_test(patch_replaced), cmocka_unit_test(patch_grows),
         cmocka_unit_test(recorded),     cmocka_unit_test(sampling),
         cmocka_unit_test(numbers_change), cmocka_unit_test(lost_context), cmocka_unit_test(lost_before_logits), cmocka_unit_test(lost_trainer),
         cmocka_unit_test(no_memory),    cmocka_unit_test(no_memory_for_weights), cmocka_unit_test(by_name),

@@ -118,6 +118,16 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *all);
 cudaError_t cudaDeviceGetStreamPriorityRange(int *low, int *high);
 cudaError_t cudaMalloc(void **out, size_t n);
 cudaError_t cudaFree(void *p);
+// Memory in a stream's order. cudaFree waits for the whole card, which shim_waits counts.
+typedef struct shim_pool *cudaMemPool_t;
+enum cudaDeviceAttr { cudaDevAttrMemoryPoolsSupported = 115 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int device);
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *out, int device);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t p, cudaMemPoolAttr what, void *value);
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t p, size_t keep);
+cudaError_t cudaMallocAsync(void **out, size_t n, cudaStream_t s);
+cudaError_t cudaFreeAsync(void *p, cudaStream_t s);
 cudaError_t cudaMallocHost(void **out, size_t n);
 cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t s);

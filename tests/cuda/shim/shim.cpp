@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -500,10 +501,32 @@ cudaError_t cudaMalloc(void **out, size_t n)
     return cudaSuccess;
 }
 
+static std::atomic<long> waits;
+static bool pools_there = true;
+struct shim_pool { int unused; };
+static shim_pool the_pool;
+
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int) { *value = pools_there; return answer(); }
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *out, int) { *out = &the_pool; return answer(); }
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *) { return answer(); }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return answer(); }
+
+cudaError_t cudaMallocAsync(void **out, size_t n, cudaStream_t s)
+{
+    return s->recording ? fail(cudaErrorStreamCaptureUnsupported) : cudaMalloc(out, n);
+}
+
+cudaError_t cudaFreeAsync(void *p, cudaStream_t s)
+{
+    waits -= p != NULL; // not this one
+    return s->recording ? fail(cudaErrorStreamCaptureUnsupported) : cudaFree(p);
+}
+
 cudaError_t cudaFree(void *p)
 {
     if (!p)
         return cudaSuccess;
+    waits++;
     std::lock_guard<std::recursive_mutex> alone(one_at_a_time);
     auto at = allocated.find((char *)p);
     if (at == allocated.end()) {
@@ -630,6 +653,8 @@ void shim_cards(int n) { cards = n; }
 void shim_memory(size_t bytes) { memory_all = bytes; }
 size_t shim_memory_used(void) { return memory_used; }
 void shim_lose_card(int lose) { lost = lose != 0; last = cudaSuccess; lose_after = -1; }
+long shim_waits(void) { return waits; }
+void shim_pools(int there) { pools_there = there != 0; }
 void shim_lose_after(long n) { lose_after = n; }
 void shim_blas(int there) { blas_there = there != 0; }
 long shim_records(void) { return records; }

@@ -17,6 +17,8 @@ size_t shim_memory_used(void);
 void shim_lose_card(int lose);     /* every call fails from now on, as after a fault; 0: a new process, so to speak */
 void shim_lose_after(long n);      /* the card is lost when n more kernels have been started */
 void shim_blas(int there);         /* whether a new pool finds cuBLAS */
+long shim_waits(void);             /* times that memory was given back in a way that waits for the whole card */
+void shim_pools(int there);        /* whether a card that is opened now has memory in a stream's order; 1 to begin with */
 long shim_records(void);           /* recordings made so far */
 long shim_launches(void);          /* kernels started so far; those of a graph count each time */
 #ifdef __cplusplus
