@@ -175,6 +175,8 @@ typedef struct es_view { /* one consistent copy; every pointer lives until es_vi
     const es_snapshot_line *snapshots; int n_snapshot;
     const es_direction_line *direction; int n_direction;
     const es_job *job; int n_job;
+    /* making.h: what the plan says, or why there is none */
+    char plan_text[320]; bool plan_ok, plan_running; uint64_t plan_serial;
 } es_view;
 es_view *es_studio_view(es_studio *s);
 void es_view_free(es_view *v);
@@ -258,5 +260,6 @@ int es_basis_control_vector(const es_basis *b, es_model *m, const es_dictionary 
 int es_basis_npz(const es_basis *b, const es_dictionary *s, const char *path, es_error *err);
 
 #include "looks.h"
+#include "making.h"
 
 #endif

@@ -185,10 +185,8 @@ void es_studio_job_step(es_studio *s, int id, double done, double total, const c
     pthread_mutex_unlock(&s->lock);
 }
 
-void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const char *what)
+void es_studio_job_ended(es_studio *s, int id, bool failed, bool cancelled)
 {
-    es_studio_job_step(s, id, 0, 0, what);
-    pthread_mutex_lock(&s->lock);
     int i = job_at(s, id);
     if (i >= 0) {
         s->job[i].running = false;
@@ -196,12 +194,20 @@ void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const 
         s->job[i].cancelled = cancelled;
         s->job[i].done = s->job[i].total = 1;
     }
+    es_studio_changed(s);
+}
+
+void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const char *what)
+{
+    es_studio_job_step(s, id, 0, 0, what);
+    pthread_mutex_lock(&s->lock);
+    es_studio_job_ended(s, id, failed, cancelled);
     pthread_mutex_unlock(&s->lock);
 }
 
 void es_studio_job_cancel(es_studio *s, int id)
 {
-    if (es_looks_cancel(s, id))
+    if (es_looks_cancel(s, id) || es_maker_cancel(s, id))
         return;
     pthread_mutex_lock(&s->lock);
     int i = job_at(s, id);
@@ -361,6 +367,7 @@ void es_studio_close(es_studio *s)
     if (s->work_started)
         pthread_join(s->work_thread, NULL);
     es_looks_stop(s);
+    es_maker_stop(s);
     studio_free(s);
 }
 

@@ -190,6 +190,10 @@ struct es_studio {
     struct es_looks *looks; /* set before ready; NULL: there is no dictionary */
     es_atlas *shown;        /* [shown_lock] for cards: atlas_lock may be held for long */
     pthread_mutex_t shown_lock;
+    struct es_maker *maker; /* studio_make.c; NULL: nothing was made yet */
+    char plan_text[320];
+    bool plan_ok, plan_running;
+    uint64_t plan_serial;
     es_job job[ES_JOBS];
     double job_start[ES_JOBS];
     int n_job, next_job;
@@ -208,6 +212,7 @@ void es_studio_learn_dirty(es_studio *s, bool restart); /* takes the lock */
 int es_studio_job_begin(es_studio *s, const char *kind, const char *what, const char *unit); /* takes the lock; the job's id */
 void es_studio_job_step(es_studio *s, int id, double done, double total, const char *what);
 void es_studio_job_end(es_studio *s, int id, bool failed, bool cancelled, const char *what);
+void es_studio_job_ended(es_studio *s, int id, bool failed, bool cancelled); /* the same with the lock held, with what it said last */
 
 /* With swap held: this snapshot (a is taken over; NULL: the base model) is in use from now on, also in the workspace. */
 int es_studio_publish(es_studio *s, es_adapter *a, int64_t id, es_error *err);
@@ -220,6 +225,10 @@ bool es_studio_knows(es_studio *s, int64_t experience); /* the snapshot in use l
 int es_looks_start(es_studio *s, es_error *err);
 void es_looks_stop(es_studio *s);
 bool es_looks_cancel(es_studio *s, int job); /* true: that job was one of its own */
+
+/* studio_make.c. Once quit is set, before anything is freed */
+void es_maker_stop(es_studio *s);
+bool es_maker_cancel(es_studio *s, int job); /* true: that job was one of its own */
 
 /* studio_chat.c, studio_learn.c: the two threads */
 void *es_studio_chat_main(void *studio);

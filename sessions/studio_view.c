@@ -253,6 +253,10 @@ es_view *es_studio_view(es_studio *s)
     v->snapshot = s->snapshot;
     snprintf(v->method, sizeof v->method, "%s", es_method_name(s->method));
     memcpy(v->method_text, s->method_text, sizeof v->method_text);
+    memcpy(v->plan_text, s->plan_text, sizeof v->plan_text);
+    v->plan_ok = s->plan_ok;
+    v->plan_running = s->plan_running;
+    v->plan_serial = s->plan_serial;
     v->job = keep(w, s->job, (size_t)s->n_job, sizeof *s->job);
     v->n_job = v->job ? s->n_job : 0;
     for (int i = 0; i < v->n_job; i++)

@@ -203,6 +203,8 @@ typedef struct es_training_plan { /* of one layer; layers are trained one after 
     size_t disk;         /* bytes that the finished dictionary takes */
     size_t disk_checkpoint; /* bytes that the checkpoint takes besides while it trains */
     double tokens_per_second, seconds; /* by a few steps made for it; 0 where none were made */
+    size_t memory_reading;  /* of a stream: what of them is the model's share: to run o->tokens through it */
+    double seconds_reading;
 } es_training_plan;
 /* What a training will take. try_steps: that many steps are made, and forgotten, to tell the time (0: none). Writes nothing. */
 int es_dictionary_plan_width(const es_dictionary_training *o, int d, es_training_plan *out, es_error *err); /* without the time, where there is no harvest yet */

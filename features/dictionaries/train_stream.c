@@ -480,7 +480,8 @@ int es_dictionary_stream_plan(es_model *m, const es_stream *from, const es_dicti
         out->disk += one.disk;
         out->disk_checkpoint += one.disk_checkpoint;
     }
-    out->memory += rc ? 0 : es_trainer_bytes(m, &to) + from->buffer * sizeof(uint32_t);
+    out->memory_reading = rc ? 0 : es_trainer_bytes(m, &to);
+    out->memory += rc ? 0 : out->memory_reading + from->buffer * sizeof(uint32_t);
     s->r.n_place = 0;
     if (!rc && try_steps > 0) {
         size_t few = 2 * (size_t)o->batch;
@@ -497,6 +498,7 @@ int es_dictionary_stream_plan(es_model *m, const es_stream *from, const es_dicti
         if (!rc) {
             double learn = (es_seconds() - began) / ((double)try_steps * (double)s->batch);
             out->tokens_per_second = 1 / (read + learn);
+            out->seconds_reading = (double)o->tokens * read;
             out->seconds = ((double)o->tokens + (double)from->buffer) * read + (double)o->tokens * learn;
         }
     }

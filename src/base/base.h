@@ -57,6 +57,7 @@ void es_arena_close(es_arena *a);
 
 /* Bytes that could be taken without swapping (Linux's MemAvailable); SIZE_MAX where nobody says. */
 size_t es_memory_available(void);
+size_t es_disk_free(const char *path); /* bytes where path is, or will be; SIZE_MAX where nobody says */
 /* ES_ERR_MEMORY, both numbers named, when `what` needs more than limit bytes (0: what is available). */
 int es_memory_check(size_t bytes, size_t limit, const char *what, es_error *err);
 

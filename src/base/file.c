@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <openssl/err.h>
@@ -284,4 +285,23 @@ void es_sha256_bytes(char out[65], const void *bytes, size_t n)
         hex_digest(out, md);
     else
         ERR_clear_error();
+}
+
+size_t es_disk_free(const char *path)
+{
+    char at[1200];
+    struct statvfs st;
+    snprintf(at, sizeof at, "%s", path);
+    while (statvfs(at, &st) != 0) {
+        char *slash = strrchr(at, '/');
+        if (!slash) {
+            if (statvfs(".", &st) != 0)
+                return SIZE_MAX;
+            break;
+        }
+        slash[slash == at] = 0;
+        if (slash == at && statvfs(at, &st) != 0)
+            return SIZE_MAX;
+    }
+    return (size_t)st.f_bavail * (size_t)st.f_frsize;
 }

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 
 typedef struct training {
     es_dictionary_training o;
@@ -40,26 +39,6 @@ static int recipe_named(const char *name, es_recipe *out)
 
 /* ---- the plan -------------------------------------------------------------------------------------------------------------------------- */
 
-/* Bytes free where path is, or will be; SIZE_MAX where nobody says. */
-static size_t disk_free(const char *path)
-{
-    char at[1200];
-    struct statvfs st;
-    snprintf(at, sizeof at, "%s", path);
-    while (statvfs(at, &st) != 0) {
-        char *slash = strrchr(at, '/');
-        if (!slash) {
-            if (statvfs(".", &st) != 0)
-                return SIZE_MAX;
-            break;
-        }
-        slash[slash == at] = 0;
-        if (slash == at && statvfs(at, &st) != 0)
-            return SIZE_MAX;
-    }
-    return (size_t)st.f_bavail * (size_t)st.f_frsize;
-}
-
 static double mb(size_t bytes)
 {
     return (double)bytes / (1 << 20);
@@ -91,7 +70,7 @@ static size_t times(const training *t)
 
 static int check_room(const training *t, const es_training_plan *p, size_t harvest, es_error *err)
 {
-    size_t disk = harvest + times(t) * p->disk + 2 * p->disk_checkpoint, have = disk_free(t->out); /* a checkpoint is written beside the old one */
+    size_t disk = harvest + times(t) * p->disk + 2 * p->disk_checkpoint, have = es_disk_free(t->out); /* a checkpoint is written beside the old one */
     int rc = es_memory_check(p->memory, the_app.memory, "the training", err);
     if (!rc && disk > have)
         rc = es_fail(err, ES_ERR_LIMIT, "%s: the training needs %.0f MB of disk, %.0f are free", t->out, mb(disk), mb(have));
@@ -125,7 +104,7 @@ static int show_plan(const training *t, const es_training_plan *p, size_t harves
     if (the_app.json)
         return app_print_json(plan_json(t, p, harvest));
     printf("memory      %.0f MB, of %.0f available\ndisk        %.0f MB, and %.0f while it trains; %.0f are free\n", mb(p->memory), mb(es_memory_available()),
-           mb(p->disk * times(t)), mb(2 * p->disk_checkpoint), mb(disk_free(t->out)));
+           mb(p->disk * times(t)), mb(2 * p->disk_checkpoint), mb(es_disk_free(t->out)));
     if (t->stream)
         printf("buffer      %llu rows a place, in that memory\n", (unsigned long long)t->buffer);
     if (harvest)

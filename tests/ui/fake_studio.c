@@ -490,6 +490,38 @@ void es_studio_adapter(es_studio *s, bool on) { note(s, "adapter %d", on); s->v.
 void es_studio_rollback(es_studio *s, int64_t id) { note(s, "rollback %d", (int)id); s->v.snapshot = id; poke(s); }
 void es_studio_job_cancel(es_studio *s, int id) { note(s, "job-cancel %d", id); poke(s); }
 
+void es_making_default(es_making *m)
+{
+    *m = (es_making){.features = 6144, .k = 32, .tokens = 5000000, .recipe = "batchtopk", .sites = "resid"};
+}
+
+static void note_making(es_studio *s, const char *what, const es_making *m)
+{
+    note(s, "%s %s layers %s sites %s %s features %d k %d tokens %llu into %s%s", what, m->texts, m->layers, m->sites, m->recipe, m->features, m->k, (unsigned long long)m->tokens, m->out,
+         m->harvest_only ? " harvest" : "");
+}
+
+/* Files that begin with "no" are not there. */
+void es_studio_make_plan(es_studio *s, const es_making *m)
+{
+    note_making(s, "plan", m);
+    s->v.plan_ok = strncmp(m->texts, "no", 2) != 0;
+    snprintf(s->v.plan_text, sizeof s->v.plan_text, s->v.plan_ok ? "Time: about 42 min, with nothing else running. Memory: 656 MB of 23000. Disk: 41 MB and 487 MB while it trains of 63000."
+                                                                 : "%.100s: there is no such file", m->texts);
+    s->v.plan_serial++;
+    poke(s);
+}
+
+void es_studio_make(es_studio *s, const es_making *m)
+{
+    note_making(s, "make", m);
+    s->job[1] = (es_job){.id = 9, .kind = "train", .what = "train layer 14, fvu=0.1825 l0=31.9 dead=0.4% near=0.31, 5321 tokens/s", .done = 600000, .total = 2000000, .unit = "tokens", .seconds = 120,
+                         .running = true};
+    poke(s);
+}
+
+void es_studio_make_again(es_studio *s, int job) { note(s, "make-again %d", job); poke(s); }
+
 int es_studio_card(es_studio *s, int feature, es_card_copy *out, es_error *err)
 {
     if (feature < 0 || feature >= s->n_features)

@@ -385,6 +385,46 @@ T(jobs) { UNUSED;
     assert_string_equal(fake_log(s.studio), "job-cancel 1\n");
     screen_keys(&s, "jx");
     assert_string_equal(fake_log(s.studio), "");
+    screen_keys(&s, "r");
+    assert_string_equal(fake_log(s.studio), ""); /* nothing was stopped */
+    screen_close(&s);
+}
+
+/* The form: a plan first, of what the fields say then; what makes no sense is gone to; another Enter begins it. */
+T(making) { UNUSED;
+    screen s;
+    screen_open(&s, FAKE_USED, 24, 80);
+    screen_keys(&s, F6 "n");
+    screen_keys(&s, ENTER);
+    assert_string_equal(fake_log(s.studio), "");
+    assert_true(screen_shows(&s, "texts: a .jsonl"));
+    screen_keys(&s, "nothing.jsonl" UP "dict" ENTER);
+    assert_string_equal(fake_log(s.studio), "plan nothing.jsonl layers 15 sites resid batchtopk features 6144 k 32 tokens 2000000 into dict\n");
+    assert_true(screen_shows(&s, "nothing.jsonl: there is no such file"));
+    screen_keys(&s, DOWN "\x18texts q.jsonl" DOWN ",16" DOWN ",mlp" DOWN DOWN "  " DOWN "\x18" "1024" DOWN "\x18" "x" ENTER);
+    assert_string_equal(fake_log(s.studio), "");
+    assert_true(screen_shows(&s, "k: active features"));
+    screen_keys(&s, "\x18" "16" DOWN "\x18" "500k" ENTER);
+    assert_string_equal(fake_log(s.studio), "plan texts q.jsonl layers 15,16 sites resid,mlp matryoshka features 1024 k 16 tokens 500000 into dict\n");
+    screen_golden(&s, "making");
+    screen_keys(&s, "0"); /* another number, another plan */
+    assert_true(screen_shows(&s, "Enter says what it will take"));
+    screen_keys(&s, "\x7f" ENTER);
+    assert_string_equal(fake_log(s.studio), "plan texts q.jsonl layers 15,16 sites resid,mlp matryoshka features 1024 k 16 tokens 500000 into dict\n");
+    screen_keys(&s, ENTER);
+    assert_string_equal(fake_log(s.studio), "make texts q.jsonl layers 15,16 sites resid,mlp matryoshka features 1024 k 16 tokens 500000 into dict\n");
+    screen_keys(&s, "j");
+    screen_golden(&s, "jobs-training");
+    screen_keys(&s, "x");
+    assert_string_equal(fake_log(s.studio), "job-cancel 9\n");
+    screen_keys(&s, "n" DOWN DOWN DOWN " " ENTER); /* only activations; Esc closes, and what was typed stays */
+    assert_string_equal(fake_log(s.studio), "plan texts q.jsonl layers 15,16 sites resid,mlp matryoshka features 6144 k 32 tokens 500000 into dict harvest\n");
+    screen_keys(&s, ESC "n");
+    assert_true(screen_shows(&s, "store activations") && screen_shows(&s, "texts q.jsonl"));
+    screen_close(&s);
+    screen_open(&s, FAKE_USED, 50, 200);
+    screen_keys(&s, F6 "n");
+    screen_golden(&s, "making-wide");
     screen_close(&s);
 }
 
@@ -598,7 +638,7 @@ int main(void)
         cmocka_unit_test(chat_edit_empty), cmocka_unit_test(chat_edit_outside), cmocka_unit_test(chat_compares), cmocka_unit_test(chat_shades), cmocka_unit_test(shade_without_colour),
         cmocka_unit_test(features), cmocka_unit_test(features_found), cmocka_unit_test(dashboard), cmocka_unit_test(map),
         cmocka_unit_test(labelling), cmocka_unit_test(basis), cmocka_unit_test(drift), cmocka_unit_test(experiences),
-        cmocka_unit_test(jobs), cmocka_unit_test(help_and_commands), cmocka_unit_test(views_by_key), cmocka_unit_test(leaving_while_learning_asks),
+        cmocka_unit_test(jobs), cmocka_unit_test(making), cmocka_unit_test(help_and_commands), cmocka_unit_test(views_by_key), cmocka_unit_test(leaving_while_learning_asks),
         cmocka_unit_test(every_size), cmocka_unit_test(resize_storm_while_streaming), cmocka_unit_test(hostile_text), cmocka_unit_test(ascii),
         cmocka_unit_test(random_keys), cmocka_unit_test(pasted_megabyte), cmocka_unit_test(a_million_features),
     };
