@@ -18,7 +18,7 @@ typedef struct es_finder {
     es_model *model;
     const es_dictionary *dictionary;
     es_atlas *atlas;
-    const float *density;  /* [n_features] where no atlas has them (es_sparsity_read); NULL: the atlas' */
+    const float *density;  /* [n_features] es_dictionary_density; NULL: the atlas', if there is one */
     const es_basis *basis; /* the one in use */
     int n_features, threads;
     struct es_finder_kept *kept;

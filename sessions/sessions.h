@@ -153,8 +153,6 @@ typedef struct es_view { /* one consistent copy; every pointer lives until es_vi
     int shade_feature; float shade_max;       /* -1: none */
     /* side by side */
     es_side side[2]; int n_side;
-    /* text to features */
-    const char *probe_text; const es_active *probe; int n_probe; bool probe_running; uint64_t probe_serial;
     /* blind test of a label (labels.h): NULL while it is made, or where there was none to make: blind_text says why */
     const es_blind *blind; bool blind_running; uint64_t blind_serial; char blind_text[200];
     /* basis in use */
@@ -195,7 +193,6 @@ void es_studio_compare(es_studio *s, const char *text);    /* a fresh question, 
 void es_studio_steer(es_studio *s, int feature, float strength, const char *text); /* side[0] unsteered, side[1] h + strength * decoder */
 void es_studio_sides_close(es_studio *s);
 void es_studio_shade(es_studio *s, int feature);           /* -1: off; earlier replies are encoded again */
-void es_studio_probe(es_studio *s, const char *text);      /* which features fire on this text */
 void es_studio_blind(es_studio *s, int feature, uint64_t seed); /* makes a blind test, into view->blind */
 void es_studio_temperature(es_studio *s, float t);
 void es_studio_basis_use(es_studio *s, const char *name, int version);
@@ -228,7 +225,7 @@ void es_card_copy_free(es_card_copy *c);
 int es_studio_token_text(es_studio *s, int32_t id, char *out, size_t n); /* printable; returns its length */
 /* The n nearest decoder directions of a feature with their cosines, as es_dictionary_neighbours. Returns how many. */
 int es_studio_neighbours(es_studio *s, int feature, int n, int *out, float *cosine);
-const float *es_studio_density(es_studio *s); /* [F] borrowed while the studio lives; NULL while loading */
+const float *es_studio_density(es_studio *s); /* [F] borrowed while the studio lives (es_dictionary_density); NULL while loading, and where nobody says */
 
 /* ==== export ================================================================================================================================ */
 

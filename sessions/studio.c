@@ -258,10 +258,10 @@ static void studio_free(es_studio *s)
     es_sparse_free(&s->sparse);
     es_basis_free(&s->basis);
     es_atlas_free(s->atlas);
+    free(s->own_density);
     es_dictionary_free(s->dictionary);
     es_model_free(s->model);
     es_workspace_close(s->workspace);
-    free(s->probe_text);
     free(s->blind);
     free(s->suggested);
     free(s->suggested_score);
@@ -437,12 +437,6 @@ void es_studio_steer(es_studio *s, int feature, float strength, const char *text
 {
     if (text && text[0])
         to_chat(s, ES_CMD_STEER, feature, strength, text);
-}
-
-void es_studio_probe(es_studio *s, const char *text)
-{
-    if (text && text[0])
-        to_chat(s, ES_CMD_PROBE, 0, 0, text);
 }
 
 void es_studio_blind(es_studio *s, int feature, uint64_t seed)

@@ -13,7 +13,7 @@
 enum { ES_HISTORY = 512, ES_ACTIVE = 32, ES_JOBS = 32 };
 
 typedef enum es_command_kind {
-    ES_CMD_SAY, ES_CMD_NEW_CHAT, ES_CMD_REGENERATE, ES_CMD_COMPARE, ES_CMD_STEER, ES_CMD_PROBE, ES_CMD_BLIND, /* for the chat thread */
+    ES_CMD_SAY, ES_CMD_NEW_CHAT, ES_CMD_REGENERATE, ES_CMD_COMPARE, ES_CMD_STEER, ES_CMD_BLIND, /* for the chat thread */
     ES_CMD_SUGGEST, ES_CMD_MEASURE, ES_CMD_PREFER, ES_CMD_DIRECTION,                            /* for the worker */
 } es_command_kind;
 
@@ -110,6 +110,8 @@ struct es_studio {
     es_dictionary *dictionary;
     es_atlas *atlas;
     pthread_mutex_t atlas_lock;
+    const float *density; /* es_dictionary_density, and its memory where that is not the atlas' */
+    float *own_density;
     char model_name[128], dictionary_name[128], dictionary_hash[65], model_hash[65];
     int layer, d_model, n_features;
     bool steers; /* the dictionary is of the residual: else it is for looking, and nothing is learned */
@@ -127,11 +129,6 @@ struct es_studio {
     int shade;
     es_side_state side[2];
     int n_side;
-    char *probe_text;
-    es_active probe[ES_ACTIVE];
-    int n_probe;
-    bool probe_running;
-    uint64_t probe_serial;
     es_blind *blind;       /* NULL: none */
     bool blind_running;
     uint64_t blind_serial;

@@ -24,6 +24,7 @@ static int load_dictionary(es_studio *s, es_error *err)
     else if (strcmp(es_atlas_dictionary_hash(s->atlas), i->hash))
         return es_fail(err, ES_ERR_MISMATCH, "%s was made for dictionary %.12s, this one is %.12s: build the atlas again", path,
                        es_atlas_dictionary_hash(s->atlas), i->hash);
+    s->density = es_dictionary_density(s->dictionary, s->atlas, &s->own_density);
     pthread_mutex_lock(&s->lock);
     snprintf(s->dictionary_name, sizeof s->dictionary_name, "%s", i->name);
     snprintf(s->dictionary_hash, sizeof s->dictionary_hash, "%s", i->hash);
@@ -694,53 +695,7 @@ static void steer(es_studio *s, int feature, float strength, const char *text)
     free(row);
 }
 
-/* ---- which features fire on a text --------------------------------------------------------------------------------------------------- */
-
-static void probe(es_studio *s, const char *text)
-{
-    if (!s->dictionary) {
-        es_studio_say_status(s, "there is no dictionary to look with");
-        return;
-    }
-    es_error err;
-    es_ids ids = {0};
-    es_turn_state t = {0};
-    pthread_mutex_lock(&s->lock);
-    free(s->probe_text);
-    s->probe_text = strdup(text);
-    s->probe_running = true;
-    s->n_probe = 0;
-    es_studio_changed(s);
-    pthread_mutex_unlock(&s->lock);
-    /* the first token's residual is a hundred times the others' and says nothing of the text: a bos (or eos) stands in for it */
-    int32_t first = es_token_bos(s->model) >= 0 ? es_token_bos(s->model) : es_token_eos(s->model);
-    int rc = first >= 0 ? es_ids_add(&ids, first) : 0;
-    if (rc || (rc = es_tokenize(s->model, text, strlen(text), false, &ids, &err)) || (rc = es_context_truncate(s->context, 0, &err)))
-        goto done;
-    s->cached = s->own ? UINT64_MAX : 0;
-    int n = (int)ids.n < s->n_ctx ? (int)ids.n : s->n_ctx;
-    int skip = first >= 0 && n > 1 ? 1 : 0;
-    s->listening = NULL;
-    if (skip && (rc = es_context_feed(s->context, ids.id, 1, NULL, &err)))
-        goto done;
-    s->listening = &t;
-    rc = n > skip ? es_context_feed(s->context, ids.id + skip, n - skip, &s->stop, &err) : 0;
-    s->listening = NULL;
-done:
-    pthread_mutex_lock(&s->lock);
-    if (!rc)
-        s->n_probe = strongest(s, &t, s->probe, ES_ACTIVE);
-    s->probe_running = false;
-    s->probe_serial++;
-    es_studio_changed(s);
-    pthread_mutex_unlock(&s->lock);
-    if (rc)
-        es_studio_say_status(s, "%.230s", rc == ES_ERR_CANCELLED ? "stopped" : err.text);
-    es_error ignored;
-    es_context_truncate(s->context, 0, &ignored);
-    es_studio_turn_free(&t);
-    es_ids_free(&ids);
-}
+/* ---- a blind test ------------------------------------------------------------------------------------------------------------------- */
 
 /* A context of its own: the conversation's cache stays as it is. */
 static void blind(es_studio *s, int feature, uint64_t seed)
@@ -808,7 +763,6 @@ static void obey(es_studio *s, const es_command *c)
     case ES_CMD_REGENERATE: regenerate(s); break;
     case ES_CMD_COMPARE: compare(s, c->text); break;
     case ES_CMD_STEER: steer(s, c->a, c->x, c->text); break;
-    case ES_CMD_PROBE: probe(s, c->text); break;
     case ES_CMD_BLIND: blind(s, c->a, strtoull(c->text, NULL, 10)); break;
     default: break;
     }

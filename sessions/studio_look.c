@@ -387,7 +387,7 @@ int es_looks_start(es_studio *s, es_error *err)
             rc = es_atlas_open(&s->shown, path, err);
     }
     l->finder = (es_finder){.workspace = l->reader, .hash = s->dictionary_hash, .model = s->model, .dictionary = s->dictionary, .atlas = l->atlas,
-                            .basis = &l->basis, .n_features = s->n_features, .threads = s->o.threads};
+                            .density = s->density, .basis = &l->basis, .n_features = s->n_features, .threads = s->o.threads};
     s->looks = l;
     if (!rc && pthread_create(&l->quick, NULL, quick_main, s))
         rc = es_fail(err, ES_ERR_MEMORY, "cannot start the looking threads");

@@ -237,11 +237,6 @@ es_view *es_studio_view(es_studio *s)
         v->side[i] = (es_side){.title = keep_text(w, s->side[i].title, strlen(s->side[i].title)), .text = keep_text(w, s->side[i].text.data, s->side[i].text.len),
                                .n = (int)s->side[i].text.len, .streaming = s->side[i].streaming, .tokens = s->side[i].tokens};
     v->n_side = s->n_side;
-    v->probe_text = s->probe_text ? keep_text(w, s->probe_text, strlen(s->probe_text)) : NULL;
-    v->probe = keep(w, s->probe, (size_t)s->n_probe, sizeof *s->probe);
-    v->n_probe = v->probe ? s->n_probe : 0;
-    v->probe_running = s->probe_running;
-    v->probe_serial = s->probe_serial;
     v->blind = s->blind && !s->blind_running ? keep(w, s->blind, 1, sizeof *s->blind) : NULL;
     v->blind_running = s->blind_running;
     v->blind_serial = s->blind_serial;
@@ -364,7 +359,7 @@ int es_studio_neighbours(es_studio *s, int feature, int n, int *out, float *cosi
 const float *es_studio_density(es_studio *s)
 {
     pthread_mutex_lock(&s->lock);
-    bool ready = s->ready && s->atlas;
+    bool ready = s->ready;
     pthread_mutex_unlock(&s->lock);
-    return ready ? es_atlas_density(s->atlas) : NULL;
+    return ready ? s->density : NULL;
 }

@@ -91,14 +91,14 @@ int es_workspace_use_dictionary(es_workspace *w, const es_dictionary *s, es_atla
     int want = a ? 3 : 1; /* rows made: 1 without token texts, 2 with, 3 with logit effects as well */
     if (rc || rows >= want)
         return rc;
-    float *said = a ? NULL : es_calloc((size_t)F + 1, sizeof *said); /* without an atlas SAELens' file may know */
-    bool known = said && es_sparsity_read(info->folder, said, F, NULL) == ES_OK;
+    float *own;
+    const float *density = es_dictionary_density(s, a, &own);
     for (int f = 0; f < F && !rc; f += CHUNK) {
         rc = es_progress_cancelled(progress) ? es_fail(err, ES_ERR_CANCELLED, "cancelled") :
-                                               fill_chunk(w, id, f, f + CHUNK < F ? f + CHUNK : F, a, m, a ? es_atlas_density(a) : known ? said : NULL, err);
+                                               fill_chunk(w, id, f, f + CHUNK < F ? f + CHUNK : F, a, m, density, err);
         es_progress_report(progress, "making the features searchable", f, F, "features");
     }
-    free(said);
+    free(own);
     if (!rc) {
         ws_enter(w);
         rc = ws_run(w, err, "UPDATE dictionary SET rows = ? WHERE id = ?", "ii", (int64_t)want, id);

@@ -65,6 +65,10 @@ const char *es_dictionary_format(int i, const char **what, bool *writes);
 int es_dictionary_convert(const char *path, const char *folder, const char *format, es_error *err);
 /* Writes these features alone as a SAELens folder. A topk dictionary cannot be cut: which are among the k depends on all. */
 int es_dictionary_select(const char *path, const int *feature, int n, const char *folder, es_error *err);
+/* How often each feature is active, [F], as far as anybody says: of its atlas (may be NULL), else of its folder's sparsity.safetensors, when that makes
+ * sense, in *own, which is the caller's to free. NULL: nobody does. */
+typedef struct es_atlas es_atlas;
+const float *es_dictionary_density(const es_dictionary *s, const es_atlas *a, float **own);
 /* How often each feature is active, density[n] as shares of tokens, in SAELens' sparsity.safetensors of a dictionary's folder (which names no dictionary: the
  * file beside the weights is believed to be theirs). Read: ES_ERR_MISSING where there is none, ES_ERR_FORMAT when it is of another width or holds no shares. */
 int es_sparsity_write(const char *folder, const float *density, int n, es_error *err);
@@ -222,7 +226,6 @@ int es_dictionary_measure(es_model *m, const es_dictionary *s, const char *const
 
 /* ---- atlas: what each feature looks like ----------------------------------------------------------------------------------------------- */
 
-typedef struct es_atlas es_atlas;
 enum { ES_ATLAS_BINS = 50, ES_ATLAS_TOKENS = 20, ES_ATLAS_INTERVALS = 5, ES_ATLAS_CORRELATED = 10 };
 
 typedef struct es_example { /* a window of text; borrowed from the atlas */

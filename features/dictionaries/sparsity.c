@@ -50,3 +50,15 @@ int es_sparsity_read(const char *folder, float *density, int n, es_error *err)
     }
     return rc;
 }
+
+const float *es_dictionary_density(const es_dictionary *s, const es_atlas *a, float **own)
+{
+    const es_dictionary_info *i = es_dictionary_get_info(s);
+    *own = NULL;
+    if (a && es_atlas_features(a) == i->n_features)
+        return es_atlas_density(a);
+    if (a || !(*own = es_calloc((size_t)i->n_features + 1, sizeof **own)) || es_sparsity_read(i->folder, *own, i->n_features, NULL) == ES_OK)
+        return *own;
+    free(*own); /* a file that makes no sense is no reason not to open the dictionary */
+    return *own = NULL;
+}

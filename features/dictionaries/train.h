@@ -49,7 +49,8 @@ typedef struct es_train {
     size_t d, F, B;
     uint64_t fresh_from; /* from this place on come ... */
     size_t fresh;        /* ... the last `fresh` rows, once each, before all rows again: the harvest has grown since the checkpoint */
-    bool queue;          /* row i is the i-th of those to learn from next: whoever gives them takes a batch off the front after each step */
+    bool queue;          /* rows are no store but come one batch after another: row i is that of place queue_from + i, for two batches from there on */
+    uint64_t queue_from; /* whoever gives them sets it before each step: to tokens */
     float scale;         /* what inputs are multiplied by: their mean norm becomes sqrt(d) */
     es_train_parameter p[ES_TRAIN_PARAMETERS];
     float *age;          /* [F] tokens since the feature was last active */

@@ -232,7 +232,7 @@ size_t es_train_row(const es_train *t, uint64_t place)
 {
     size_t n = t->rows.n;
     if (t->queue)
-        return (size_t)(place - t->tokens);
+        return (size_t)(place - t->queue_from);
     if (t->fresh && place >= t->fresh_from && place - t->fresh_from < t->fresh)
         return n - t->fresh + (size_t)permuted(place - t->fresh_from, t->fresh, mix(t->o.seed));
     return (size_t)permuted(place % n, n, mix(t->o.seed * 0x9e3779b97f4a7c15u + place / n + 1));

@@ -30,7 +30,7 @@ typedef struct stream {
     es_reading r;
     lane lane[ES_PLACES_MAX]; /* [r.n_place] */
     size_t capacity, batch;
-    uint32_t *order; /* [capacity] of the buffer's rows: the first are the next batch */
+    uint32_t *order; /* [capacity] of the buffer's rows: first those of this step's batch, then the next one's, which a card loads ahead */
     es_rng rng;
     size_t fresh, taken; /* of each lane's fresh rows: how many there are, and have a place */
     /* where the text is: documents are read in another order each pass */
@@ -136,15 +136,26 @@ static int refill(stream *s, size_t n, const es_progress *progress, es_error *er
     return ES_OK;
 }
 
-/* The first n of the order become a random choice of all. */
-static void mix(stream *s, size_t n)
+static void exchange(stream *s, size_t i, size_t k)
 {
-    for (size_t i = 0; i < n && i + 1 < s->capacity; i++) {
-        size_t k = i + (size_t)es_rng_below(&s->rng, s->capacity - i);
-        uint32_t was = s->order[i];
-        s->order[i] = s->order[k];
-        s->order[k] = was;
-    }
+    uint32_t was = s->order[i];
+    s->order[i] = s->order[k];
+    s->order[k] = was;
+}
+
+/* The n from `from` on become a random choice of all from there on. */
+static void mix(stream *s, size_t from, size_t n)
+{
+    for (size_t i = from; i < from + n && i + 1 < s->capacity; i++)
+        exchange(s, i, i + (size_t)es_rng_below(&s->rng, s->capacity - i));
+}
+
+/* The next batch comes to the front, and another is chosen behind it. */
+static void move_on(stream *s)
+{
+    for (size_t i = 0; i < s->batch; i++)
+        exchange(s, i, s->batch + i);
+    mix(s, s->batch, s->batch);
 }
 
 static void read_row(const void *user, size_t row, float *out)
@@ -336,7 +347,7 @@ static int begin(stream *s, bool found, const es_progress *progress, es_error *e
         if (l->t)
             l->t->rows.norm_limit = l->norm_limit;
     }
-    mix(s, s->capacity);
+    mix(s, 0, s->capacity);
     for (int i = 0; i < s->r.n_place && !rc; i++) {
         lane *l = &s->lane[i];
         if (!l->t)
@@ -360,10 +371,11 @@ static bool learns(const lane *l)
 static int step(stream *s, es_error *err)
 {
     int rc = ES_OK;
-    mix(s, s->batch);
     for (int i = 0; i < s->r.n_place && !rc; i++)
-        if (learns(&s->lane[i]))
+        if (learns(&s->lane[i])) {
+            s->lane[i].t->queue_from = s->lane[i].t->tokens;
             rc = es_train_step(s->lane[i].t, err);
+        }
     return rc;
 }
 
@@ -412,6 +424,7 @@ static int run(stream *s, const es_progress *progress, es_error *err)
         rc = rc ? rc : refill(s, s->batch, NULL, err); /* a few rows: a cancel is seen at the next step */
         if (rc)
             return rc;
+        move_on(s);
     }
 }
 
@@ -492,9 +505,12 @@ int es_dictionary_stream_plan(es_model *m, const es_stream *from, const es_dicti
         for (int i = 0; i < s->r.n_place && !rc; i++)
             rc = es_train_start(s->lane[i].t, err);
         rc = rc ? rc : step(s, err); /* finds the cut, takes its memory */
+        move_on(s);
         began = es_seconds();
-        for (int i = 0; i < try_steps && !rc; i++)
+        for (int i = 0; i < try_steps && !rc; i++) {
             rc = step(s, err);
+            move_on(s);
+        }
         if (!rc) {
             double learn = (es_seconds() - began) / ((double)try_steps * (double)s->batch);
             out->tokens_per_second = 1 / (read + learn);

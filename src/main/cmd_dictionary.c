@@ -226,18 +226,13 @@ static int convert_density(const char *from, const char *folder, es_error *err)
         return rc;
     const es_dictionary_info *i = es_dictionary_get_info(s);
     es_atlas *a = NULL;
-    float *density = es_calloc((size_t)i->n_features + 1, sizeof *density);
+    float *own = NULL;
     snprintf(path, sizeof path, "%s/" APP_ATLAS_NAME, i->folder);
-    bool known = false;
-    if (es_atlas_open(&a, path, NULL) == ES_OK && !strcmp(es_atlas_dictionary_hash(a), i->hash) && es_atlas_features(a) == i->n_features && density) {
-        memcpy(density, es_atlas_density(a), (size_t)i->n_features * sizeof *density);
-        known = true;
-    } else if (density) {
-        known = es_sparsity_read(i->folder, density, i->n_features, NULL) == ES_OK;
-    }
-    if (known)
+    bool its = es_atlas_open(&a, path, NULL) == ES_OK && !strcmp(es_atlas_dictionary_hash(a), i->hash) && es_atlas_features(a) == i->n_features;
+    const float *density = es_dictionary_density(s, its ? a : NULL, &own);
+    if (density)
         rc = es_sparsity_write(folder, density, i->n_features, err);
-    free(density);
+    free(own);
     if (a)
         es_atlas_free(a);
     es_dictionary_free(s);

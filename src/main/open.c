@@ -50,13 +50,12 @@ static int open_folder(app_features *f, es_model *m, const char *folder, const c
         if (rc == ES_OK && strcmp(es_atlas_dictionary_hash(f->atlas), f->hash) != 0)
             rc = es_fail(err, ES_ERR_MISMATCH, "%s: made from dictionary %.12s..., but this one is %.12s...", path,
                          es_atlas_dictionary_hash(f->atlas), f->hash);
-        if (rc != ES_OK)
+        if (rc != ES_OK) {
             app_features_close(f);
-        else
-            f->density = es_atlas_density(f->atlas);
-    } else if ((f->own_density = es_calloc((size_t)f->n + 1, sizeof *f->own_density)) && es_sparsity_read(info->folder, f->own_density, f->n, NULL) == ES_OK) {
-        f->density = f->own_density; /* a file that makes no sense is no reason not to open the dictionary */
+            return rc;
+        }
     }
+    f->density = es_dictionary_density(f->dictionary, f->atlas, &f->own_density);
     return rc;
 }
 

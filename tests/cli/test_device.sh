@@ -95,3 +95,19 @@ want 0 "${some[@]}" --device cpu --recipe gated --out on-cpu
 want 0 "${some[@]}" --recipe gated --out on-auto
 grep -q "the recipe gated is trained on the processor" err || fail "auto does not tell where it trains"
 cmp on-cpu/sae_weights.safetensors on-auto/sae_weights.safetensors || fail "auto trained something else"
+
+# From a stream the card loads a batch ahead: it must be the batch that the processor learns from next
+stream=(train texts.jsonl --stream --layer 1 --features 96 --k 8 --batch 256 --context 64 --buffer 1k --tokens 6k --model tiny.gguf --f32 --quiet)
+want 0 "${stream[@]}" --device cpu --out stream-cpu
+want 0 "${stream[@]}" --device cuda:0 --out stream-card
+python3 - <<'PY' || fail "a stream is learned otherwise on the card"
+import json, struct
+def rows(folder):
+    b = open(folder + "/sae_weights.safetensors", "rb").read()
+    n, = struct.unpack("<Q", b[:8])
+    t = json.loads(b[8:8 + n])["W_dec"]
+    x = struct.unpack("<%df" % (t["shape"][0] * t["shape"][1]), b[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]])
+    return [x[i:i + t["shape"][1]] for i in range(0, len(x), t["shape"][1])]
+cosine = [sum(p * q for p, q in zip(a, b)) for a, b in zip(rows("stream-cpu"), rows("stream-card"))]
+assert len(cosine) == 96 and min(cosine) > 0.99, min(cosine)
+PY

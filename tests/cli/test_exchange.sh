@@ -50,7 +50,8 @@ want 0 encode x.npy --dictionary "$golden/gated" --top 1; plain out
 refused 2 "--dictionary" encode x.npy
 refused 1 "width 24" encode x.npy --dictionary dict
 printf 'no array' >bad.npy; refused 1 "no npy file" encode bad.npy --dictionary "$golden/gated"
-refused 1 "only the residual" encode texts.jsonl --model tiny.gguf --dictionary "$golden/gemma-scope-2-270m-pt/attn_out/layer_9_width_16k_l0_small"
+refused 1 "width 24, layer 9; of the model" encode texts.jsonl --model tiny.gguf --dictionary "$golden/gemma-scope-2-270m-pt/attn_out/layer_9_width_16k_l0_small"
+refused 1 "and writes something else" encode texts.jsonl --model tiny.gguf --dictionary "$golden/gemma-scope-2-270m-pt/transcoder/layer_7_width_16k_l0_small_affine"
 
 # Dictionaries converted
 want 0 dictionary convert dict layer_1-gemma --to gemma-scope --json

@@ -1,6 +1,4 @@
 /* The studio on a tiny model: what a person does in the workbench, and what is cruel to threads. Runs under ThreadSanitizer. */
-#include <math.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,100 +8,10 @@
 
 #include <sqlite3.h>
 
-#include "dictionary.h"
 #include "method.h"
-#include "sessions.h"
-#include "support.h"
+#include "with_studio.h"
 
-enum { F = 96, LAYER = 1, PATIENCE = 120 };
-
-static es_error err;
-static const char *model_path, *dictionary_path;
-static int next_path;
-
-/* A random dictionary of unit rows, made for the tiny model. */
-static void make_dictionary(void)
-{
-    es_model *m = NULL;
-    es_rng rng;
-    char hash[65];
-    assert_ok(es_model_open(&m, model_path, &err), &err);
-    int d = es_model_get_info(m)->d_model;
-    assert_ok(es_model_hash(m, hash, &err), &err);
-    es_model_free(m);
-    float *w = calloc((size_t)F * (size_t)d, sizeof *w), *zero = calloc(F + (size_t)d, sizeof *zero);
-    es_rng_seed(&rng, 4);
-    for (int f = 0; f < F; f++) {
-        double norm = 0;
-        for (int i = 0; i < d; i++) {
-            w[f * d + i] = es_rng_normal(&rng);
-            norm += (double)w[f * d + i] * (double)w[f * d + i];
-        }
-        for (int i = 0; i < d; i++)
-            w[f * d + i] /= (float)sqrt(norm);
-    }
-    json_t *meta = json_pack("{s:s, s:s, s:s}", "model_name", "Tiny", "hook_name", "blocks.1.hook_resid_post", "espalier_model_sha256", hash);
-    assert_ok(es_dictionary_save(dictionary_path, d, F, w, w, zero, zero, 0.05f, false, meta, &err), &err);
-    json_decref(meta);
-    free(w);
-    free(zero);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    model_path = strdup(test_path("tiny.gguf"));
-    dictionary_path = strdup(test_path("dictionary"));
-    make_tiny_gguf(model_path, NULL);
-    make_dictionary();
-    return 0;
-}
-
-static const char *fresh(void) { return test_path("s%d.db", next_path++); }
-
-static es_studio_options options(const char *workspace)
-{
-    es_studio_options o = es_studio_default();
-    o.model = model_path;
-    o.dictionary = dictionary_path;
-    o.workspace = workspace;
-    o.sampling.temperature = 0;
-    o.sampling.repeat_penalty = 1;
-    o.max_tokens = 24;
-    o.n_ctx = 512;
-    o.threads = 2;
-    o.learn = false;
-    o.author = "tester";
-    return o;
-}
-
-/* Waits until the view is as wanted; the caller frees it. */
-typedef bool wanted(const es_view *v);
-static es_view *wait_for(es_studio *s, wanted *is, const char *what)
-{
-    double end = es_seconds() + PATIENCE;
-    es_view *v = NULL;
-    while (es_seconds() < end) {
-        struct pollfd p = {.fd = es_studio_fd(s), .events = POLLIN};
-        v = es_studio_view(s);
-        if (is(v))
-            return v;
-        es_view_free(v);
-        poll(&p, 1, 50);
-        es_studio_ack(s);
-    }
-    v = es_studio_view(s);
-    fail_msg("waited in vain for: %s (status \"%s\", learning %d \"%s\")", what, v->status, v->learning, v->learning_text);
-    return v;
-}
-#define WAIT(s, is) wait_for(s, is, #is)
-#define WAIT_FREE(s, is) es_view_free(WAIT(s, is))
-
-static bool ready(const es_view *v) { return !v->loading; }
-static bool idle(const es_view *v) { return !v->loading && !v->generating; }
-static bool answered(const es_view *v) { return idle(v) && v->n_turn && v->turn[v->n_turn - 1].role == 'a' && !v->turn[v->n_turn - 1].streaming; }
 static bool four_turns(const es_view *v) { return answered(v) && v->n_turn == 4; }
-static bool two_turns(const es_view *v) { return answered(v) && v->n_turn == 2; }
 static int wanted_turns;
 static bool so_many_turns(const es_view *v) { return answered(v) && v->n_turn == wanted_turns; }
 static bool no_turn(const es_view *v) { return idle(v) && v->n_turn == 0; }
@@ -117,29 +25,10 @@ static bool resting(const es_view *v) { return v->learning == ES_LEARN_IDLE || v
 static bool paused(const es_view *v) { return v->learning == ES_LEARN_PAUSED; }
 static bool both_sides(const es_view *v) { return idle(v) && v->n_side == 2 && !v->side[0].streaming && !v->side[1].streaming && v->side[1].tokens; }
 static bool no_side(const es_view *v) { return v->n_side == 0; }
-static bool probed(const es_view *v) { return v->probe_serial && !v->probe_running; }
 static bool has_basis(const es_view *v) { return v->n_basis == 2; }
 static bool smaller_basis(const es_view *v) { return v->n_basis == 1; }
 static bool suggested(const es_view *v) { return v->n_suggested > 0; }
 static bool reported(const es_view *v) { return v->report_ready; }
-static bool says(const es_view *v) { return v->status[0] != 0; }
-
-static es_studio *open_with(const es_studio_options *o)
-{
-    es_studio *s = NULL;
-    assert_ok(es_studio_open(&s, o, &err), &err);
-    es_view *v = WAIT(s, ready);
-    if (v->failed)
-        fail_msg("%s", v->status);
-    es_view_free(v);
-    return s;
-}
-
-static es_studio *open_ready(const char *workspace)
-{
-    es_studio_options o = options(workspace);
-    return open_with(&o);
-}
 
 static char *last_text(es_studio *s)
 {
@@ -536,7 +425,7 @@ static void basis(void **state)
     es_studio_close(s);
 }
 
-static void steering_and_probing(void **state)
+static void steering_and_finding(void **state)
 {
     (void)state;
     es_studio *s = open_ready(fresh());
@@ -550,11 +439,15 @@ static void steering_and_probing(void **state)
     es_studio_steer(s, F, 1, "x");
     v = WAIT(s, says);
     es_view_free(v);
-    es_studio_probe(s, "some words to look at");
-    v = WAIT(s, probed);
-    assert_string_equal(v->probe_text, "some words to look at");
-    assert_true(v->n_probe > 0);
-    es_view_free(v);
+    es_found found;
+    char why[240];
+    double end = es_seconds() + PATIENCE;
+    es_studio_find(s, "text:\"some words to look at\"", ES_FIND_BEST);
+    while (!es_studio_found(s, &found, why) && es_seconds() < end)
+        usleep(10000);
+    assert_string_equal(why, "");
+    assert_true(found.n > 0);
+    es_found_free(&found);
     es_studio_say(s, "go on"); /* the chat was not hurt */
     WAIT_FREE(s, four_turns);
     es_studio_close(s);
@@ -953,7 +846,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening), cmocka_unit_test(saying), cmocka_unit_test(stopping), cmocka_unit_test(full_context), cmocka_unit_test(judging),
-        cmocka_unit_test(learning), cmocka_unit_test(undo_leaves_alone), cmocka_unit_test(basis), cmocka_unit_test(steering_and_probing),
+        cmocka_unit_test(learning), cmocka_unit_test(undo_leaves_alone), cmocka_unit_test(basis), cmocka_unit_test(steering_and_finding),
         cmocka_unit_test(pause_cancel_quit), cmocka_unit_test(killed), cmocka_unit_test(methods), cmocka_unit_test(marking), cmocka_unit_test(directions), cmocka_unit_test(teachers), cmocka_unit_test(preferring), cmocka_unit_test(swap_storm),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);

@@ -18,7 +18,7 @@ static const char *model_path, *dictionary_path;
 static int next_path;
 
 /* A random dictionary of unit rows, made for the tiny model. */
-static inline void make_dictionary(const char *folder, const char *hook)
+static inline void make_dictionary_at(const char *folder, const char *hook, float threshold)
 {
     es_model *m = NULL;
     es_rng rng;
@@ -39,10 +39,15 @@ static inline void make_dictionary(const char *folder, const char *hook)
             w[f * d + i] /= (float)sqrt(norm);
     }
     json_t *meta = json_pack("{s:s, s:s, s:s}", "model_name", "Tiny", "hook_name", hook, "espalier_model_sha256", hash);
-    assert_ok(es_dictionary_save(folder, d, F, w, w, zero, zero, 0.05f, false, meta, &err), &err);
+    assert_ok(es_dictionary_save(folder, d, F, w, w, zero, zero, threshold, false, meta, &err), &err);
     json_decref(meta);
     free(w);
     free(zero);
+}
+
+static inline void make_dictionary(const char *folder, const char *hook)
+{
+    make_dictionary_at(folder, hook, 0.05f);
 }
 
 static inline int set_up(void **state)

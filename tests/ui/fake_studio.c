@@ -48,8 +48,7 @@ struct es_studio {
     es_message message[EXPERIENCES];
     float influence[(EXPERIENCES + 1) * 64];
     es_snapshot_line snapshot[4];
-    es_active active[16], probe[8];
-    char probe_text[256];
+    es_active active[16];
     int suggested[64];
     float suggested_score[64];
     es_job job[3];
@@ -343,10 +342,8 @@ es_view *es_studio_view(es_studio *s)
     o->v.shade_max = 10;
     COPY(turn, turn, s->n_turn);
     COPY(active, s->active, s->v.n_active);
-    COPY(probe, s->probe, s->v.n_probe);
     if (s->blind.n)
         COPY(blind, &s->blind, 1);
-    COPY(probe_text, s->probe_text, strlen(s->probe_text) + 1);
     for (int i = 0; i < s->v.n_side; i++)
         o->v.side[i].text = copied(&o->list, s->side_text[i], strlen(s->side_text[i]) + 1);
     COPY(basis_feature, s->basis_feature, k);
@@ -438,16 +435,6 @@ void es_studio_compare(es_studio *s, const char *text) { note(s, "compare %s", t
 void es_studio_steer(es_studio *s, int feature, float strength, const char *text) { note(s, "steer %d %g %s", feature, (double)strength, text); sides(s, "unsteered", "steered"); }
 void es_studio_sides_close(es_studio *s) { note(s, "close"); s->v.n_side = 0; poke(s); }
 void es_studio_shade(es_studio *s, int feature) { note(s, "shade %d", feature); s->v.shade_feature = feature; poke(s); }
-void es_studio_probe(es_studio *s, const char *text)
-{
-    note(s, "probe %s", text);
-    snprintf(s->probe_text, sizeof s->probe_text, "%s", text);
-    s->v.n_probe = 6;
-    for (int i = 0; i < 6; i++)
-        s->probe[i] = (es_active){i * 4, 7 - (float)i, 1};
-    s->v.probe_serial++;
-    poke(s);
-}
 void es_studio_temperature(es_studio *s, float t) { note(s, "temperature %g", (double)t); }
 void es_studio_basis_use(es_studio *s, const char *name, int version) { note(s, "basis %s %d", name, version); poke(s); }
 void es_studio_basis_new(es_studio *s, const char *name) { note(s, "new-basis %s", name); s->v.n_basis = 0; s->v.n_step = s->v.n_mark = s->v.n_influence = 0; s->v.report_ready = false; snprintf(s->v.basis_name, 64, "%s", name); s->v.basis_version = 1; poke(s); }
