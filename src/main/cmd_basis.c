@@ -118,41 +118,13 @@ int app_basis_beside(es_basis *out, app_features *f, es_model *m, const char *na
 
 /* ---- a command's common state ----------------------------------------------------------------------------------------------- */
 
-typedef struct opened {
-    es_model *m;
-    app_features f;
-    es_workspace *w;
-    es_error err;
-} opened;
-
-static int open_all(opened *o)
+static int open_all(labels_open *o)
 {
-    int rc = app_model(&o->m, &o->err);
-    if (rc == ES_OK)
-        rc = app_features_open(&o->f, o->m, &o->err);
-    if (rc == ES_OK)
-        rc = app_workspace_for(&o->w, &o->f, o->m, &o->err);
-    return rc;
+    int rc = labels_open_all(o, &o->err);
+    return rc == ES_OK ? es_dictionary_check_steers(o->f.dictionary, &o->err) : rc;
 }
 
-static void close_all(opened *o)
-{
-    es_workspace_close(o->w);
-    app_features_close(&o->f);
-    es_model_free(o->m);
-}
-
-static int feature_number(const char *s, int n, int *out, es_error *err)
-{
-    char *end;
-    long v = strtol(s, &end, 10);
-    if (end == s || *end || v < 0 || v >= n)
-        return es_fail(err, ES_ERR_MISSING, "there is no feature '%s': the dictionary has 0 to %d", s, n - 1);
-    *out = (int)v;
-    return ES_OK;
-}
-
-static int save(opened *o, es_basis *b)
+static int save(labels_open *o, es_basis *b)
 {
     return es_workspace_basis_save(o->w, b, &b->version, &o->err);
 }
@@ -164,7 +136,7 @@ static const char *name_of(const es_basis *b, int i, char **labels)
     return v ? v->name : labels && b->feature[i] >= 0 ? labels[b->feature[i]] : NULL;
 }
 
-static int print_basis(opened *o, const es_basis *b, const float *score, const float *gradient, int n_gradient)
+static int print_basis(labels_open *o, const es_basis *b, const float *score, const float *gradient, int n_gradient)
 {
     es_basis_report r = {0};
     bool measured = b->n > 0 && es_basis_measure(b, o->f.dictionary, o->f.atlas, gradient, n_gradient, 1, &r, &o->err) == ES_OK;
@@ -221,7 +193,7 @@ static int print_basis(opened *o, const es_basis *b, const float *score, const f
 }
 
 /* The gradient of the experiences in a file, [n, d]; the caller frees it. */
-static int gradients(opened *o, const char *path, float **out, int *n)
+static int gradients(labels_open *o, const char *path, float **out, int *n)
 {
     es_experiences e = {0};
     size_t d = (size_t)es_dictionary_get_info(o->f.dictionary)->d, cells;
@@ -262,7 +234,7 @@ static int basis_new(int argc, char **argv)
         return rc;
     if (suggest && n > 1)
         return opts_usage_error("basis new", "features by name and --suggest do not go together");
-    opened o = {0};
+    labels_open o = {0};
     es_basis b = {0};
     float *gradient = NULL, *score = NULL;
     char name[64];
@@ -286,7 +258,7 @@ static int basis_new(int argc, char **argv)
         rc = es_model_hash(o.m, b.model_hash, &o.err);
         for (int i = 1; i < n && rc == ES_OK; i++) {
             int feature = 0;
-            rc = feature_number(argv[1 + i], o.f.n, &feature, &o.err);
+            rc = labels_feature(&o, argv[1 + i], &feature, &o.err);
             float bound = rc == ES_OK ? app_default_bound(&o.f, feature) : 0;
             if (rc == ES_OK)
                 rc = es_basis_add(&b, feature, -bound, bound, &o.err);
@@ -300,12 +272,12 @@ static int basis_new(int argc, char **argv)
     free(score);
     free(gradient);
     es_basis_free(&b);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
 /* A vector out of FILE or FILE:LAYER; without a layer the one after which the basis acts. */
-static int add_vector(opened *o, es_basis *b, const char *from, const char *name, double lo, double hi)
+static int add_vector(labels_open *o, es_basis *b, const char *from, const char *name, double lo, double hi)
 {
     es_basis_vector v = {0};
     char path[1024];
@@ -354,7 +326,7 @@ static int change(int argc, char **argv, bool add)
         return opts_usage_error("basis add", "neither a feature nor --vector FILE is named");
     if (as && !vector)
         return opts_usage_error("basis add", "--as names a vector: --vector FILE is missing");
-    opened o = {0};
+    labels_open o = {0};
     es_basis b = {0};
     rc = open_all(&o);
     if (rc == ES_OK)
@@ -368,7 +340,7 @@ static int change(int argc, char **argv, bool add)
             es_basis_remove(&b, named->number);
             continue;
         }
-        rc = feature_number(argv[1 + i], o.f.n, &feature, &o.err);
+        rc = labels_feature(&o, argv[1 + i], &feature, &o.err);
         if (rc != ES_OK)
             break;
         float bound = app_default_bound(&o.f, feature);
@@ -381,7 +353,7 @@ static int change(int argc, char **argv, bool add)
         rc = save(&o, &b);
     int code = rc == ES_OK ? print_basis(&o, &b, NULL, NULL, 0) : app_fail(&o.err);
     es_basis_free(&b);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -409,7 +381,7 @@ static int basis_show(int argc, char **argv)
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    opened o = {0};
+    labels_open o = {0};
     es_basis b = {0};
     float *gradient = NULL;
     rc = open_all(&o);
@@ -420,7 +392,7 @@ static int basis_show(int argc, char **argv)
     int code = rc == ES_OK ? print_basis(&o, &b, NULL, gradient, n_gradient) : app_fail(&o.err);
     free(gradient);
     es_basis_free(&b);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -470,7 +442,7 @@ static int export_json(const es_basis *b, const char *path, es_error *err)
 }
 
 /* The features alone as a dictionary, with how often they are active where that is known. */
-static int export_saelens(opened *o, const es_basis *b, const char *folder)
+static int export_saelens(labels_open *o, const es_basis *b, const char *folder)
 {
     int rc = es_dictionary_select(es_dictionary_get_info(o->f.dictionary)->folder, b->feature, b->n, folder, &o->err);
     float *density = rc == ES_OK && o->f.density ? es_calloc((size_t)b->n + 1, sizeof *density) : NULL;
@@ -516,7 +488,7 @@ static int basis_export(int argc, char **argv)
         return opts_usage_error("basis export", "--to is safetensors, json, saelens, npz or control-vector, not '%s'", to);
     if (kind == 4 && (feature < 0) == !vector)
         return opts_usage_error("basis export", "--feature N or --vector NAME is missing: a control vector holds one direction");
-    opened o = {0};
+    labels_open o = {0};
     es_basis b = {0};
     rc = open_all(&o);
     if (rc == ES_OK)
@@ -545,7 +517,7 @@ static int basis_export(int argc, char **argv)
     else if (rc == ES_OK)
         app_note("wrote %s", argv[2]);
     es_basis_free(&b);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -567,7 +539,7 @@ static int basis_import(int argc, char **argv)
         return rc;
     if (name && (!*name || strlen(name) >= 64 || strchr(name, '@') || strchr(name, '/')))
         return opts_usage_error("basis import", "'%s' is no name for a basis", name);
-    opened o = {0};
+    labels_open o = {0};
     es_basis b = {0};
     json_t *about = NULL;
     int version = 0, taken = 0;
@@ -587,7 +559,7 @@ static int basis_import(int argc, char **argv)
         app_note("%s, version %d: %d features, %d labels taken in", b.name, version, b.n, taken);
     json_decref(about);
     es_basis_free(&b);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 

@@ -8,46 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct opened {
-    es_model *m;
-    app_features f;
-    es_workspace *w;
-    char **labels;
-    es_error err;
-} opened;
-
-static int open_all(opened *o)
-{
-    int rc = app_model(&o->m, &o->err);
-    if (rc == ES_OK)
-        rc = app_features_look(&o->f, o->m, &o->err);
-    return rc;
-}
-
-static int open_workspace(opened *o)
-{
-    int rc = open_all(o);
-    return rc == ES_OK ? app_workspace_for(&o->w, &o->f, o->m, &o->err) : rc;
-}
-
-static void close_all(opened *o)
-{
-    app_labels_free(o->labels, o->f.n);
-    es_workspace_close(o->w);
-    app_features_close(&o->f);
-    es_model_free(o->m);
-}
-
-static int feature_number(const char *s, int n, int *out, es_error *err)
-{
-    char *end;
-    long v = strtol(s, &end, 10);
-    if (end == s || *end || v < 0 || v >= n)
-        return es_fail(err, ES_ERR_MISSING, "there is no feature '%s': the dictionary has 0 to %d", s, n - 1);
-    *out = (int)v;
-    return ES_OK;
-}
-
 static json_t *token_json(const es_model *m, int32_t id)
 {
     size_t n;
@@ -61,13 +21,13 @@ static json_t *token_json(const es_model *m, int32_t id)
 
 /* One feature as a line or an object: number, density, strongest activation, label, tokens it fires on. */
 typedef struct lister {
-    opened *o;
+    labels_open *o;
     json_t *list; /* NULL: print lines */
 } lister;
 
 static void list_one(lister *l, int feature, const char *key, double value)
 {
-    opened *o = l->o;
+    labels_open *o = l->o;
     const char *label = o->labels ? o->labels[feature] : NULL;
     double density = o->f.density ? (double)o->f.density[feature] : NAN, most = o->f.atlas ? (double)es_atlas_max(o->f.atlas)[feature] : NAN;
     es_buf tokens = {0};
@@ -100,7 +60,7 @@ static void list_one(lister *l, int feature, const char *key, double value)
     "beginning); density, max, mean, p99, rating with < <= > >= = or :LO..HI; like:N (the nearest decoder rows); text:\"T\" (what fires on a\n" \
     "text); a number alone. -FILTER turns one round."
 
-static void list_found(opened *o, lister *l, const es_found *f, int from, int limit)
+static void list_found(labels_open *o, lister *l, const es_found *f, int from, int limit)
 {
     for (int i = from; i < f->n && !app_cancel && (limit == 0 || i < from + limit); i++) {
         size_t before = l->list ? json_array_size(l->list) : 0;
@@ -126,12 +86,12 @@ static int find_order(const char *name)
 /* The features that a query finds, from..from+limit of them. workspace: it is needed (for labels, ratings, bases); else it is read where that is possible. */
 static int find_and_list(const char *query, int order, int from, int limit, bool workspace)
 {
-    opened o = {0};
+    labels_open o = {0};
     es_found found = {0};
     es_finder finder = {0};
     es_basis basis = {0};
     char current[96], *at;
-    int rc = workspace ? open_workspace(&o) : open_all(&o);
+    int rc = workspace ? labels_open_all(&o, &o.err) : labels_open_features(&o, &o.err);
     if (rc == ES_OK) {
         /* is:basis: the one that the workbench has in use */
         if (o.w && es_workspace_basis_current(o.w, current, sizeof current) == 0 && (at = strrchr(current, '@'))) {
@@ -157,7 +117,7 @@ static int find_and_list(const char *query, int order, int from, int limit, bool
     es_finder_free(&finder);
     es_found_free(&found);
     es_basis_free(&basis);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -254,7 +214,7 @@ static json_t *logits_json(const es_model *m, int n, const int32_t *id, const fl
 }
 
 /* The scores of an automatic label; those of which the workspace cannot be opened now are not told. */
-static int label_scores(opened *o, int feature, es_label_score out[ES_LABEL_SCORES])
+static int label_scores(labels_open *o, int feature, es_label_score out[ES_LABEL_SCORES])
 {
     int n = 0;
     es_error why;
@@ -304,7 +264,7 @@ static void card_json(const es_model *m, const es_feature_card *c, json_t *v)
                                         logits_json(m, c->n_suppressed, c->suppressed, c->suppressed_logit)));
 }
 
-static json_t *dashboard_json(opened *o, const es_dashboard *d, const es_feature_card *c, const es_label *label)
+static json_t *dashboard_json(labels_open *o, const es_dashboard *d, const es_feature_card *c, const es_label *label)
 {
     json_t *neighbours = json_array(), *neurons = json_array();
     for (int i = 0; i < d->n_neighbour; i++)
@@ -332,7 +292,7 @@ static void print_example(const es_model *m, const es_example *e)
     printf("\n");
 }
 
-static void print_card(opened *o, const es_dashboard *d, const es_feature_card *c, const es_label *label, int examples)
+static void print_card(labels_open *o, const es_dashboard *d, const es_feature_card *c, const es_label *label, int examples)
 {
     int feature = d->feature;
     char shown[400];
@@ -398,16 +358,16 @@ static int features_show(int argc, char **argv)
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    opened o = {0};
+    labels_open o = {0};
     es_feature_card card;
     es_label label = {0};
     es_dashboard dashboard;
     es_pool *pool = NULL;
     es_label_score score[ES_LABEL_SCORES];
     int feature = 0, n_score = 0;
-    rc = open_all(&o);
+    rc = labels_open_features(&o, &o.err);
     if (rc == ES_OK)
-        rc = feature_number(argv[1], o.f.n, &feature, &o.err);
+        rc = labels_feature(&o, argv[1], &feature, &o.err);
     if (rc == ES_OK) { /* before the card: a workspace that has not seen the dictionary yet goes through the atlas, and the card lives until its next use */
         o.labels = app_labels(&o.f, o.m);
         label.text = o.labels ? o.labels[feature] : NULL;
@@ -438,13 +398,13 @@ static int features_show(int argc, char **argv)
             code = app_flush();
         }
     }
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
 /* ---- for-text, contrast -------------------------------------------------------------------------------------------------------- */
 
-static void list_fires(opened *o, const es_firing *firing, const es_fire *fire, int n)
+static void list_fires(labels_open *o, const es_firing *firing, const es_fire *fire, int n)
 {
     lister l = {o, the_app.json ? json_array() : NULL};
     for (int i = 0; i < n; i++) {
@@ -480,11 +440,11 @@ static int features_for_text(int argc, char **argv)
     int order = !strcmp(sort, "max") ? ES_FIRE_MAX : !strcmp(sort, "token") ? ES_FIRE_TOKEN : !strcmp(sort, "surprise") ? ES_FIRE_SURPRISE : -1;
     if (order < 0)
         return opts_usage_error("features for-text", "--sort is max, token or surprise, not '%s'", sort);
-    opened o = {0};
+    labels_open o = {0};
     es_buf text = {0};
     es_firing *firing = NULL;
     es_fire *fire = NULL;
-    rc = open_all(&o);
+    rc = labels_open_features(&o, &o.err);
     if (rc == ES_OK && !strcmp(argv[1], "-"))
         rc = es_file_read(&text, "-", 16 << 20, &o.err);
     else
@@ -510,7 +470,7 @@ static int features_for_text(int argc, char **argv)
     free(fire);
     es_firing_free(firing);
     es_buf_free(&text);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -540,7 +500,7 @@ static int features_contrast(int argc, char **argv)
     int rc = opts_parse(&help, table, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    opened o = {0};
+    labels_open o = {0};
     es_firing *firing = NULL;
     float *score = NULL;
     int *order = NULL;
@@ -549,7 +509,7 @@ static int features_contrast(int argc, char **argv)
     for (int i = 0; i < 2 && rc == ES_OK; i++)
         rc = es_texts_read(&texts[i], argv[1 + i], true, &o.err);
     if (rc == ES_OK)
-        rc = open_all(&o);
+        rc = labels_open_features(&o, &o.err);
     size_t F = (size_t)o.f.n;
     if (rc == ES_OK && (!(score = es_calloc(F, sizeof *score)) || !(order = es_calloc(F, sizeof *order))))
         rc = es_fail(&o.err, ES_ERR_MEMORY, "not enough memory");
@@ -582,7 +542,7 @@ static int features_contrast(int argc, char **argv)
     es_firing_free(firing);
     es_texts_free(&texts[0]);
     es_texts_free(&texts[1]);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -625,8 +585,8 @@ static int label_add(int argc, char **argv)
         return rc;
     if (feature < 0 || (!e.text && !e.tags && !e.note && e.rating < 0 && e.confidence < 0))
         return opts_usage_error("label add", "%s is missing", feature < 0 ? "--feature N" : "--text T");
-    opened o = {0};
-    rc = open_workspace(&o);
+    labels_open o = {0};
+    rc = labels_open_all(&o, &o.err);
     if (rc == ES_OK && feature >= o.f.n)
         rc = es_fail(&o.err, ES_ERR_MISSING, "there is no feature %d: the dictionary has 0 to %d", feature, o.f.n - 1);
     if (rc == ES_OK)
@@ -639,7 +599,7 @@ static int label_add(int argc, char **argv)
         code = app_print_json(json_pack("{s:i,s:s,s:s,s:i,s:s,s:s}", "feature", feature, "text", l.text ? l.text : "", "tags", l.tags ? l.tags : "", "rating",
                                         l.rating, "author", l.author, "time", l.time));
     es_label_free(&l);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -650,8 +610,8 @@ static int label_undo(int argc, char **argv)
     int rc = opts_parse(&help, NULL, argc, argv, &n);
     if (rc != OPTS_GO)
         return rc;
-    opened o = {0};
-    rc = open_workspace(&o);
+    labels_open o = {0};
+    rc = labels_open_all(&o, &o.err);
     if (rc == ES_OK)
         rc = es_workspace_label_undo(o.w, o.f.hash, &feature, &o.err);
     int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);
@@ -659,7 +619,7 @@ static int label_undo(int argc, char **argv)
         code = app_print_json(json_pack("{s:i}", "feature", feature));
     else if (rc == ES_OK)
         app_note("undid the last change of feature %d", feature);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -684,8 +644,8 @@ static int label_import(int argc, char **argv)
         return app_neuronpedia_import(argv[1], source);
     if (strcmp(format, "jsonl"))
         return opts_usage_error("label import", "--format is jsonl or neuronpedia, not '%s'", format);
-    opened o = {0};
-    rc = open_workspace(&o);
+    labels_open o = {0};
+    rc = labels_open_all(&o, &o.err);
     if (rc == ES_OK)
         rc = es_workspace_label_import(o.w, o.f.hash, o.f.n, argv[1], author ? author : app_author(), &imported, &o.err);
     int code = rc == ES_OK ? EXIT_DONE : app_fail(&o.err);
@@ -693,7 +653,7 @@ static int label_import(int argc, char **argv)
         code = app_print_json(json_pack("{s:i}", "imported", imported));
     else if (rc == ES_OK)
         app_note("imported %d labels", imported);
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 
@@ -722,9 +682,9 @@ static int label_export(int argc, char **argv)
         return to.folder ? app_neuronpedia_export(&to) : opts_usage_error("label export", "--to FOLDER is missing");
     if (strcmp(format, "jsonl"))
         return opts_usage_error("label export", "--format is jsonl or neuronpedia, not '%s'", format);
-    opened o = {0};
+    labels_open o = {0};
     json_t *all = NULL;
-    rc = open_workspace(&o);
+    rc = labels_open_all(&o, &o.err);
     if (rc == ES_OK)
         rc = es_workspace_label_export(o.w, o.f.hash, &all, &o.err);
     int code;
@@ -740,7 +700,7 @@ static int label_export(int argc, char **argv)
         json_decref(all);
         code = app_flush();
     }
-    close_all(&o);
+    labels_close(&o);
     return code;
 }
 

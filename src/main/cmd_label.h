@@ -20,7 +20,10 @@ typedef struct labels_open {
     es_model *m;
     app_features f;
     es_workspace *w;
+    char **labels; /* app_labels, of who has asked for them */
+    es_error err;  /* of who wants it kept here: err below may be this */
 } labels_open;
+int labels_open_features(labels_open *o, es_error *err); /* without the workspace */
 int labels_open_all(labels_open *o, es_error *err);
 void labels_close(labels_open *o);
 int labels_feature(const labels_open *o, const char *s, int *out, es_error *err); /* a number that names one of the features */

@@ -6,17 +6,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-int labels_open_all(labels_open *o, es_error *err)
+int labels_open_features(labels_open *o, es_error *err)
 {
     *o = (labels_open){0};
     int rc = app_model(&o->m, err);
-    if (rc == ES_OK)
-        rc = app_features_look(&o->f, o->m, err);
+    return rc == ES_OK ? app_features_look(&o->f, o->m, err) : rc;
+}
+
+int labels_open_all(labels_open *o, es_error *err)
+{
+    int rc = labels_open_features(o, err);
     return rc == ES_OK ? app_workspace_for(&o->w, &o->f, o->m, err) : rc;
 }
 
 void labels_close(labels_open *o)
 {
+    app_labels_free(o->labels, o->f.n);
     es_workspace_close(o->w);
     app_features_close(&o->f);
     es_model_free(o->m);

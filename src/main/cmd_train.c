@@ -112,7 +112,7 @@ static int show_plan(const training *t, const es_training_plan *p, size_t harves
     if (p->seconds > 0)
         printf("time        %.1f min (%.0f tokens a second in a few steps)\n", p->seconds * (double)times(t) / 60, p->tokens_per_second);
     else
-        printf("time        known once there is a harvest\n");
+        printf(t->stream ? "time        not tried: the memory is not there\n" : "time        known once there is a harvest\n");
     return app_flush();
 }
 
@@ -165,7 +165,9 @@ static int work(training *t, char **file, int n_file, bool plan_only, es_error *
     es_progress progress = app_progress();
     if (t->stream) {
         rc = app_model(&m, err);
-        rc = rc ? rc : es_dictionary_stream_plan(m, &stream, &t->o, plan_only ? 4 : 0, &p, err);
+        rc = rc ? rc : es_dictionary_stream_plan(m, &stream, &t->o, 0, &p, err);
+        if (!rc && plan_only && es_memory_check(p.memory, the_app.memory, "", NULL) == ES_OK) /* what does not fit is not tried */
+            rc = es_dictionary_stream_plan(m, &stream, &t->o, 4, &p, err);
     } else if (texts) {
         rc = app_model(&m, err);
         rc = rc ? rc : es_dictionary_plan_width(&t->o, rc ? 1 : es_model_get_info(m)->d_model, &p, err);
