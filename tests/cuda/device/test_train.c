@@ -191,8 +191,6 @@ static void gradients(void **state)
         }
         if (!(fabs(t[0]->fvu - t[1]->fvu) < 1e-3 && (recipe != ES_TRAIN_TOPK || t[0]->l0 == t[1]->l0))) /* of a batch no larger than what is looked at */
             fail_msg("%s: fvu %g and l0 %g on the card, not %g and %g", es_recipe_name(recipe), t[1]->fvu, t[1]->l0, t[0]->fvu, t[0]->l0);
-        {
-        }
         for (int i = 0; i < 2; i++) {
             es_train_close(t[i]);
             es_harvest_reader_close(&h[i]);
