@@ -215,8 +215,10 @@ static void listen(void *user, int layer, int pos0, const float *h, int T, int d
         if (!reserve_row(t, n))
             break;
         size_t at = t->row[t->n_row];
-        memcpy(t->feature + at, s->sparse.index + a, n * sizeof *t->feature);
-        memcpy(t->value + at, s->sparse.value + a, n * sizeof *t->value);
+        if (n) { /* until a feature is active there is no room for any */
+            memcpy(t->feature + at, s->sparse.index + a, n * sizeof *t->feature);
+            memcpy(t->value + at, s->sparse.value + a, n * sizeof *t->value);
+        }
         t->row[++t->n_row] = at + n;
     }
     pthread_mutex_unlock(&s->lock);

@@ -111,8 +111,10 @@ int es_coactive_add(es_coactive *c, uint64_t token, const int32_t *feature, cons
         return ES_OK;
     if (!room(c, n))
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to correlate %d features", c->F);
-    memcpy(c->feature + c->n, feature, n * sizeof *feature);
-    memcpy(c->value + c->n, value, n * sizeof *value);
+    if (n) { /* the arrays of a token without features need not be there */
+        memcpy(c->feature + c->n, feature, n * sizeof *feature);
+        memcpy(c->value + c->n, value, n * sizeof *value);
+    }
     c->n += n;
     c->hash[c->n_row] = hash;
     c->start[++c->n_row] = c->n;
