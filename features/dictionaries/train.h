@@ -105,6 +105,7 @@ int es_train_load(es_train *t, const char *path, const char *about, es_error *er
 /* Writes the dictionary in the units of the rows; t is of no use afterwards. metadata: as es_dictionary_save's. */
 int es_train_write(es_train *t, const char *dir, json_t *metadata, es_error *err);
 size_t es_train_row(const es_train *t, uint64_t place); /* which row is read at a place in the order: a new permutation an epoch */
+bool es_train_take(const es_train *t, uint64_t at, float *x); /* row es_train_row(at), scaled, to x[d]. False: an attention sink, x is zeros and teaches nothing */
 
 /* ---- train.c: what a training from a harvest and one from a stream share ---- */
 typedef struct es_train_home { char folder[1100], checkpoint[1200], weights[1200]; } es_train_home; /* of a dictionary in the making: of its checkpoint, state, weights */

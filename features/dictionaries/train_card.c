@@ -194,15 +194,8 @@ void es_train_card_close(es_train *t)
 static void load_part(void *user, int part, int parts)
 {
     es_train *t = user;
-    const es_vector_ops *ops = es_vector();
-    for (size_t i = (size_t)part; i < t->B; i += (size_t)parts) {
-        float *x = t->x + i * t->d;
-        t->rows.read(t->rows.user, es_train_row(t, t->tokens + i), x);
-        const bool sink = sqrtf(ops->dot(x, x, t->d)) > t->rows.norm_limit; /* as on the processor: it teaches nothing */
-        for (size_t k = 0; k < t->d; k++)
-            x[k] = sink ? 0 : x[k] * t->scale;
-        t->card->host_where[i] = sink ? -1 : 0;
-    }
+    for (size_t i = (size_t)part; i < t->B; i += (size_t)parts)
+        t->card->host_where[i] = es_train_take(t, t->tokens + i, t->x + i * t->d) ? 0 : -1;
 }
 
 static int dead_room(es_train *t, es_error *err)

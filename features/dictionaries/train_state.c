@@ -238,6 +238,15 @@ size_t es_train_row(const es_train *t, uint64_t place)
     return (size_t)permuted(place % n, n, mix(t->o.seed * 0x9e3779b97f4a7c15u + place / n + 1));
 }
 
+bool es_train_take(const es_train *t, uint64_t at, float *x)
+{
+    t->rows.read(t->rows.user, es_train_row(t, at), x);
+    const bool sink = sqrtf(es_vector()->dot(x, x, t->d)) > t->rows.norm_limit;
+    for (size_t k = 0; k < t->d; k++)
+        x[k] = sink ? 0 : x[k] * t->scale;
+    return !sink;
+}
+
 /* ---- start ------------------------------------------------------------------------------------------------------------------------- */
 
 /* The geometric median of rows[n, d] into m (Weiszfeld); sum: scratch [d]. */

@@ -12,13 +12,11 @@
 static void load_part(void *user, int part, int parts)
 {
     es_train *t = user;
-    const es_vector_ops *ops = es_vector();
     for (size_t i = (size_t)part; i < t->B; i += (size_t)parts) {
         float *x = t->x + i * t->d;
-        t->rows.read(t->rows.user, es_train_row(t, t->tokens + i), x);
-        bool sink = sqrtf(ops->dot(x, x, t->d)) > t->rows.norm_limit; /* stands where b_dec is, and so teaches nothing */
-        for (size_t k = 0; k < t->d; k++)
-            x[k] = sink ? 0 : x[k] * t->scale - t->p[ES_P_B_DEC].w[k];
+        if (es_train_take(t, t->tokens + i, x)) /* otherwise it stands where b_dec is */
+            for (size_t k = 0; k < t->d; k++)
+                x[k] -= t->p[ES_P_B_DEC].w[k];
     }
 }
 
