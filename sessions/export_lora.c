@@ -46,6 +46,9 @@ static int collect(pairs *l, const es_adapter *adapter, es_model *m, es_error *e
         rc = es_adapter_patch(own, 1, &patch, err);
     if (!rc && (!patch.n_lowrank || patch.n_addend || patch.n_hook))
         rc = es_fail(err, ES_ERR_USAGE, "this adapter has the form %s: only lora consists of low-rank matrices", es_form_name(es_adapter_get_options(adapter)->form));
+    for (int e = 0; !rc && e < patch.n_lowrank; e++)
+        if (patch.lowrank[e].behind && (patch.lowrank[e].site == ES_SITE_DOWN ? es_model_post_norm(m, patch.lowrank[e].layer) : es_model_attention_post_norm(m, patch.lowrank[e].layer)))
+            rc = es_fail(err, ES_ERR_USAGE, "in this model a norm follows the matrices that are adapted, and the adapter adds behind it: a LoRA file, which adds before it, cannot say that (control-vector, persona, npz and json can say its mean)");
     int *used = rc ? NULL : es_calloc((size_t)patch.n_lowrank, sizeof *used);
     l->p = rc ? NULL : es_calloc((size_t)patch.n_lowrank, sizeof *l->p);
     if (!rc && (!l->p || !used))

@@ -476,7 +476,7 @@ int es_adapter_patch(es_adapter *a, float scale, es_patch *out, es_error *err)
     }
     for (int i = 0; i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
-        a->lowrank[i] = (es_lowrank){.layer = e->layer, .site = e->site, .rank = a->o.rank, .scale = scale, .a = a->param + e->a, .b = e->full};
+        a->lowrank[i] = (es_lowrank){.layer = e->layer, .site = e->site, .rank = a->o.rank, .scale = scale, .a = a->param + e->a, .b = e->full, .behind = true};
     }
     out->lowrank = a->lowrank;
     out->n_lowrank = a->n_entry;

@@ -88,14 +88,14 @@ static int next_run(const es_grad *g, const es_rows *r, int seq, int *first, int
 /* For the entries on this site, given the site's input x and the gradient dy of its output: their own gradients, and dx += (unless
  * dx is NULL). */
 static void lowrank_backward(const es_pass *p, int layer, es_site site, const es_rows *r, const float *x, const float *dy, float *dx,
-                             const es_grad *g)
+                             const es_grad *g, bool behind)
 {
     int n_in = p->model->layer[layer].site[site].n_in, n_out = p->model->layer[layer].site[site].n_out;
     if (!(p->site_mask[layer] & 1u << site))
         return;
     for (int i = 0; i < p->patch->n_lowrank; i++) {
         const es_lowrank *e = &p->lowrank[i];
-        if (e->layer != layer || e->site != site || e->scale == 0 || (!dx && !wants(g, i)))
+        if (e->layer != layer || e->site != site || e->scale == 0 || es_lowrank_behind(p->model, e) != behind || (!dx && !wants(g, i)))
             continue;
         int rank = e->rank, step = p->low_cap / rank, first, end;
         for (int seq = 0; seq < r->n_seq;) {
@@ -154,7 +154,8 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
     if (to_gate)
         k->matmul_back(p->pool, &l->site[ES_SITE_DOWN], dy, n, w->dact, false);
     matrix_back(p, layer, ES_SITE_DOWN, n, p->act, dy, g);
-    lowrank_backward(p, layer, ES_SITE_DOWN, r, p->act, dy, to_gate ? w->dact : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_DOWN, r, p->act, dy, to_gate ? w->dact : NULL, g, false);
+    lowrank_backward(p, layer, ES_SITE_DOWN, r, p->act, dh, to_gate ? w->dact : NULL, g, true);
     if (!to_gate)
         return;
 
@@ -167,8 +168,8 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
     }
     matrix_back(p, layer, ES_SITE_GATE, n, in, w->dgate, g);
     matrix_back(p, layer, ES_SITE_UP, n, in, w->dup, g);
-    lowrank_backward(p, layer, ES_SITE_GATE, r, in, w->dgate, to_o ? w->dnorm : NULL, g);
-    lowrank_backward(p, layer, ES_SITE_UP, r, in, w->dup, to_o ? w->dnorm : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_GATE, r, in, w->dgate, to_o ? w->dnorm : NULL, g, false);
+    lowrank_backward(p, layer, ES_SITE_UP, r, in, w->dup, to_o ? w->dnorm : NULL, g, false);
     if (!to_o)
         return;
     norm_back(p, layer, ES_NORM_FFN, n, a->mid, w->dnorm, dh, g); /* dh was d out = d mid's direct part */
@@ -178,7 +179,8 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
     if (to_qkv)
         k->matmul_back(p->pool, &l->site[ES_SITE_O], dy, n, w->datt, false);
     matrix_back(p, layer, ES_SITE_O, n, a->att, dy, g);
-    lowrank_backward(p, layer, ES_SITE_O, r, a->att, dy, to_qkv ? w->datt : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_O, r, a->att, dy, to_qkv ? w->datt : NULL, g, false);
+    lowrank_backward(p, layer, ES_SITE_O, r, a->att, dh, to_qkv ? w->datt : NULL, g, true);
     if (!to_qkv)
         return;
 
@@ -204,9 +206,9 @@ void es_block_backward(const es_pass *p, int layer, const es_rows *r, const es_a
     matrix_back(p, layer, ES_SITE_Q, n, in, w->dq, g);
     matrix_back(p, layer, ES_SITE_K, n, in, w->dk, g);
     matrix_back(p, layer, ES_SITE_V, n, in, w->dv, g);
-    lowrank_backward(p, layer, ES_SITE_Q, r, in, w->dq, propagate ? w->dnorm : NULL, g);
-    lowrank_backward(p, layer, ES_SITE_K, r, in, w->dk, propagate ? w->dnorm : NULL, g);
-    lowrank_backward(p, layer, ES_SITE_V, r, in, w->dv, propagate ? w->dnorm : NULL, g);
+    lowrank_backward(p, layer, ES_SITE_Q, r, in, w->dq, propagate ? w->dnorm : NULL, g, false);
+    lowrank_backward(p, layer, ES_SITE_K, r, in, w->dk, propagate ? w->dnorm : NULL, g, false);
+    lowrank_backward(p, layer, ES_SITE_V, r, in, w->dv, propagate ? w->dnorm : NULL, g, false);
     if (propagate)
         norm_back(p, layer, ES_NORM_ATTN, n, a->x, w->dnorm, dh, g);
 }

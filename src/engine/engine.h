@@ -113,6 +113,7 @@ typedef struct es_lowrank { /* y += scale * B (A x); A[rank, n_in], B[n_out, ran
     int rank;
     float scale;
     const float *a, *b;
+    bool behind; /* O and DOWN: added behind the norm that some families have there, so straight to the residual, as directions of it are meant; otherwise W's own update */
 } es_lowrank;
 
 typedef struct es_addend { /* residual after `layer` += scale * v[d_model] on every token from position min_pos on */
@@ -163,7 +164,7 @@ typedef enum es_point { /* where in or after a block activations are seen */
     ES_POINT_RESIDUAL,      /* the residual that leaves the block */
     ES_POINT_ATTENTION,     /* what goes into the attention's output matrix: the heads side by side */
     ES_POINT_ATTENTION_OUT, /* what attention adds to the residual: behind the output matrix and, in families that have one, the norm after it */
-    ES_POINT_MLP_OUT,       /* what the MLP adds to it, likewise */
+    ES_POINT_MLP_OUT,       /* what the MLP adds to it, likewise; both without a patch's entries behind that norm */
     ES_N_POINTS,
 } es_point;
 int es_point_width(const es_model *m, es_point p); /* of its rows: d_model, or n_head * head_dim */

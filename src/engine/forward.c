@@ -60,13 +60,18 @@ int es_pass_set_patch(es_pass *p, const es_patch *patch, int from_layer, int max
     return ES_OK;
 }
 
-/* y += scale * B (A x) for the entries on this site, a block of rows at a time when the scratch cannot hold A x for all. */
-static void lowrank_forward(const es_pass *p, int layer, es_site site, const float *x, int n, float *y)
+bool es_lowrank_behind(const es_model *m, const es_lowrank *e)
+{
+    return e->behind && m->facts.family->post_norm && (e->site == ES_SITE_O || e->site == ES_SITE_DOWN);
+}
+
+/* y += scale * B (A x) for the entries on this site, those behind its norm or the others, a block of rows at a time when the scratch cannot hold A x for all. */
+static void lowrank_forward(const es_pass *p, int layer, es_site site, const float *x, int n, float *y, bool behind)
 {
     int n_in = p->model->layer[layer].site[site].n_in, n_out = p->model->layer[layer].site[site].n_out;
     for (int i = 0; i < p->patch->n_lowrank; i++) {
         const es_lowrank *e = &p->lowrank[i];
-        if (e->layer != layer || e->site != site || e->scale == 0)
+        if (e->layer != layer || e->site != site || e->scale == 0 || es_lowrank_behind(p->model, e) != behind)
             continue;
         int step = p->low_cap / e->rank;
         for (int t = 0; t < n; t += step) {
@@ -82,7 +87,7 @@ static void linear(const es_pass *p, int layer, es_site site, const float *x, in
 {
     p->k->matmul(p->pool, &p->model->layer[layer].site[site], x, n, y, accumulate, p->exact);
     if (p->site_mask[layer] & 1u << site)
-        lowrank_forward(p, layer, site, x, n, y);
+        lowrank_forward(p, layer, site, x, n, y, false);
 }
 
 /* The same for n sites in a row, from `first` on, that read one x. */
@@ -94,7 +99,7 @@ static void linears(const es_pass *p, int layer, es_site first, int n_sites, con
     p->k->matmuls(p->pool, w, n_sites, x, n, y, p->exact);
     for (int i = 0; i < n_sites; i++)
         if (p->site_mask[layer] & 1u << (first + i))
-            lowrank_forward(p, layer, first + i, x, n, y[i]);
+            lowrank_forward(p, layer, first + i, x, n, y[i], false);
 }
 
 /* With a card: rows h[n, d] in host memory, until the next call. NULL: the card was lost. */
@@ -320,6 +325,8 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
     if (family->post_norm) {
         linear(p, layer, ES_SITE_O, a->att, n, a->att_out, false);
         add_normed(p, layer, ES_NORM_ATTN_POST, a->att_out, n, a->mid);
+        if (p->site_mask[layer] & 1u << ES_SITE_O)
+            lowrank_forward(p, layer, ES_SITE_O, a->att, n, a->mid, true);
     } else
         linear(p, layer, ES_SITE_O, a->att, n, a->mid, true);
     if (att_again)
@@ -336,6 +343,8 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
         linears(p, layer, ES_SITE_GATE, 2, in + at, rows, (float *[]){a->gate, a->up});
         es_glu(p, a->gate, a->up, p->act, (size_t)rows * ff);
         linear(p, layer, ES_SITE_DOWN, p->act, rows, (family->post_norm ? a->ff_out : out) + at, !family->post_norm);
+        if (family->post_norm && p->site_mask[layer] & 1u << ES_SITE_DOWN)
+            lowrank_forward(p, layer, ES_SITE_DOWN, p->act, rows, out + at, true);
         if (ff_again) /* over the rows that were just read */
             linear(p, layer, ES_SITE_DOWN, p->act, rows, p->norm + at, false);
     }

@@ -138,6 +138,7 @@ int es_moment(int layer, es_point p);
 void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out, es_watching w);
 /* The patch's addends and hooks on the residual h[n, d_model] after `layer`, then the watches. */
 void es_residual_forward(const es_pass *p, int layer, const es_rows *r, float *h, es_watching w);
+bool es_lowrank_behind(const es_model *m, const es_lowrank *e); /* whether it is not part of the matrix that a norm follows */
 size_t es_seen_width(const es_model *m); /* of a row of any point */
 /* A hook in numbers, on a card (hook.c): in place on h[n, d_model]; and back, from the rows that entered, in, to dh in place. */
 void es_hook_forward(const es_pass *p, const es_hook_numbers *e, const es_rows *r, float *h);

@@ -155,7 +155,7 @@ static void test_patched(void **state)
     for (int i = 0; i < WIDE; i++)
         a[i] = b[i] = 0.1f * (float)(i % 7 - 3);
     assert_true(ff <= WIDE && d <= WIDE);
-    const es_lowrank low[] = {{1, ES_SITE_O, 1, 1, a, b}, {1, ES_SITE_DOWN, 1, 1, a, b}};
+    const es_lowrank low[] = {{1, ES_SITE_O, 1, 1, a, b, false}, {1, ES_SITE_DOWN, 1, 1, a, b, false}};
     const es_patch patch = {.lowrank = low, .n_lowrank = 2};
     es_batch batch = {.ids = f->ids, .n = N, .start = (int[]){0, N}, .n_seq = 1};
     es_trainer *t;
@@ -173,6 +173,123 @@ static void test_patched(void **state)
     assert_true(moved > 1e-2);
     es_trainer_free(t);
     free_fixture(f);
+}
+
+/* Entries behind the norm, in families that have one: what DOWN's adds to the residual lies along B's column, and the loss changes as their gradients say. */
+typedef struct behind { es_trainer *t; es_batch batch; es_patch patch; int32_t target[N]; uint8_t wanted[N]; float dlogprob[N]; } behind;
+
+static double loss_of(behind *h)
+{
+    float logprob[N];
+    double sum = 0;
+    es_error err;
+    assert_ok(es_trainer_forward(h->t, &h->batch, NULL, &h->patch, NULL, 0, logprob, NULL, &err), &err);
+    for (int i = 0; i < N; i++)
+        sum += h->wanted[i] ? (double)h->dlogprob[i] * (double)logprob[i] : 0;
+    return sum;
+}
+
+static void as_differences(behind *h, float *x, int n, const float *grad, const char *what)
+{
+    float *saved = calloc((size_t)n, sizeof *saved);
+    double norm = 0;
+    memcpy(saved, x, sizeof *x * (size_t)n);
+    for (int i = 0; i < n; i++)
+        norm += (double)grad[i] * (double)grad[i];
+    norm = sqrt(norm);
+    assert_true(norm > 1e-3);
+    for (int turn = 0; turn < 3; turn++) {
+        double want = 0, length = 0, step = 4e-3, up;
+        for (int i = 0; i < n; i++) {
+            double d = turn ? sin(i * 1.7 + turn) : (double)grad[i] / norm;
+            length += d * d;
+            want += d * (double)grad[i];
+        }
+        length = sqrt(length);
+        for (int side = 0; side < 2; side++) {
+            for (int i = 0; i < n; i++)
+                x[i] = saved[i] + (float)((side ? -step : step) * (turn ? sin(i * 1.7 + turn) : (double)grad[i] / norm) / length);
+            double value = loss_of(h);
+            if (side == 0)
+                up = value;
+            else if (fabs((up - value) / (2 * step) - want / length) > 0.01 * norm + 2e-3)
+                fail_msg("%s: differences say %g, the gradient %g (its norm %g)", what, (up - value) / (2 * step), want / length, norm);
+        }
+    }
+    memcpy(x, saved, sizeof *x * (size_t)n);
+    free(saved);
+}
+
+static void test_behind(void **state)
+{
+    (void)state;
+    static const char *const with_norm[] = {"gemma2", "gemma3", "olmo2"};
+    for (int i = 0; i < 3; i++)
+        for (int kernels = 0; kernels < 2; kernels++) {
+            fixture *f = make(with_norm[i]);
+            const es_model_info *m = es_model_get_info(f->m);
+            const int d = m->d_model, in[2] = {m->n_head * m->head_dim, m->d_ff};
+            float *a[2], *b[2], *ga[2], *gb[2], *before = calloc((size_t)(N * d), sizeof *before), *after = calloc((size_t)(N * d), sizeof *after);
+            es_lowrank low[2];
+            es_error err;
+            behind h = {.batch = {.ids = f->ids, .n = N, .start = (int[]){0, N}, .n_seq = 1}};
+            h.batch.target = h.target;
+            h.batch.wanted = h.wanted;
+            for (int k = 0; k < 2; k++) {
+                a[k] = calloc((size_t)in[k], sizeof(float));
+                b[k] = calloc((size_t)d, sizeof(float));
+                ga[k] = calloc((size_t)in[k], sizeof(float));
+                gb[k] = calloc((size_t)d, sizeof(float));
+                for (int j = 0; j < in[k]; j++)
+                    a[k][j] = 0.3f * (float)sin(j * 0.9 + k);
+                for (int j = 0; j < d; j++)
+                    b[k][j] = 0.3f * (float)cos(j * 1.3 + k);
+                low[k] = (es_lowrank){.layer = 1, .site = k ? ES_SITE_DOWN : ES_SITE_O, .rank = 1, .scale = 0.7f, .a = a[k], .b = b[k], .behind = true};
+            }
+            for (int t = 0; t < N; t++) {
+                h.target[t] = (f->ids[t] + 3) % m->n_vocab;
+                h.wanted[t] = t % 5 != 4;
+                h.dlogprob[t] = (float)sin(t * 2.1);
+            }
+            trainer_of(&h.t, f, kernels ? es_kernels_cpu() : es_kernels_scalar(), true);
+            look residual = {.layer = 1, .width = d};
+            const es_watch w = {1, keep, &residual, ES_POINT_RESIDUAL};
+            assert_ok(es_trainer_forward(h.t, &h.batch, NULL, NULL, &w, 1, NULL, NULL, &err), &err);
+            memcpy(before, residual.got, sizeof *before * (size_t)(N * d));
+            const es_patch down = {.lowrank = low + 1, .n_lowrank = 1};
+            assert_ok(es_trainer_forward(h.t, &h.batch, NULL, &down, &w, 1, NULL, NULL, &err), &err);
+            memcpy(after, residual.got, sizeof *after * (size_t)(N * d));
+            double moved = 0;
+            for (int t = 0; t < N; t++) {
+                double along = 0, square = 0;
+                for (int j = 0; j < d; j++) {
+                    along += ((double)after[t * d + j] - (double)before[t * d + j]) * (double)b[1][j];
+                    square += (double)b[1][j] * (double)b[1][j];
+                }
+                for (int j = 0; j < d; j++)
+                    assert_float_equal(after[t * d + j] - before[t * d + j], along / square * (double)b[1][j], 2e-4);
+                moved = fmax(moved, fabs(along));
+            }
+            assert_true(moved > 1e-2);
+            h.patch = (es_patch){.lowrank = low, .n_lowrank = 2};
+            loss_of(&h);
+            es_grad g = {.a = ga, .b = gb};
+            assert_ok(es_trainer_backward(h.t, &h.batch, &h.patch, h.dlogprob, NULL, NULL, &g, 1, NULL, &err), &err);
+            for (int k = 0; k < 2; k++) {
+                as_differences(&h, a[k], in[k], ga[k], k ? "A of down" : "A of o");
+                as_differences(&h, b[k], d, gb[k], k ? "B of down" : "B of o");
+            }
+            for (int k = 0; k < 2; k++) {
+                free(a[k]);
+                free(b[k]);
+                free(ga[k]);
+                free(gb[k]);
+            }
+            free(before);
+            free(after);
+            es_trainer_free(h.t);
+            free_fixture(f);
+        }
 }
 
 static void test_refused(void **state)
@@ -193,6 +310,6 @@ static void test_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_trainer), cmocka_unit_test(test_context), cmocka_unit_test(test_patched), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_trainer), cmocka_unit_test(test_context), cmocka_unit_test(test_patched), cmocka_unit_test(test_behind), cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests_name("points", tests, NULL, NULL);
 }
