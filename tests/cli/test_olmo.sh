@@ -79,6 +79,7 @@ want 0 chat --prompt "Hello" --temperature 0 --max-tokens 8 "${m[@]}" --json # w
 [ "$(value 'v["ids"]' out)" = "$(value 'v["ids"]' plain-reply)" ] || fail "the model changed"
 step export brief.safetensors --to control-vector brief.gguf "${d[@]}"
 [ -s brief.gguf ] || fail "export"
+for to in peft gguf-lora; do refused 1 "a norm follows the matrices" export brief.safetensors --to $to lora-$to "${d[@]}"; [ ! -e lora-$to ] || fail "a refused export left $to"; done
 
 # Every command that the document shows was run here
 grep -oE '^    espalier [a-z]+( [a-z-]+)?' "$doc" | sed 's/^    espalier //' | while read -r a b; do
