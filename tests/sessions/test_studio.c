@@ -727,6 +727,7 @@ static void teachers(void **state)
     es_studio_options o = options(fresh());
     o.learn = true;
     es_studio *s = open_with(&o);
+    WAIT_FREE(s, resting); /* what learning says of its beginning would hide the answers */
     es_studio_method(s, "lora sorcery.gguf");
     WAIT_FREE(s, not_for_others);
     es_studio_method(s, "distil sorcery.gguf");
