@@ -337,8 +337,10 @@ static int card_of(void *user, int feature, es_feature_card *c, es_error *err)
     (void)err;
     maker *k = user;
     dashboard *d = &k->of[feature];
-    qsort(d->top, d->top ? (size_t)d->n_top : 0, sizeof *d->top, falling);
-    qsort(d->spread, d->spread ? (size_t)d->n_spread : 0, sizeof *d->spread, falling);
+    if (d->n_top)
+        qsort(d->top, (size_t)d->n_top, sizeof *d->top, falling);
+    if (d->n_spread)
+        qsort(d->spread, (size_t)d->n_spread, sizeof *d->spread, falling);
     for (int i = 0; i < d->n_top; i++)
         wide(k, i, &k->example[i], &d->top[i]);
     for (int i = 0; i < d->n_spread; i++)
