@@ -134,10 +134,10 @@ static int keep(es_work *w, const char *key, const es_answer *a, es_error *err)
     json_t *v = json_pack("{s:s, s:s, s:b}", "key", key, "text", a->text, "cut", a->cut);
     if (v && a->logprobs)
         json_object_set(v, "logprobs", a->logprobs);
-    char *text = v ? json_dumps(v, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     es_buf line = {0};
-    es_buf_printf(&line, "%s%s\n", w->torn ? "\n" : "", text ? text : "");
-    int rc = text && !line.failed ? ES_OK : es_fail(err, ES_ERR_MEMORY, "%s: not enough memory", w->path);
+    es_buf_str(&line, w->torn ? "\n" : "");
+    es_buf_json_line(&line, v, JSON_REAL_PRECISION(9));
+    int rc = !line.failed ? ES_OK : es_fail(err, ES_ERR_MEMORY, "%s: not enough memory", w->path);
     if (!rc) /* in the file only: nothing is asked twice in one run */
         for (size_t done = 0; !rc && done < line.len;) {
             ssize_t n = write(w->fd, line.data + done, line.len - done);
@@ -149,7 +149,6 @@ static int keep(es_work *w, const char *key, const es_answer *a, es_error *err)
         }
     w->torn = rc != ES_OK;
     es_buf_free(&line);
-    free(text);
     json_decref(v);
     return rc;
 }

@@ -84,11 +84,7 @@ static int names(writer *w, const char *folder, es_error *err)
 
 static void add_line(es_buf *b, json_t *v)
 {
-    char *text = v ? json_dumps(v, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    b->failed = b->failed || !text;
-    es_buf_str(b, text ? text : "");
-    es_buf_str(b, "\n");
-    free(text);
+    es_buf_json_line(b, v, JSON_REAL_PRECISION(9));
     json_decref(v);
 }
 

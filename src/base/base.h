@@ -80,6 +80,7 @@ void es_buf_free(es_buf *b);
 size_t es_utf8_whole(const char *s, size_t n);
 /* Appends s to out with U+FFFD for what is no UTF-8, and for NUL: for JSON and others that take nothing else. */
 void es_utf8_mend(es_buf *out, const char *s, size_t n);
+void es_buf_json_line(es_buf *out, const json_t *v, size_t flags); /* v (NULL: no memory, out->failed) on a line of its own, compact; flags as json_dumps takes them besides */
 json_t *es_json_mended(const char *s, size_t n); /* such a text as a JSON string; NULL: no memory */
 /* Appends s to out so that a terminal only shows it: invalid bytes and control characters (C0 but \n and \t when
  * keep_space, DEL, C1, bidi overrides) become visible escapes like \x1b. */

@@ -148,6 +148,16 @@ void es_utf8_mend(es_buf *out, const char *s, size_t n)
     }
 }
 
+void es_buf_json_line(es_buf *out, const json_t *v, size_t flags)
+{
+    char *text = v ? json_dumps(v, JSON_COMPACT | flags) : NULL;
+    if (text)
+        es_buf_printf(out, "%s\n", text);
+    else
+        out->failed = true;
+    free(text);
+}
+
 json_t *es_json_mended(const char *s, size_t n)
 {
     es_buf b = {0};

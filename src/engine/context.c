@@ -74,8 +74,8 @@ static void layout(es_context *c, es_arena *h, es_arena *a)
     c->candidate = es_arena_take(h, m->n_vocab, sizeof *c->candidate);
     if (card) {
         c->pass.ids = es_arena_take(a, chunk, sizeof *c->pass.ids);
-        c->pass.host_rows = es_arena_take(h, (chunk > ES_SEEN ? chunk : ES_SEEN) * (d > q ? d : q), sizeof(float));
-        c->pass.seen_on = es_arena_take(a, ES_SEEN * (d > q ? d : q), sizeof(float));
+        c->pass.host_rows = es_arena_take(h, (chunk > ES_SEEN ? chunk : ES_SEEN) * es_seen_width(c->model), sizeof(float));
+        c->pass.seen_on = es_arena_take(a, ES_SEEN * es_seen_width(c->model), sizeof(float));
         c->top_on = es_arena_take(a, 2 * ES_TOP_MAX, sizeof *c->top_on);
         c->top = es_arena_take(h, 2 * ES_TOP_MAX, sizeof *c->top);
     }

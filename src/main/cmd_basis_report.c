@@ -100,12 +100,7 @@ static void as_jsonl(es_buf *out, const line *l, const es_basis *b)
         json_object_set_new(v, "density", json_real(l->density));
         json_object_set_new(v, "max", json_real(l->most));
     }
-    char *s = v ? json_dumps(v, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    if (s)
-        es_buf_printf(out, "%s\n", s);
-    else
-        out->failed = true;
-    free(s);
+    es_buf_json_line(out, v, JSON_REAL_PRECISION(9));
     json_decref(v);
 }
 

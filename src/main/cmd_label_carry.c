@@ -80,12 +80,8 @@ static int write_lines(json_t *lines, const char *path, es_error *err)
     es_buf b = {0};
     size_t i;
     json_t *line;
-    json_array_foreach(lines, i, line) {
-        char *text = json_dumps(line, JSON_COMPACT);
-        es_buf_printf(&b, "%s\n", text ? text : "");
-        b.failed = b.failed || !text;
-        free(text);
-    }
+    json_array_foreach(lines, i, line)
+        es_buf_json_line(&b, line, 0);
     int rc = b.failed ? es_fail(err, ES_ERR_MEMORY, "not enough memory for the labels") : es_file_write(path, b.data ? b.data : "", b.len, err);
     es_buf_free(&b);
     return rc;
