@@ -4,6 +4,8 @@
 
 #include "kernels.h"
 
+#define INLINE static inline __attribute__((always_inline))
+
 /* Scratch of one part of a pool: fixed, so that no op allocates and none can fail. Each op cuts its tiles to fit. */
 enum { ES_SCRATCH = 2 << 20 };
 /* 64-byte aligned, ES_SCRATCH bytes, uninitialised. Only part `part` of the running job may touch it, or the parts agree on who

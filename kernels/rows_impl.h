@@ -5,7 +5,6 @@
 
 typedef float vec __attribute__((vector_size(W * sizeof(float)), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(W * sizeof(float)), aligned(4), may_alias));
-#define INLINE static inline __attribute__((always_inline))
 
 INLINE vec load(const float *p)
 {

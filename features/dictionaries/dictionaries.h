@@ -129,7 +129,8 @@ typedef struct es_harvest_options {
     const es_hook_kind *site; int n_site; /* ... what is read, of each of these; n_site 0: the residual. Not the MLP's input */
     int context;                    /* tokens in a sequence: documents are cut at this length (default 256) */
     uint64_t max_tokens;            /* stored tokens; 0: all */
-    bool exact;                     /* products in f32; otherwise on bfloat16 where the processor has them (es_kernels_half) */
+    bool exact;                     /* products in f32; otherwise rougher where the processor is the faster for it (es_kernels_eight), or ... */
+    bool bfloat16;                  /* ... on bfloat16 only (es_kernels_half) */
     bool skip_first;                /* leave each sequence's first token out (its norm is ~100x the others') */
     int threads;
     uint64_t seed;                  /* documents are read in a shuffled order when not 0 */

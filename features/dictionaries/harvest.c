@@ -26,7 +26,7 @@ typedef struct slot { /* the shard being written of a place */
 
 typedef struct harvest {
     es_model *m;
-    const es_harvest_options *o;
+    es_harvest_options o;
     const char *dir;
     char model_hash[65];
     es_documents docs;
@@ -156,26 +156,34 @@ static void describe_sites(const harvest *h, json_t *v)
 {
     json_t *sites = json_array();
     json_object_set_new(v, "sites", sites);
-    for (int i = 0; i < h->o->n_site; i++) {
-        json_array_append_new(sites, json_string(es_hook_site(h->o->site[i])));
-        if (h->o->site[i] == ES_HOOK_ATTENTION)
+    for (int i = 0; i < h->o.n_site; i++) {
+        json_array_append_new(sites, json_string(es_hook_site(h->o.site[i])));
+        if (h->o.site[i] == ES_HOOK_ATTENTION)
             json_object_set_new(v, "d_z", json_integer(es_point_width(h->m, ES_POINT_ATTENTION)));
     }
+}
+
+/* What products are made of, as harvest.json has it; NULL: f32. */
+static const char *products(const es_harvest_options *o)
+{
+    if (o->exact || es_kernels_half() == es_kernels_cpu())
+        return NULL;
+    return o->bfloat16 || es_kernels_eight() == es_kernels_half() ? "bfloat16" : "int8";
 }
 
 /* harvest.json of a new harvest: everything that must be the same for a resumed one to be one harvest. */
 static json_t *describe(harvest *h, es_error *err)
 {
     json_t *files = es_documents_files(&h->docs), *layers = json_array();
-    for (int i = 0; i < h->o->n_layer; i++)
-        json_array_append_new(layers, json_integer(h->o->layer[i]));
+    for (int i = 0; i < h->o.n_layer; i++)
+        json_array_append_new(layers, json_integer(h->o.layer[i]));
     json_t *v = json_pack("{s:s, s:i, s:{s:s, s:s}, s:o, s:o, s:i, s:i, s:b, s:I, s:i}", "format", "espalier-harvest", "version", 1, "model", "name",
                           es_model_get_info(h->m)->name, "sha256", h->model_hash, "files", files, "layers", layers, "d", es_model_get_info(h->m)->d_model, "context",
-                          h->o->context, "skip_first", h->o->skip_first, "seed", (json_int_t)h->o->seed, "shard_rows", SHARD_ROWS);
-    if (v && !only_residual(h->o)) /* a harvest of the residual says nothing of sites, as before there were others */
+                          h->o.context, "skip_first", h->o.skip_first, "seed", (json_int_t)h->o.seed, "shard_rows", SHARD_ROWS);
+    if (v && !only_residual(&h->o)) /* a harvest of the residual says nothing of sites, as before there were others */
         describe_sites(h, v);
-    if (v && !h->o->exact && es_kernels_half() != es_kernels_cpu()) /* a harvest is of one kind */
-        json_object_set_new(v, "products", json_string("bfloat16"));
+    if (v && products(&h->o)) /* a harvest is of one kind */
+        json_object_set_new(v, "products", json_string(products(&h->o)));
     if (!v)
         es_fail(err, ES_ERR_MEMORY, "not enough memory to describe the harvest");
     return v;
@@ -213,15 +221,21 @@ static int resume(harvest *h, bool *complete, es_error *err)
         json_decref(old);
         return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with other \"sites\": give another folder, or remove this one", path);
     }
-    if (!json_object_get(h->info, "products") != !json_object_get(old, "products")) {
+    const char *before = json_string_value(json_object_get(old, "products")), *now = products(&h->o);
+    if (before && now && !strcmp(before, "bfloat16") && strcmp(now, before)) { /* it goes on as it began */
+        h->o.bfloat16 = true;
+        json_object_set_new(h->info, "products", json_string(now = before));
+    }
+    if (!before != !now || (now && strcmp(before, now))) {
+        rc = es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with products on %.20s, not on %s: go on with it so (harvest --exact, or without), give another folder, or remove this one",
+                     path, before ? before : "f32", now ? now : "f32");
         json_decref(old);
-        return es_fail(err, ES_ERR_MISMATCH, "%s: there is a harvest with products %s: go on with it so (harvest --exact, or without), give another folder, or remove this one",
-                       path, json_object_get(h->info, "products") ? "in f32, not on bfloat16" : "on bfloat16, not in f32");
+        return rc;
     }
     if (!get_count(old, "rows", &h->rows) || !get_count(old, "ids", &h->n_id) || !get_count(old, "sequences", &h->n_sequence)
         || !get_count(old, "next_document", &h->next_document))
         rc = es_fail(err, ES_ERR_FORMAT, "%s: lacks its counts", path);
-    *complete = h->next_document >= h->docs.n || (h->o->max_tokens && h->rows >= h->o->max_tokens);
+    *complete = h->next_document >= h->docs.n || (h->o.max_tokens && h->rows >= h->o.max_tokens);
     json_decref(old);
     return rc;
 }
@@ -284,17 +298,17 @@ static int run(harvest *h, const es_progress *progress, es_error *err)
             last = es_seconds();
         }
         rc = es_documents_ids(&h->docs, (size_t)h->next_document, h->m, &ids, err);
-        for (size_t at = 0; at < ids.n && !rc && !full; at += (size_t)h->o->context) {
-            size_t n = ids.n - at < (size_t)h->o->context ? ids.n - at : (size_t)h->o->context;
+        for (size_t at = 0; at < ids.n && !rc && !full; at += (size_t)h->o.context) {
+            size_t n = ids.n - at < (size_t)h->o.context ? ids.n - at : (size_t)h->o.context;
             uint64_t stored = h->rows + es_reading_rows(&h->r), skip = (uint64_t)h->r.skip;
-            if (h->o->max_tokens && stored + n - skip >= h->o->max_tokens) {
-                n = (size_t)(h->o->max_tokens - stored + skip);
+            if (h->o.max_tokens && stored + n - skip >= h->o.max_tokens) {
+                n = (size_t)(h->o.max_tokens - stored + skip);
                 full = true;
             }
             if (n <= skip || es_reading_add(&h->r, ids.id + at, n, (uint32_t)h->next_document))
                 continue;
             rc = run_batch(h, err);
-            report(h, progress, (double)h->o->max_tokens);
+            report(h, progress, (double)h->o.max_tokens);
             if (!rc)
                 es_reading_add(&h->r, ids.id + at, n, (uint32_t)h->next_document);
         }
@@ -321,9 +335,9 @@ int es_harvest(es_model *m, const char *const *file, int n_file, const char *dir
     if (!h)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to harvest");
     h->m = m;
-    h->o = o;
+    h->o = *o;
     h->dir = dir;
-    es_reading_set(&h->r, m, o, add_rows, h);
+    es_reading_set(&h->r, m, &h->o, add_rows, h);
     bool complete = false;
     rc = es_documents_open(&h->docs, file, n_file, o->seed, err);
     if (!rc)

@@ -6,7 +6,7 @@
 
 es_trainer_options es_harvest_trainer(const es_harvest_options *o)
 {
-    return (es_trainer_options){.max_tokens = ES_READING_TOKENS, .threads = o->threads, .rough = !o->exact};
+    return (es_trainer_options){.max_tokens = ES_READING_TOKENS, .threads = o->threads, .rough = !o->exact, .eight_bits = !o->bfloat16};
 }
 
 int es_reading_check(const es_model *m, const es_harvest_options *o, es_error *err)

@@ -82,10 +82,15 @@ static void lowrank_forward(const es_pass *p, int layer, es_site site, const flo
     }
 }
 
+static const es_kernels *products(const es_pass *p, es_site site)
+{
+    return p->feed_forward && site >= ES_SITE_GATE ? p->feed_forward : p->k;
+}
+
 /* y = W x + the patch's updates of W; accumulate: += */
 static void linear(const es_pass *p, int layer, es_site site, const float *x, int n, float *y, bool accumulate)
 {
-    p->k->matmul(p->pool, &p->model->layer[layer].site[site], x, n, y, accumulate, p->exact);
+    products(p, site)->matmul(p->pool, &p->model->layer[layer].site[site], x, n, y, accumulate, p->exact);
     if (p->site_mask[layer] & 1u << site)
         lowrank_forward(p, layer, site, x, n, y, false);
 }
@@ -96,7 +101,7 @@ static void linears(const es_pass *p, int layer, es_site first, int n_sites, con
     const es_weight *w[ES_MATMULS];
     for (int i = 0; i < n_sites; i++)
         w[i] = &p->model->layer[layer].site[first + i];
-    p->k->matmuls(p->pool, w, n_sites, x, n, y, p->exact);
+    products(p, first)->matmuls(p->pool, w, n_sites, x, n, y, p->exact);
     for (int i = 0; i < n_sites; i++)
         if (p->site_mask[layer] & 1u << (first + i))
             lowrank_forward(p, layer, first + i, x, n, y[i], false);

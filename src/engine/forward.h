@@ -67,6 +67,7 @@ typedef struct es_kept_on {
 struct es_pass {
     const es_model *model;            /* its weights lie in the table's memory */
     const es_kernels *k;
+    const es_kernels *feed_forward;   /* the forward products with gate, up and down; NULL: k's */
     es_pool *pool;
     es_cuda *card;                    /* NULL: the processor. Else every pointer given to an op is to the card's memory */
     bool exact;

@@ -169,8 +169,10 @@ static int set_up(es_trainer *t, es_error *err)
     int code = es_pass_open(&t->pass, t->model, o->kernels, o->threads, &po, err);
     if (code)
         return code;
-    if (!t->pass.card && !o->kernels && o->rough)
+    if (!t->pass.card && !o->kernels && o->rough) {
         t->pass.k = es_kernels_half();
+        t->pass.feed_forward = o->eight_bits ? es_kernels_eight() : NULL;
+    }
     measure(t->model, o, t->pass.card != NULL, &host, &on);
     code = es_arena_open(&t->arena, host, err);
     if (!code && t->pass.card)

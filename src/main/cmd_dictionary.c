@@ -23,7 +23,7 @@ int cmd_harvest(int argc, char **argv)
         {"tokens", "N", OPT_COUNT, &o.max_tokens, 0, 1e12, "stop after N stored tokens; 0: all (2M is two million)", NULL},
         {"context", "N", OPT_INT, &o.context, 8, 8192, "tokens in a sequence (default 256)", NULL},
         {"seed", "S", OPT_COUNT, &o.seed, 0, 1.8e19, "read the documents in a shuffled order; 0: as they are", NULL},
-        {"exact", NULL, OPT_FLAG, &o.exact, 0, 0, "products in f32, not on bfloat16 where the processor has them", NULL},
+        {"exact", NULL, OPT_FLAG, &o.exact, 0, 0, "products in f32, not on integers of 8 bits and bfloat16 where the processor has these", NULL},
         {"with-first", NULL, OPT_FLAG, &with_first, 0, 0, "keep each sequence's first token, whose norm is unlike all others", NULL},
         {0},
     };

@@ -60,11 +60,13 @@ static void stores_what_the_model_computes(void **state)
     (void)state;
     es_error err = {0};
     const char *files[] = {text_path, chat_path, plain_path};
-    for (int skip = 0; skip < 2; skip++) {
-        const char *dir = test_path("harvest-%d", skip);
+    for (int kind = 0; kind < 3; kind++) { /* exactly, on bfloat16 and in 8 bits, where the processor has these */
+        const char *dir = test_path("harvest-%d", kind);
+        const bool skip = kind == 0;
         es_harvest_options o = options();
         o.skip_first = skip;
-        o.exact = skip; /* and once on bfloat16, where the processor has it */
+        o.exact = kind == 0;
+        o.bfloat16 = kind == 1;
         assert_ok(es_harvest(model, files, 3, dir, &o, NULL, &err), &err);
         int d = es_model_get_info(model)->d_model;
         es_trainer *t;
@@ -86,8 +88,8 @@ static void stores_what_the_model_computes(void **state)
                 assert_ok(es_trainer_residual(t, &b, layers[l], want, NULL, &err), &err);
                 es_harvest_reader_rows(&h, q->row, q->n - (uint32_t)skip, got);
                 double size = 0, away = 0;
-                for (int i = 0; i < ((int)q->n - skip) * d; i++) {
-                    double w = (double)want[i + skip * d], off = fabs((double)got[i] - w);
+                for (int i = 0; i < ((int)q->n - (int)skip) * d; i++) {
+                    double w = (double)want[i + (int)skip * d], off = fabs((double)got[i] - w);
                     size += w * w;
                     away += off * off;
                     if (o.exact)
@@ -178,7 +180,7 @@ static void goes_on_where_it_was_stopped(void **state)
     o.context = 24;
     if (es_kernels_half() != es_kernels_cpu()) {
         o.exact = false; /* one harvest has numbers of one kind */
-        assert_error(es_harvest(model, (const char *const *)&file, 1, stopped, &o, NULL, &err), &err, "bfloat16");
+        assert_error(es_harvest(model, (const char *const *)&file, 1, stopped, &o, NULL, &err), &err, "f32");
         o.exact = true;
     }
     assert_ok(es_harvest(model, (const char *const *)&file, 1, stopped, &o, NULL, &err), &err);
@@ -201,6 +203,19 @@ static void goes_on_where_it_was_stopped(void **state)
         es_harvest_reader_close(&part);
         es_harvest_reader_close(&full);
     }
+    /* one that began on bfloat16 goes on so, and then says that it is of this kind */
+    es_harvest_options narrow = options();
+    narrow.bfloat16 = true;
+    cancel = false;
+    reports = 0;
+    const char *older = test_path("older");
+    assert_error(es_harvest(model, (const char *const *)&file, 1, older, &narrow, &p, &err), &err, "goes on");
+    narrow.bfloat16 = false;
+    assert_ok(es_harvest(model, (const char *const *)&file, 1, older, &narrow, NULL, &err), &err);
+    es_buf said = {0};
+    test_read(&said, test_path("older/harvest.json"));
+    assert_true(es_kernels_half() == es_kernels_cpu() || strstr(said.data, "\"bfloat16\""));
+    es_buf_free(&said);
     /* a finished one is left as it is */
     assert_ok(es_harvest(model, (const char *const *)&file, 1, whole, &o, NULL, &err), &err);
     /* a stated number of tokens is met exactly */

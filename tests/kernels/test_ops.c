@@ -372,6 +372,61 @@ static void test_matmul_half(void **state)
     free_weight(&w);
 }
 
+/* Products on activations of 8 bits: where 127 steps either side of a block's largest number end, and what they do not do is the other table's. */
+static void check_matmul_eight(es_type type, int N, int K, int T)
+{
+    const es_kernels *eight = es_kernels_eight();
+    es_weight w[2] = {random_weight(type, N, K), random_weight(type, 23, K)};
+    size_t nx = (size_t)T * (size_t)K, ny = (size_t)T * (size_t)N, n23 = (size_t)T * 23;
+    float *x = noise(nx, 1), *y0 = noise(ny, 1);
+    for (size_t i = 0; i < nx; i++) /* blocks of all sizes, some of zeros */
+        x[i] *= (i / 32) % 7 == 3 ? 0 : expf((float)((i / 32) % 5) - 2);
+    char what[96];
+    snprintf(what, sizeof what, "matmul in 8 bits %s N %d K %d T %d", es_type_get((int)type)->name, N, K, T);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        float *want = copy(y0, ny), *y = copy(y0, ny);
+        ref->matmul(NULL, &w[0], x, T, want, accumulate, true);
+        eight->matmul(pool, &w[0], x, T, y, accumulate, true);
+        near_to(what, y, want, ny, T < 32 ? 3e-6 : 1e-2);
+        free(want), free(y);
+    }
+    const es_weight *both[] = {&w[0], &w[1]};
+    float *y[2] = {noise(ny, 1), noise(n23, 1)}, *want[2] = {noise(ny, 1), noise(n23, 1)};
+    eight->matmuls(pool, both, 2, x, T, y, true);
+    for (int i = 0; i < 2; i++) {
+        ref->matmul(NULL, &w[i], x, T, want[i], false, true);
+        near_to(what, y[i], want[i], i ? n23 : ny, 1e-2);
+        free(y[i]), free(want[i]);
+    }
+    free(x), free(y0);
+    free_weight(&w[0]), free_weight(&w[1]);
+}
+
+static void test_matmul_eight(void **state)
+{
+    (void)state;
+    if (es_kernels_eight() == es_kernels_half())
+        return;
+    static const int ts[] = {31, 32, 47, 130}, ns[] = {2, 16, 31, 70, 300};
+    for (int i = 0; i < LENGTH(types); i++) {
+        int block = es_type_get((int)types[i])->block;
+        for (int t = 0; t < LENGTH(ts); t++)
+            for (int n = 0; n < LENGTH(ns); n++)
+                check_matmul_eight(types[i], ns[n], block == 256 ? 512 : n % 2 ? 96 : 64, ts[t]);
+        check_matmul_eight(types[i], 34, 4096, 1900); /* more tokens than are rounded at a time */
+    }
+    es_weight w = random_weight(ES_Q4_1, 34, 64); /* a NaN or an infinity shows */
+    for (int bad = 0; bad < 2; bad++) {
+        float *x = noise(40 * 64, 1), *y = noise(40 * 34, 1);
+        x[3 * 64 + 7] = bad ? INFINITY : NAN;
+        es_kernels_eight()->matmul(pool, &w, x, 40, y, false, false);
+        for (int i = 0; i < 40 * 34; i++)
+            assert_int_equal(isfinite(y[i]) != 0, i / 34 != 3);
+        free(x), free(y);
+    }
+    free_weight(&w);
+}
+
 static void test_matmul_nothing(void **state)
 {
     (void)state;
@@ -935,6 +990,7 @@ int main(void)
         cmocka_unit_test(test_gradients),   cmocka_unit_test(test_matmul),          cmocka_unit_test(test_matmul_nothing),
         cmocka_unit_test(test_matmuls),     cmocka_unit_test(test_matmul_extreme),
         cmocka_unit_test(test_matmul_half),
+        cmocka_unit_test(test_matmul_eight),
         cmocka_unit_test(test_matmul_nan),  cmocka_unit_test(test_gemm),            cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rope),        cmocka_unit_test(test_glu), cmocka_unit_test(test_soft_cap),          cmocka_unit_test(test_log_softmax),
         cmocka_unit_test(test_log_softmax_nan), cmocka_unit_test(test_attention),   cmocka_unit_test(test_attention_half), cmocka_unit_test(test_to_half),
