@@ -25,3 +25,8 @@ const es_kernels *es_kernels_half(void)
 {
     return es_kernels_scalar();
 }
+
+const es_kernels *es_kernels_eight(void)
+{
+    return es_kernels_scalar();
+}
