@@ -1,4 +1,4 @@
-/* A second CPU table for learning steps: products with model weights take both sides rounded to bfloat16 and add up in f32, at twice the
+/* A second CPU table for learning steps: products with model weights and low-rank updates take both sides rounded to bfloat16 and add up in f32, at twice the
  * rate of f32 (AVX-512 BF16; Zen 4, Cooper Lake and later). All else, and what has few tokens, is the CPU table's own.
  *
  * vdpbf16ps adds to each of 16 lanes the product of two pairs, so pairs run along the summed dimension: activations lie as they are,
@@ -21,15 +21,16 @@
 
 enum { COLUMNS = 32, PANEL = 256, ROWS = 1024, FEWEST = 32, SCREEN_ROWS = 1020 }; /* of a panel; summed at once in matmul_back; activations at once; tokens that pay; a whole number of tiles */
 
-/* n floats (n even) as n/2 pairs. */
-static void round_row(const float *x, int n, uint32_t *out)
+/* n floats (n even) times `by` as n/2 pairs. */
+static void round_row(const float *x, int n, float by, uint32_t *out)
 {
+    const __m512 factor = _mm512_set1_ps(by);
     int i = 0;
     for (; i + 16 <= n; i += 16)
-        _mm256_storeu_si256((__m256i *)(void *)(out + i / 2), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+        _mm256_storeu_si256((__m256i *)(void *)(out + i / 2), (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(factor, _mm512_loadu_ps(x + i))));
     if (i < n) {
         const __mmask16 rest = (__mmask16)((1u << (n - i)) - 1);
-        _mm256_mask_storeu_epi16(out + i / 2, rest, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, x + i)));
+        _mm256_mask_storeu_epi16(out + i / 2, rest, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(factor, _mm512_maskz_loadu_ps(rest, x + i))));
     }
 }
 
@@ -76,12 +77,36 @@ typedef struct half_product {
     float *out;
     int T, rows; /* tokens in all; activations rounded at a time */
     bool accumulate;
+    float by;    /* the activations' factor */
 } half_product;
 
 /* Scratch of a part: packed weights, 16 rows of them as floats, then the rounded activations. */
 static size_t forward_fixed(int K)
 {
     return (size_t)K * COLUMNS * 2 + (size_t)K * 16 * sizeof(float);
+}
+
+/* Dword i of row r becomes dword r of row i. */
+static inline __attribute__((always_inline)) void transpose(__m512i r[16])
+{
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) /* b[i + c]: column c of each lane, of rows i .. i + 3 */
+        for (int h = 0; h < 2; h++) {
+            b[i + 2 * h] = _mm512_unpacklo_epi64(a[i + h], a[i + 2 + h]);
+            b[i + 2 * h + 1] = _mm512_unpackhi_epi64(a[i + h], a[i + 2 + h]);
+        }
+    for (int c = 0; c < 4; c++) {
+        const __m512i even = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd); /* lanes 0 and 2; 1 and 3 */
+        const __m512i even2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88), odd2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+        r[c] = _mm512_shuffle_i32x4(even, even2, 0x88);
+        r[8 + c] = _mm512_shuffle_i32x4(even, even2, 0xdd);
+        r[4 + c] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
+        r[12 + c] = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
+    }
 }
 
 /* Rows [n, n + columns) of W as a panel's columns, through `wide`, 16 rows of floats. */
@@ -96,8 +121,17 @@ static void pack_columns(const es_weight *w, int n, int columns, uint32_t *b, fl
         memset(wide + (size_t)have * (size_t)K, 0, (size_t)(16 - have) * (size_t)K * sizeof *wide);
         uint32_t *narrow = (uint32_t *)(void *)wide; /* in place: pair p of a row lies at or before its floats */
         for (int i = 0; i < 16; i++)
-            round_row(wide + (size_t)i * (size_t)K, K, narrow + (size_t)i * (size_t)pairs);
-        for (int p = 0; p < pairs; p++)
+            round_row(wide + (size_t)i * (size_t)K, K, 1, narrow + (size_t)i * (size_t)pairs);
+        int p = 0;
+        for (; p + 16 <= pairs; p += 16) {
+            __m512i some[16];
+            for (int i = 0; i < 16; i++)
+                some[i] = _mm512_loadu_si512(narrow + (size_t)i * (size_t)pairs + (size_t)p);
+            transpose(some);
+            for (int i = 0; i < 16; i++)
+                _mm512_store_si512(b + (size_t)(p + i) * COLUMNS + (size_t)n16, some[i]);
+        }
+        for (; p < pairs; p++)
             for (int i = 0; i < 16; i++)
                 b[(size_t)p * COLUMNS + (size_t)(n16 + i)] = narrow[(size_t)i * (size_t)pairs + (size_t)p];
     }
@@ -114,7 +148,7 @@ static void forward_part(void *user, int part, int parts)
     for (int first = 0; first < j->T && from < to; first += j->rows) {
         const int T = j->T - first < j->rows ? j->T - first : j->rows;
         for (int t = 0; t < T; t++)
-            round_row(j->in + (size_t)(first + t) * (size_t)K, K, a + (size_t)t * (size_t)pairs);
+            round_row(j->in + (size_t)(first + t) * (size_t)K, K, j->by, a + (size_t)t * (size_t)pairs);
         for (int n = from; n < to; n += COLUMNS) {
             const int columns = to - n < COLUMNS ? to - n : COLUMNS;
             pack_columns(j->w, n, columns, b, wide);
@@ -123,17 +157,23 @@ static void forward_part(void *user, int part, int parts)
     }
 }
 
-static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float *y, bool accumulate, bool exact)
+/* false: the CPU table's way. */
+static bool forward(es_pool *p, const es_weight *w, const float *x, int T, float by, float *y, bool accumulate)
 {
     const size_t fixed = forward_fixed(w->n_in), row = (size_t)w->n_in * 2;
     int rows = fixed < ES_SCRATCH ? (int)((ES_SCRATCH - fixed) / row) : 0;
     rows = rows > ROWS ? ROWS : rows;
-    if (T < FEWEST || w->n_in % 2 || rows < FEWEST) {
-        es_kernels_cpu()->matmul(p, w, x, T, y, accumulate, exact);
-        return;
-    }
-    half_product j = {p, w, x, y, T, rows, accumulate};
+    if (T < FEWEST || w->n_in % 2 || rows < FEWEST)
+        return false;
+    half_product j = {p, w, x, y, T, rows, accumulate, by};
     es_pool_run(p, forward_part, &j);
+    return true;
+}
+
+static void matmul(es_pool *p, const es_weight *w, const float *x, int T, float *y, bool accumulate, bool exact)
+{
+    if (!forward(p, w, x, T, 1, y, accumulate))
+        es_kernels_cpu()->matmul(p, w, x, T, y, accumulate, exact);
 }
 
 static void matmuls(es_pool *p, const es_weight *const *w, int n, const float *x, int T, float *const *y, bool exact)
@@ -192,7 +232,7 @@ static void screen_part(void *user, int part, int parts)
     for (int first = 0; first < j->T && from < to; first += j->rows) {
         const int T = j->T - first < j->rows ? j->T - first : j->rows;
         for (int t = 0; t < T; t++)
-            round_row(j->x + (size_t)(first + t) * (size_t)K, K, a + (size_t)t * (size_t)pairs);
+            round_row(j->x + (size_t)(first + t) * (size_t)K, K, 1, a + (size_t)t * (size_t)pairs);
         for (int n = from; n < to; n += COLUMNS) {
             const int columns = to - n < COLUMNS ? to - n : COLUMNS;
             for (int c = 0; c < COLUMNS; c++)
@@ -225,10 +265,11 @@ static bool screen_half(es_pool *p, const float *w, int N, int K, const float *x
 /* Two rows of `columns` floats (multiples of 32) as columns/32 panels' next row of pairs. */
 static void pack_pair(const float *r0, const float *r1, int columns, uint32_t *b, size_t panel)
 {
+    static const int16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i in_pairs = _mm512_loadu_si512(order);
     for (int c = 0; c < columns; c += 16) {
-        const __m512i lo = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(r0 + c)));
-        const __m512i hi = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(r1 + c)));
-        _mm512_store_si512(b + (size_t)(c / COLUMNS) * panel + (size_t)(c % COLUMNS), _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(r1 + c), _mm512_loadu_ps(r0 + c)); /* r0's come first */
+        _mm512_store_si512(b + (size_t)(c / COLUMNS) * panel + (size_t)(c % COLUMNS), _mm512_permutexvar_epi16(in_pairs, both));
     }
 }
 
@@ -260,26 +301,40 @@ static void back_part(void *user, int part, int parts)
         for (int first = 0; first < j->T; first += j->rows) {
             const int T = j->T - first < j->rows ? j->T - first : j->rows;
             for (int t = 0; t < T; t++)
-                round_row(j->in + (size_t)(first + t) * (size_t)N + n, rows, a + (size_t)t * (size_t)pairs);
+                round_row(j->in + (size_t)(first + t) * (size_t)N + n, rows, j->by, a + (size_t)t * (size_t)pairs);
             for (int c = 0; c < width; c += COLUMNS)
                 panel_product(T, pairs, COLUMNS, a, b + (size_t)(c / COLUMNS) * panel, j->out + (size_t)first * (size_t)K + from + c, K, j->accumulate || n > 0);
         }
     }
 }
 
-static void matmul_back(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate)
+static bool backward(es_pool *p, const es_weight *w, const float *dy, int T, float by, float *dx, bool accumulate)
 {
     const int parts = es_pool_threads(p), block = es_type_get((int)w->type)->block, unit = block > COLUMNS ? block : COLUMNS;
     const size_t most = ((size_t)w->n_in / (size_t)unit / (size_t)parts + 1) * (size_t)unit; /* columns of a part */
     const size_t fixed = back_fixed((int)most);
     int rows = fixed < ES_SCRATCH ? (int)((ES_SCRATCH - fixed) / ((size_t)PANEL * 2)) : 0;
     rows = rows > ROWS ? ROWS : rows;
-    if (T < FEWEST || w->n_in % COLUMNS || w->n_out % 2 || rows < FEWEST) {
-        es_kernels_cpu()->matmul_back(p, w, dy, T, dx, accumulate);
-        return;
-    }
-    half_product j = {p, w, dy, dx, T, rows, accumulate};
+    if (T < FEWEST || w->n_in % COLUMNS || w->n_out % 2 || rows < FEWEST)
+        return false;
+    half_product j = {p, w, dy, dx, T, rows, accumulate, by};
     es_pool_run(p, back_part, &j);
+    return true;
+}
+
+static void matmul_back(es_pool *p, const es_weight *w, const float *dy, int T, float *dx, bool accumulate)
+{
+    if (!backward(p, w, dy, T, 1, dx, accumulate))
+        es_kernels_cpu()->matmul_back(p, w, dy, T, dx, accumulate);
+}
+
+/* Products of many rows with a plain matrix, as of low-rank updates, are those of a weight: A B^T its forward, A B its backward one. */
+static void gemm(es_pool *p, bool ta, bool tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc)
+{
+    const es_weight w = {ES_F32, tb ? n : k, tb ? k : n, b};
+    const bool as_weight = !ta && lda == k && ldb == w.n_in && ldc == n && n >= COLUMNS && k >= COLUMNS && (beta == 0 || beta == 1);
+    if (!as_weight || !(tb ? forward : backward)(p, &w, a, m, alpha, c, beta == 1))
+        es_kernels_cpu()->gemm(p, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
 #ifdef __clang__
@@ -298,6 +353,7 @@ static void open_table(void)
     table.matmul = matmul;
     table.matmuls = matmuls;
     table.matmul_back = matmul_back;
+    table.gemm = gemm;
 }
 
 static bool supported(void)

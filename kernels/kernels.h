@@ -169,7 +169,7 @@ enum { ES_TOP_MAX = 1024 };
 
 const es_kernels *es_kernels_scalar(void); /* single-threaded reference: ignores the pool (which may be NULL) */
 const es_kernels *es_kernels_cpu(void);    /* OpenBLAS and SIMD, dispatched at run time; needs a pool */
-/* The CPU table with the products of 32 and more tokens with weights on bfloat16 (sums in f32), at about twice the rate where the processor has it;
+/* The CPU table with the products of 32 and more tokens with weights (and gemm, A not transposed) on bfloat16 (sums in f32), at about twice the rate where the processor has it;
  * else the CPU table itself. A result is within about 0.4 % of its size of the exact one: for gradients and trial passes, not for measuring. */
 const es_kernels *es_kernels_half(void);
 /* That table with the products of 32 and more tokens with quantised weights on activations of 8 bits, at about 1.5 times its rate where the processor

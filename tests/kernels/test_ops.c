@@ -501,6 +501,26 @@ static void test_gemm(void **state)
         }
 }
 
+/* The table for learning steps: products of many rows in bfloat16, others as above. */
+static void test_gemm_half(void **state)
+{
+    (void)state;
+    const es_kernels *half = es_kernels_half();
+    static const int shapes[][3] = {{31, 64, 96}, {32, 64, 96}, {130, 64, 576}, {77, 576, 64}, {40, 33, 64}, {1100, 96, 32}, {64, 48, 70}};
+    for (int i = 0; i < LENGTH(shapes); i++)
+        for (int mode = 0; mode < 12; mode++) {
+            int m = shapes[i][0], n = shapes[i][1], k = shapes[i][2];
+            bool ta = mode & 1, tb = mode & 2;
+            float beta = (float)(mode / 4) / 2; /* 0, 0.5, 1 */
+            float *a = noise((size_t)m * (size_t)k, 1), *b = noise((size_t)n * (size_t)k, 1), *c0 = noise((size_t)m * (size_t)n, 1);
+            float *want = copy(c0, (size_t)m * (size_t)n), *c = copy(c0, (size_t)m * (size_t)n);
+            ref->gemm(NULL, ta, tb, m, n, k, 1.5f, a, ta ? m : k, b, tb ? k : n, beta, want, n);
+            half->gemm(pool, ta, tb, m, n, k, 1.5f, a, ta ? m : k, b, tb ? k : n, beta, c, n);
+            near_to("gemm in bfloat16", c, want, (size_t)m * (size_t)n, ta || half == cpu ? 3e-6 : 4e-3);
+            free(a), free(b), free(c0), free(want), free(c);
+        }
+}
+
 /* ---- rows ------------------------------------------------------------------------------------------------------------------------ */
 
 /* The root mean square of r w dy, r = 1 / |x|: what a gradient through the norm is a difference of; of one element it is zero. */
@@ -991,7 +1011,7 @@ int main(void)
         cmocka_unit_test(test_matmuls),     cmocka_unit_test(test_matmul_extreme),
         cmocka_unit_test(test_matmul_half),
         cmocka_unit_test(test_matmul_eight),
-        cmocka_unit_test(test_matmul_nan),  cmocka_unit_test(test_gemm),            cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_matmul_nan),  cmocka_unit_test(test_gemm), cmocka_unit_test(test_gemm_half),           cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_rope),        cmocka_unit_test(test_glu), cmocka_unit_test(test_soft_cap),          cmocka_unit_test(test_log_softmax),
         cmocka_unit_test(test_log_softmax_nan), cmocka_unit_test(test_attention),   cmocka_unit_test(test_attention_half), cmocka_unit_test(test_to_half),
         cmocka_unit_test(test_repeatable),
