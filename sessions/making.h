@@ -19,6 +19,7 @@ void es_studio_make_plan(es_studio *s, const es_making *m);
 /* Begins it, or goes on with what was stopped or killed in that folder, as a job "train" or "harvest" of a thread of low priority: the chat goes on. One at a time.
  * es_studio_job_cancel stops it with its state saved, es_studio_close too. */
 void es_studio_make(es_studio *s, const es_making *m);
-void es_studio_make_again(es_studio *s, int job); /* the job that was stopped, if it is the newest of these */
+/* The job that was stopped, if it is the newest of these. The next session knows it too, after a kill -9 as well; es_studio_job_cancel of a stopped one forgets it. */
+void es_studio_make_again(es_studio *s, int job);
 
 #endif

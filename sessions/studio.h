@@ -225,7 +225,8 @@ bool es_looks_cancel(es_studio *s, int job); /* true: that job was one of its ow
 
 /* studio_make.c. Once quit is set, before anything is freed */
 void es_maker_stop(es_studio *s);
-bool es_maker_cancel(es_studio *s, int job); /* true: that job was one of its own */
+bool es_maker_cancel(es_studio *s, int job); /* true: that job was one of its own: stopped, or if it was already, forgotten */
+void es_maker_recall(es_studio *s);          /* what another session stopped or was killed in becomes a job that can be gone on with */
 
 /* studio_chat.c, studio_learn.c: the two threads */
 void *es_studio_chat_main(void *studio);

@@ -793,6 +793,8 @@ void *es_studio_chat_main(void *studio)
     int rc = load(s, &err);
     if (!rc && s->dictionary)
         restore_history(s);
+    if (!rc)
+        es_maker_recall(s);
     pthread_mutex_lock(&s->lock);
     s->ready = !rc;
     s->stale = true; /* directions are the dictionary's: a view drawn before found none */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "studio.h"
 
@@ -197,6 +198,80 @@ static void make_plan(es_studio *s, const es_making *m)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* ---- what was stopped or killed is offered again by the next session -------------------------------------------------------------------- */
+
+static const char unfinished[] = "making"; /* its place among the workspace's settings */
+
+/* The next session may be in another folder. */
+static void absolute(const char *path, char *out, size_t size)
+{
+    char here[1024] = "";
+    bool relative = *path && *path != '/' && getcwd(here, sizeof here);
+    if (snprintf(out, size, relative ? "%s/%s" : "%s%s", here, path) >= (int)size)
+        snprintf(out, size, "%s", path);
+}
+
+/* NULL: there is nothing to go on with. What cannot be written down is not offered. */
+static void remember(es_studio *s, const es_making *m)
+{
+    char texts[2048], out[2048], *line = NULL;
+    if (m) {
+        absolute(m->texts, texts, sizeof texts);
+        absolute(m->out, out, sizeof out);
+        json_t *v = json_pack("{s:s, s:s, s:s, s:b, s:s, s:i, s:i, s:I, s:s}", "texts", texts, "layers", m->layers, "sites", m->sites, "harvest_only", m->harvest_only, "recipe",
+                              m->recipe, "features", m->features, "k", m->k, "tokens", (json_int_t)m->tokens, "out", out);
+        line = v ? json_dumps(v, JSON_COMPACT) : NULL;
+        json_decref(v);
+    }
+    ws_state_set(s->workspace, unfinished, line ? line : "", NULL);
+    free(line);
+}
+
+static bool take_text(json_t *v, const char *key, char *out, size_t size)
+{
+    const char *text = json_string_value(json_object_get(v, key));
+    return text && snprintf(out, size, "%s", text) < (int)size;
+}
+
+static bool recall(es_studio *s, es_making *m)
+{
+    char line[6000];
+    if (ws_state_get(s->workspace, unfinished, line, sizeof line) || !*line)
+        return false;
+    json_t *v = json_loads(line, 0, NULL);
+    *m = (es_making){.harvest_only = json_is_true(json_object_get(v, "harvest_only")), .features = (int)json_integer_value(json_object_get(v, "features")),
+                     .k = (int)json_integer_value(json_object_get(v, "k")), .tokens = (uint64_t)json_integer_value(json_object_get(v, "tokens"))};
+    bool good = take_text(v, "texts", m->texts, sizeof m->texts) && take_text(v, "layers", m->layers, sizeof m->layers) && take_text(v, "sites", m->sites, sizeof m->sites)
+        && take_text(v, "recipe", m->recipe, sizeof m->recipe) && take_text(v, "out", m->out, sizeof m->out) && m->features > 0 && m->k > 0 && m->tokens > 0;
+    json_decref(v);
+    return good;
+}
+
+static void stopped_text(const es_making *m, char *what, size_t size)
+{
+    snprintf(what, size, "stopped: r goes on with it (%.100s)", m->out);
+}
+
+void es_maker_recall(es_studio *s)
+{
+    es_making m;
+    if (!recall(s, &m))
+        return;
+    char what[160];
+    stopped_text(&m, what, sizeof what);
+    const int job = es_studio_job_begin(s, m.harvest_only ? "harvest" : "train", what, "tokens");
+    es_studio_job_end(s, job, false, true, what);
+    pthread_mutex_lock(&s->lock);
+    if (!s->maker)
+        s->maker = es_calloc(1, sizeof *s->maker);
+    if (s->maker && !s->maker->job && !s->maker->last_job) {
+        s->maker->last = m;
+        s->maker->last_job = job;
+    }
+    pthread_mutex_unlock(&s->lock);
+    es_studio_say_status(s, "a %s was stopped: Jobs (F6), r goes on with it, x forgets it", m.harvest_only ? "harvest" : "training");
+}
+
 /* ---- the work ------------------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct reporting { es_studio *s; int job; } reporting;
@@ -239,8 +314,15 @@ static void make(es_studio *s, const es_making *m)
     k->last = *m;
     pthread_mutex_unlock(&s->lock);
     int rc = read_asked(s, m, &a, &err);
+    if (!rc)
+        remember(s, m);
     rc = rc ? rc : work(s, &a, &p, &err);
-    snprintf(what, sizeof what, rc == ES_ERR_CANCELLED ? "stopped: r goes on with it (%.100s)" : "%.150s", rc && rc != ES_ERR_CANCELLED ? err.text : m->out);
+    if (rc == ES_ERR_CANCELLED) {
+        stopped_text(m, what, sizeof what);
+    } else {
+        snprintf(what, sizeof what, "%.150s", rc ? err.text : m->out);
+        remember(s, NULL);
+    }
     if (rc && rc != ES_ERR_CANCELLED)
         es_studio_say_status(s, "%.230s", err.text);
     else if (!rc)
@@ -336,11 +418,18 @@ void es_studio_make_again(es_studio *s, int job)
 bool es_maker_cancel(es_studio *s, int job)
 {
     pthread_mutex_lock(&s->lock);
-    bool its = s->maker && job > 0 && s->maker->job == job;
+    struct es_maker *k = s->maker;
+    const bool its = k && job > 0 && k->job == job, stopped = k && job > 0 && k->last_job == job && !k->job;
     if (its)
-        __atomic_store_n(&s->maker->cancel, true, __ATOMIC_RELAXED);
+        __atomic_store_n(&k->cancel, true, __ATOMIC_RELAXED);
+    if (stopped)
+        k->last_job = 0;
     pthread_mutex_unlock(&s->lock);
-    return its;
+    if (stopped) {
+        remember(s, NULL);
+        es_studio_job_step(s, job, 1, 1, "stopped, and not to be gone on with here; what it left in its folder is there");
+    }
+    return its || stopped;
 }
 
 void es_maker_stop(es_studio *s)

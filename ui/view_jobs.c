@@ -43,12 +43,12 @@ static ui_result key_cancel(es_ui *u, int key)
 {
     int at = state(u)->at;
     (void)key;
-    if (at >= u->v->n_job || !u->v->job[at].running) {
+    if (at >= u->v->n_job || (!u->v->job[at].running && !u->v->job[at].cancelled)) {
         ui_say(u, UI_PLAIN, "this one does not run");
         return UI_REDRAW;
     }
     es_studio_job_cancel(u->studio, u->v->job[at].id);
-    ui_say(u, UI_PLAIN, "asked to stop");
+    ui_say(u, UI_PLAIN, u->v->job[at].running ? "asked to stop" : "forgotten; its folder stays as it is");
     return UI_REDRAW;
 }
 
@@ -65,7 +65,7 @@ static ui_result key_again(es_ui *u, int key)
 
 static const ui_key keys[] = {
     UI_LIST_KEYS(key_move),
-    {'x', 0, "cancel; what can resume will", key_cancel},
+    {'x', 0, "cancel; what can resume will (again: forget it)", key_cancel},
     {UI_DELETE, 0, NULL, key_cancel},
     {'n', 0, "train a dictionary, or store activations, from texts", ui_key_make},
     {'r', 0, "go on with a training that was stopped", key_again},
@@ -80,7 +80,7 @@ static void hint(const es_ui *u, es_buf *out)
         ui_making_hint(u, out);
         return;
     }
-    es_buf_str(out, at < v->n_job && v->job[at].running ? "x cancels   " : at < v->n_job && v->job[at].cancelled ? "r goes on   " : "");
+    es_buf_str(out, at < v->n_job && v->job[at].running ? "x cancels   " : at < v->n_job && v->job[at].cancelled ? "r goes on   x forgets   " : "");
     es_buf_str(out, "n new training   ? help");
 }
 

@@ -20,6 +20,8 @@ static bool finished(const es_view *v) { return trained(v) && !newest(v, "train"
 static bool harvested(const es_view *v) { return newest(v, "harvest") && !newest(v, "harvest")->running; }
 static bool refused(const es_view *v) { return strstr(v->status, "one is being made"); }
 
+static bool refused_again(const es_view *v) { return strstr(v->status, "only what was made last"); }
+
 static es_making making(const char *texts, const char *out)
 {
     es_making m;
@@ -57,8 +59,8 @@ static char *texts_file(const char *name)
 static void trains_beside_the_chat(void **state)
 {
     (void)state;
-    char *texts = texts_file("texts.jsonl"), *out = strdup(test_path("made"));
-    es_studio *s = open_ready(fresh());
+    char *texts = texts_file("texts.jsonl"), *out = strdup(test_path("made")), *workspace = strdup(fresh());
+    es_studio *s = open_ready(workspace);
     es_making m = making(texts, out);
     es_view *v = plan(s, &m);
     assert_true(v->plan_ok && strstr(v->plan_text, "Time: about") && strstr(v->plan_text, "Memory: ") && strstr(v->plan_text, "Disk: "));
@@ -86,8 +88,12 @@ static void trains_beside_the_chat(void **state)
     struct stat before, after;
     assert_int_equal(stat(test_path("made/stream.json"), &before), 0);
 
-    s = open_ready(fresh()); /* another day, the same form; and to its end in another folder */
-    es_studio_make(s, &m);
+    s = open_ready(workspace); /* another day: it is known that there is one; and another to its end in another folder */
+    v = WAIT(s, trained);
+    assert_true(newest(v, "train")->cancelled && strstr(newest(v, "train")->what, "r goes on"));
+    job = newest(v, "train")->id;
+    es_view_free(v);
+    es_studio_make_again(s, job);
     WAIT_FREE(s, steps);
     v = es_studio_view(s);
     es_studio_job_cancel(s, newest(v, "train")->id);
@@ -97,6 +103,12 @@ static void trains_beside_the_chat(void **state)
     assert_true(after.st_ino != before.st_ino);
     m.tokens = 30000;
     snprintf(m.out, sizeof m.out, "%s-short", out);
+    v = es_studio_view(s);
+    job = newest(v, "train")->id;
+    es_view_free(v);
+    es_studio_job_cancel(s, job); /* once more: it is forgotten */
+    es_studio_make_again(s, job);
+    WAIT_FREE(s, refused_again);
     es_studio_make(s, &m);
     v = WAIT(s, finished);
     assert_false(newest(v, "train")->failed);
@@ -106,8 +118,14 @@ static void trains_beside_the_chat(void **state)
     assert_int_equal(es_dictionary_get_info(d)->n_features, 64);
     es_dictionary_free(d);
     es_studio_close(s);
+    s = open_ready(workspace); /* what came to its end, or was forgotten, is not offered */
+    v = es_studio_view(s);
+    assert_null(newest(v, "train"));
+    es_view_free(v);
+    es_studio_close(s);
     free(texts);
     free(out);
+    free(workspace);
 }
 
 static void harvests_and_trains_on_it(void **state)
