@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "reading.h"
+#include "vector.h"
 
 enum { SHARD_ROWS = 65536, CHECKPOINT_SECONDS = 20 };
 
@@ -465,7 +466,7 @@ int es_harvest_reader_open_at(es_harvest_reader *h, const char *dir, es_hook_pla
         rc = open_map(&h->shard[i], path, rows, (size_t)h->d * 2, err);
     }
     if (!rc) {
-        size_t n = h->n_row < 2048 ? h->n_row : 2048, d = (size_t)h->d;
+        size_t n = h->n_row < ES_NORM_ROWS ? h->n_row : ES_NORM_ROWS, d = (size_t)h->d;
         float *norm = es_calloc(n + d, sizeof *norm), *row = norm + n;
         if (!norm)
             rc = es_fail(err, ES_ERR_MEMORY, "not enough memory to read the harvest");
@@ -512,4 +513,18 @@ float es_norm_limit(float *norm, size_t n)
         return INFINITY;
     qsort(norm, n, sizeof *norm, rising);
     return norm[n / 2] > 0 ? 6 * norm[n / 2] : INFINITY;
+}
+
+void es_sequence_norms(const float *x, size_t d, const int *start, int n_seq, float *norm, float *limit)
+{
+    float some[ES_NORM_ROWS];
+    size_t k = 0;
+    for (int s = 0; s < n_seq; s++)
+        for (int t = start[s]; t < start[s + 1]; t++) {
+            norm[t] = sqrtf(es_vector()->dot(x + (size_t)t * d, x + (size_t)t * d, d));
+            if (t > start[s])
+                some[k++] = norm[t];
+        }
+    if (!(*limit > 0) && k)
+        *limit = es_norm_limit(some, k);
 }

@@ -53,5 +53,9 @@ void es_harvest_reader_rows(const es_harvest_reader *h, size_t first, size_t n, 
  * hundred times as long as the others', so that they alone would be most of the variance. Six times the median norm of the n rows
  * tells them apart; training, statistics and the atlas leave them out. Reorders norm. */
 float es_norm_limit(float *norm, size_t n);
+/* The same for sequences as they lie in a batch: norm[t] of each row x[n, d], n = start[n_seq] <= ES_NORM_ROWS; and where *limit is not above 0, it becomes
+ * that of these rows without each sequence's first. */
+enum { ES_NORM_ROWS = 2048 };
+void es_sequence_norms(const float *x, size_t d, const int *start, int n_seq, float *norm, float *limit);
 
 #endif

@@ -145,8 +145,7 @@ typedef struct reading {
     es_pool *pool;
     es_ids ids;
     es_sparse a, b;
-    float *x, *norm; /* [CONTEXT, d], [CONTEXT] */
-    bool sink[CONTEXT];
+    float *x, norm[CONTEXT], limit; /* x[CONTEXT, d] */
 } reading;
 
 static void reading_close(reading *r)
@@ -157,27 +156,13 @@ static void reading_close(reading *r)
     es_sparse_free(&r->a);
     es_sparse_free(&r->b);
     free(r->x);
-    free(r->norm);
 }
 
 static int reading_open(reading *r, es_model *m, int threads, es_error *err)
 {
     r->x = es_calloc((size_t)CONTEXT * (size_t)es_model_get_info(m)->d_model, sizeof *r->x);
-    r->norm = es_calloc(CONTEXT, sizeof *r->norm);
-    int rc = r->x && r->norm ? es_pool_open(&r->pool, threads, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory to compare dictionaries");
+    int rc = r->x ? es_pool_open(&r->pool, threads, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory to compare dictionaries");
     return rc ? rc : es_trainer_open(&r->trainer, m, &(es_trainer_options){.max_tokens = CONTEXT, .threads = threads}, err);
-}
-
-static void mark_sinks(reading *r, int T, size_t d)
-{
-    float some[CONTEXT];
-    for (int t = 0; t < T; t++) {
-        r->norm[t] = sqrtf(es_vector()->dot(r->x + (size_t)t * d, r->x + (size_t)t * d, d));
-        some[t] = r->norm[t];
-    }
-    float limit = es_norm_limit(some + 1, (size_t)T - 1); /* without the first token's */
-    for (int t = 0; t < T; t++)
-        r->sink[t] = t == 0 || r->norm[t] > limit;
 }
 
 /* The tokens of r->ids, at most CONTEXT of them. */
@@ -192,14 +177,15 @@ static int read_document(reading *r, matching *w, const volatile bool *cancel, e
     int rc = es_trainer_residual(r->trainer, &batch, a->layer, r->x, cancel, err);
     if (!rc)
         rc = es_dictionary_encode(r->from, r->pool, r->x, T, &r->a, err);
+    r->limit = 0; /* of each document anew */
     if (!rc)
-        mark_sinks(r, T, (size_t)a->d);
+        es_sequence_norms(r->x, (size_t)a->d, start, 1, r->norm, &r->limit);
     if (!rc && b->layer != a->layer)
         rc = es_trainer_residual(r->trainer, &batch, b->layer, r->x, cancel, err);
     if (!rc)
         rc = es_dictionary_encode(r->to, r->pool, r->x, T, &r->b, err);
-    for (int t = 0; t < T && !rc; t++)
-        if (!r->sink[t])
+    for (int t = 1; t < T && !rc; t++)
+        if (r->norm[t] <= r->limit)
             add_token(w, &r->a, &r->b, (size_t)t);
     return rc;
 }

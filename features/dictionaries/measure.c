@@ -60,7 +60,6 @@ static int batch(measure *m, const volatile bool *cancel, es_error *err)
 {
     int n = m->start[m->n_seq];
     size_t d = m->d;
-    const es_vector_ops *ops = es_vector();
     es_batch b = {.ids = m->id, .n = n, .start = m->start, .n_seq = m->n_seq, .target = m->target, .wanted = m->wanted};
     if (n == 0)
         return ES_OK;
@@ -69,16 +68,7 @@ static int batch(measure *m, const volatile bool *cancel, es_error *err)
         rc = es_trainer_residual(m->below, &b, m->layer, m->h, cancel, err);
     if (rc)
         return rc;
-    for (int t = 0; t < n; t++)
-        m->norm[t] = sqrtf(ops->dot(m->x + (size_t)t * d, m->x + (size_t)t * d, d));
-    if (m->norm_limit <= 0) { /* from the first batch, first tokens left out */
-        size_t k = 0;
-        float some[BATCH];
-        for (int s = 0; s < m->n_seq; s++)
-            for (int t = m->start[s] + 1; t < m->start[s + 1]; t++)
-                some[k++] = m->norm[t];
-        m->norm_limit = es_norm_limit(some, k);
-    }
+    es_sequence_norms(m->x, d, m->start, m->n_seq, m->norm, &m->norm_limit); /* the limit from the first batch */
     memset(m->counted, 0, sizeof m->counted);
     memset(m->wanted, 0, sizeof m->wanted);
     for (int s = 0; s < m->n_seq; s++)

@@ -84,16 +84,8 @@ static int take_batch(pooling *p, const volatile bool *cancel, es_error *err)
     size_t d = p->out->d;
     es_batch b = {.ids = p->id, .n = p->start[p->n_seq], .start = p->start, .n_seq = p->n_seq};
     int rc = b.n ? es_trainer_point(p->trainer, &b, p->layer, es_dictionary_point(p->s), p->x, cancel, err) : ES_OK;
-    for (int t = 0; t < b.n && !rc; t++)
-        p->norm[t] = sqrtf(es_vector()->dot(p->x + (size_t)t * d, p->x + (size_t)t * d, d));
-    if (!rc && b.n && p->norm_limit <= 0) { /* from the first batch, first tokens left out */
-        float some[BATCH];
-        size_t k = 0;
-        for (int q = 0; q < p->n_seq; q++)
-            for (int t = p->start[q] + 1; t < p->start[q + 1]; t++)
-                some[k++] = p->norm[t];
-        p->norm_limit = k ? es_norm_limit(some, k) : 0;
-    }
+    if (!rc && b.n) /* the limit from the first batch */
+        es_sequence_norms(p->x, d, p->start, p->n_seq, p->norm, &p->norm_limit);
     if (!rc && b.n)
         rc = es_dictionary_encode(p->s, p->pool, p->x, b.n, &p->acts, err);
     for (int q = 0; q < p->n_seq && !rc; q++)

@@ -166,7 +166,7 @@ static void read_row(const void *user, size_t row, float *out)
 
 static int find_limit(lane *l, es_error *err)
 {
-    size_t n = l->s->capacity < 2048 ? l->s->capacity : 2048, d = (size_t)l->d;
+    size_t n = l->s->capacity < ES_NORM_ROWS ? l->s->capacity : ES_NORM_ROWS, d = (size_t)l->d;
     float *norm = es_calloc(n + d, sizeof *norm);
     if (!norm)
         return es_fail(err, ES_ERR_MEMORY, "not enough memory to train");
