@@ -271,7 +271,9 @@ static json_t *dashboard_json(labels_open *o, const es_dashboard *d, const es_fe
         json_array_append_new(neighbours, json_pack("{s:i,s:f}", "feature", (int)d->neighbour[i], "cosine", (double)d->cosine[i]));
     for (int i = 0; i < d->n_neuron; i++)
         json_array_append_new(neurons, json_pack("{s:i,s:i,s:f}", "layer", d->neuron[i].layer, "neuron", d->neuron[i].neuron, "cosine", (double)d->neuron[i].cosine));
-    json_t *v = json_pack("{s:i,s:s?,s:s?,s:o,s:o}", "feature", d->feature, "label", label->text, "tags", label->tags, "neighbours", neighbours, "neurons", neurons);
+    json_t *v = json_pack("{s:i,s:s?,s:s?,s:s?,s:o,s:o}", "feature", d->feature, "label", label->text, "tags", label->tags, "note", label->note, "neighbours", neighbours, "neurons", neurons);
+    if (label->text && *label->text)
+        json_object_set_new(v, "author", json_string(label->author));
     if (d->has_logits)
         json_object_set_new(v, "logits", json_pack("{s:f,s:f,s:o}", "from", (double)d->logit_lo, "to", (double)d->logit_hi, "histogram", counts_json(d->logits, ES_ATLAS_BINS)));
     if (c)
@@ -302,6 +304,10 @@ static void print_card(labels_open *o, const es_dashboard *d, const es_feature_c
     printf("\n");
     if (label && label->tags && *label->tags)
         printf("tags        %s\n", app_shown(label->tags, shown, sizeof shown));
+    if (label && label->note && *label->note)
+        printf("note        %s\n", app_shown(label->note, shown, sizeof shown));
+    if (label && label->text && *label->text && *label->author)
+        printf("label by    %s\n", app_shown(label->author, shown, sizeof shown));
     if (c) {
         printf("active on   %.4f %% of tokens; mean %.3f, 99 %% below %.3f, most %.3f\n", 100 * c->density, (double)c->mean, (double)c->p99, (double)c->max);
         printf("promotes   ");
@@ -369,8 +375,10 @@ static int features_show(int argc, char **argv)
     if (rc == ES_OK)
         rc = labels_feature(&o, argv[1], &feature, &o.err);
     if (rc == ES_OK) { /* before the card: a workspace that has not seen the dictionary yet goes through the atlas, and the card lives until its next use */
+        es_error why;
         o.labels = app_labels(&o.f, o.m);
-        label.text = o.labels ? o.labels[feature] : NULL;
+        if (app_workspace(&o.w, &why) == ES_OK)
+            es_workspace_label_get(o.w, o.f.hash, feature, &label, &why); /* none, or no workspace: nothing is shown */
         n_score = label_scores(&o, feature, score);
     }
     if (rc == ES_OK && o.f.atlas)
@@ -398,6 +406,7 @@ static int features_show(int argc, char **argv)
             code = app_flush();
         }
     }
+    es_label_free(&label);
     labels_close(&o);
     return code;
 }

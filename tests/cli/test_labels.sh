@@ -30,6 +30,9 @@ want 2 label choose "$A" "${m[@]}"
 want 0 label choose "$A" --none "${m[@]}"
 want 0 label show-first ann "${m[@]}"; want 0 label show-first "${m[@]}" --json; is 'v["author"] == "ann"' out || fail "show-first"
 want 0 features search is:conflict "${m[@]}" --json; is '[x["feature"] for x in v] == ['"$A"'] and v[0]["label"] == "hedging"' out || fail "is:conflict"
+want 0 features show "$A" "${m[@]}" --json
+is 'v["label"] == "hedging" and v["tags"] == "tone hedge" and v["note"] == "seen twice\nin letters" and v["author"] == "ann"' out || fail "a dashboard without its tags, note or author"
+want 0 features show "$A" "${m[@]}"; grep -q "^tags  *tone hedge$" out && grep -q "^label by  *ann$" out || fail "the same in words: $(cat out)"
 want 0 features search by:bob "${m[@]}" --json; is '{x["feature"] for x in v} == {'"$A, $B"'}' out || fail "by:"
 
 # agreement: tags of two features: hedge (only ann), tone (both), format (both): 6 units, 2 both, 1 only ann, 3 neither
