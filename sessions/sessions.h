@@ -159,6 +159,7 @@ typedef struct es_view { /* one consistent copy; every pointer lives until es_vi
     char basis_name[64]; int basis_version, n_basis; const int *basis_feature; const float *basis_lo, *basis_hi;
     const es_vector_name *vector; int n_vector; /* entries of it that are no features but vectors */
     es_basis_report report; bool report_ready;
+    uint64_t labels_read; /* grows when many labels have changed other than by the caller: starter labels that were taken in */
     const int *suggested; const float *suggested_score; int n_suggested;
     /* adapter and learning */
     es_learning_state learning; char learning_text[200]; bool adapter_on; int64_t snapshot; /* in use; 0: base */

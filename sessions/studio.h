@@ -162,6 +162,7 @@ struct es_studio {
     bool basis_auto;
     es_basis_report report;
     bool report_ready;
+    uint64_t labels_read; /* counts what made many labels at once */
     int *suggested;
     float *suggested_score;
     int n_suggested;

@@ -88,6 +88,20 @@ static int auto_size(const es_studio *s)
     return s->n_features < AUTO_FEATURES ? s->n_features : AUTO_FEATURES;
 }
 
+/* The basis that comes with the dictionary at hand; false: there is none. */
+static bool starter_basis(const es_studio *s, es_basis *out)
+{
+    json_t *j = NULL;
+    es_error why;
+    bool good = s->o.starter_basis && es_json_file(&j, s->o.starter_basis, &why) == 0 && es_basis_from_json(out, j, &why) == 0;
+    json_decref(j);
+    if (good && strcmp(out->dictionary_hash, s->dictionary_hash)) {
+        es_basis_free(out);
+        good = false;
+    }
+    return good;
+}
+
 /* The starter basis (curated, labelled) and the features that these experiences' gradient points at. Features that the basis in use
  * already has stay, so that what was learned keeps its names. */
 static int basis_by_itself(es_studio *s, const float *gradient, int n, es_error *err)
@@ -96,18 +110,11 @@ static int basis_by_itself(es_studio *s, const float *gradient, int n, es_error 
     int rc = current_basis(s, &b), size = auto_size(s);
     if (rc)
         return es_fail(err, ES_ERR_MEMORY, "no memory for a basis");
-    if (!b.n && s->o.starter_basis) {
-        json_t *j = NULL;
-        es_error why;
-        es_basis starter = {0};
-        if (es_json_file(&j, s->o.starter_basis, &why) == 0 && es_basis_from_json(&starter, j, &why) == 0 &&
-            !strcmp(starter.dictionary_hash, s->dictionary_hash)) {
-            for (int i = 0; !rc && i < starter.n; i++)
-                rc = es_basis_take(&b, &starter, i, starter.lo[i], starter.hi[i], err);
-        }
-        es_basis_free(&starter);
-        json_decref(j);
-    }
+    es_basis starter = {0};
+    if (!b.n && starter_basis(s, &starter))
+        for (int i = 0; !rc && i < starter.n; i++)
+            rc = es_basis_take(&b, &starter, i, starter.lo[i], starter.hi[i], err);
+    es_basis_free(&starter);
     es_basis by = {0};
     if (!rc && b.n < size) {
         pthread_mutex_lock(&s->atlas_lock);
@@ -879,6 +886,24 @@ static void report_rows(void *user, const char *what, double done, double total,
     es_studio_job_step(r->s, r->job, done, total, what);
 }
 
+/* The starter basis stands among the saved ones of its dictionary, unless one of that name does. */
+static void offer_starter(es_studio *s)
+{
+    es_error err;
+    es_basis starter = {0};
+    es_basis_line *line = NULL;
+    int n = 0;
+    if (!starter_basis(s, &starter))
+        return;
+    bool there = es_workspace_basis_list(s->workspace, s->dictionary_hash, &line, &n, &err) != 0;
+    for (int i = 0; i < n; i++)
+        there |= !strcmp(line[i].name, starter.name);
+    if (!there && es_workspace_basis_save(s->workspace, &starter, &starter.version, &err))
+        es_studio_say_status(s, "%.230s", err.text);
+    free(line);
+    es_basis_free(&starter);
+}
+
 /* Only the first time a dictionary is seen it takes a moment; with an atlas of its own, so that dashboards can be drawn meanwhile. */
 static void prepare_labels(es_studio *s)
 {
@@ -894,7 +919,13 @@ static void prepare_labels(es_studio *s)
     es_studio_job_end(s, r.job, rc && rc != ES_ERR_CANCELLED, rc == ES_ERR_CANCELLED, NULL);
     if (rc && rc != ES_ERR_CANCELLED)
         es_studio_say_status(s, "%.230s", err.text);
+    else if (!rc)
+        offer_starter(s);
     es_atlas_free(a);
+    pthread_mutex_lock(&s->lock);
+    s->labels_read++; /* whoever read the labels before has none of the starter's */
+    es_studio_changed(s);
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* Half a minute the first time a model is seen; without them Adam learns. */

@@ -97,6 +97,7 @@ static void copy_basis(es_studio *s, view *w)
     v->n_basis = v->basis_feature && v->basis_lo && v->basis_hi && coefficient ? s->basis.n : 0;
     v->report = s->report;
     v->report_ready = s->report_ready;
+    v->labels_read = s->labels_read;
     v->suggested = keep(w, s->suggested, (size_t)s->n_suggested, sizeof(int));
     v->suggested_score = keep(w, s->suggested_score, (size_t)s->n_suggested, sizeof(float));
     v->n_suggested = v->suggested && v->suggested_score ? s->n_suggested : 0;

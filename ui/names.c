@@ -22,8 +22,14 @@ void ui_names_refresh(es_ui *u)
     ui_names *m = &u->names;
     const char *hash = es_studio_dictionary_hash(u->studio);
     int n = u->v ? u->v->n_features : 0;
-    if (!hash || !*hash || n <= 0 || (n == m->n && !strcmp(hash, m->hash)))
+    if (!hash || !*hash || n <= 0)
         return;
+    if (n == m->n && !strcmp(hash, m->hash)) {
+        if (u->v->labels_read != m->labels_read)
+            ui_names_changed_many(u);
+        m->labels_read = u->v->labels_read;
+        return;
+    }
     ui_names_free(u);
     m->label = calloc((size_t)n, sizeof *m->label);
     m->tokens = calloc((size_t)n, sizeof *m->tokens);
@@ -34,6 +40,7 @@ void ui_names_refresh(es_ui *u)
         return;
     }
     m->n = n;
+    m->labels_read = u->v->labels_read;
     strncpy(m->hash, hash, sizeof m->hash - 1);
     es_error err;
     es_workspace *w = es_studio_workspace(u->studio);

@@ -173,6 +173,7 @@ typedef void ui_complete(es_ui *u, const char *text, es_buf *candidates);   /* w
 
 typedef struct ui_names { /* labels and token texts of features, read once and on demand */
     int n; char **label, **tokens; char hash[65];
+    uint64_t labels_read;    /* the view's, when they were read */
     uint64_t serial;         /* counts changes */
     uint64_t made;           /* counts those after which nothing that was read holds */
 } ui_names;

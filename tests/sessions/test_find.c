@@ -293,6 +293,14 @@ static void a_studio_looks(void **state)
     o.dictionary = folder;
     o.workspace = test_path("studio.db");
     o.labels = labels_path;
+    const char *starter = test_path("starter.json");
+    es_buf json = {0};
+    es_buf_printf(&json, "{\"format\":\"espalier-basis\",\"version\":1,\"name\":\"starter\",\"revision\":3,\"model_hash\":\"%s\",\"dictionary_hash\":\"%s\",\"dictionary\":\"d\",\"layer\":1,"
+                  "\"features\":[{\"feature\":3,\"lo\":-2,\"hi\":2},{\"feature\":4,\"lo\":-2,\"hi\":2}]}",
+                  es_dictionary_get_info(dictionary)->model_hash, es_dictionary_get_info(dictionary)->hash);
+    test_write(starter, json.data, json.len);
+    es_buf_free(&json);
+    o.starter_basis = starter;
     o.maps = maps;
     o.learn = false;
     o.threads = 1;
@@ -341,6 +349,16 @@ static void a_studio_looks(void **state)
     }
     assert_true(f.n == 2 && f.feature[0] == 3 && f.feature[1] == 4);
     es_found_free(&f);
+    /* then whoever had read the labels before is told, and the starter basis is among the saved ones */
+    es_view *seen;
+    while ((seen = es_studio_view(s))->labels_read == 0 && news(s, until))
+        es_view_free(seen);
+    assert_int_equal(seen->labels_read, 1);
+    es_view_free(seen);
+    es_basis_line *line = NULL;
+    assert_ok(es_workspace_basis_list(es_studio_workspace(s), es_studio_dictionary_hash(s), &line, &n, &err), &err);
+    assert_true(n == 1 && !strcmp(line[0].name, "starter") && line[0].n == 2);
+    free(line);
     assert_false(es_studio_found(s, &f, error)); /* each once */
     for (int i = 0; i < 50; i++) /* only the newest counts */
         es_studio_find(s, i < 49 ? "is:unlabelled" : "density<", ES_FIND_BEST);
