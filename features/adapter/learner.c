@@ -122,6 +122,11 @@ static void coefficient_change(const es_adapter *a, const float *param, const fl
 double es_item_loss(const es_learner *l, es_item *e, double slope[2])
 {
     slope[0] = slope[1] = 0;
+    if (l->gains) {
+        slope[0] = e->seq[0].n ? -1 : 0;
+        slope[1] = e->seq[1].n ? 1 : 0;
+        return -es_item_gain(e);
+    }
     return e->target.n ? e->loss : es_experience_loss(es_item_reply(e, 0), es_item_reply(e, 1), l->o.beta, &slope[0], &slope[1]);
 }
 
@@ -252,6 +257,21 @@ static int pass(es_learner *l, const int *which, int n, bool backward, bool *lea
         int twice = 0;
         rc = pass(l, which, passed_by, true, NULL, weights, &again, &twice, cancel, err);
     }
+    return rc;
+}
+
+int es_learner_gains(es_learner *l, const int *which, int n, bool backward, double *gain, const volatile bool *cancel, es_error *err)
+{
+    double weights = 0, loss = 0;
+    int tokens = 0;
+    for (int i = 0; i < n; i++)
+        weights += l->item[which[i]]->weight;
+    if (!(weights > 0))
+        return es_fail(err, ES_ERR_USAGE, "experiences that weigh nothing have no mean gain");
+    l->gains = true;
+    int rc = pass(l, which, n, backward, NULL, weights, &loss, &tokens, cancel, err);
+    l->gains = false;
+    *gain = -loss;
     return rc;
 }
 

@@ -144,9 +144,12 @@ void es_learner_influence(const es_learner *l, float *out);
 /* A copy of the adapter without these experiences' part of every step that was taken: exact bookkeeping for what their gradients moved, so
  * the others' parts stay as they are (their gradients were taken with these present; a replay without them would differ by that).
  * Sparing: of their part only what leaves the others where they are: what is orthogonal, in the metric, to each direction but the one that these went
- * along most, and to the others' parts, each (SPARE_EACH) or their sum (SPARE_SUM). What others ask for too then stays. Metric step of form lora. */
-typedef enum es_undo { ES_UNDO_PLAIN, ES_UNDO_SPARE_EACH, ES_UNDO_SPARE_SUM } es_undo;
-int es_learner_without(es_learner *l, const int *experience, int n, es_undo how, es_adapter **out, es_error *err);
+ * along most, and to the others' parts, each (SPARE_EACH) or their sum (SPARE_SUM). What others ask for too then stays.
+ * Balancing: all of their part, and then what brings the others' mean gains, by the direction they went along most, back to where they were (a few passes over
+ * all experiences; a teacher's opinions are in no group). Sparing and balancing: metric step of form lora. */
+typedef enum es_undo { ES_UNDO_PLAIN, ES_UNDO_SPARE_EACH, ES_UNDO_SPARE_SUM, ES_UNDO_BALANCE } es_undo;
+enum { ES_BALANCE_GROUPS = 33 };
+int es_learner_without(es_learner *l, const int *experience, int n, es_undo how, es_adapter **out, const volatile bool *cancel, es_error *err);
 /* Per coefficient signal to noise of the experiences' gradients: mean / (sd / sqrt n); NAN for fewer than 2. [K] */
 void es_learner_snr(const es_learner *l, float *out);
 

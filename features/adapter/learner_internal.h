@@ -57,6 +57,7 @@ struct es_learner {
     int n_anchor;
     float *anchor_p;         /* [anchors.n, n_vocab] base probabilities */
     double *anchor_entropy, *anchor_mass; /* [anchors.n] sum p log p; sum p, which rounding leaves near 1 */
+    bool gains;              /* a pass is about gains, not losses: es_learner_gains */
     float *logits;           /* [n_vocab] */
 
     es_item **item;
@@ -114,6 +115,8 @@ void es_item_free(es_item *e);
 /* The loss of an experience where the last pass left it, and what it wants to raise (for a target: how far its loss fell). slope: as es_experience_loss. */
 double es_item_loss(const es_learner *l, es_item *e, double slope[2]);
 double es_item_gain(es_item *e);
+/* The mean gain of the n items in which[] (none of a teacher's), by their weights; with backward each one's share of its gradient, with the sign turned, in item->grad. */
+int es_learner_gains(es_learner *l, const int *which, int n, bool backward, double *gain, const volatile bool *cancel, es_error *err);
 /* A target's loss of reply token i for the student's p, and dLoss/dlogits into dl (may be NULL), a mean over the tokens that count. The sampled loss
  * is (log p - log q)^2 / 2, which has the gradient of es_distil_token's: no estimate that goes below zero. */
 double es_item_token(const es_item *e, int i, const float *p, double scale, float *dl);

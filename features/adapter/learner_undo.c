@@ -4,7 +4,12 @@
  * With G the metric, an experience's part is to first order G^-1 times its own gradient, so a change x moves what experience e asks for in
  * proportion to <part_e, x>_G. Of the part P that is to go, the nearest x in the metric with <v, x>_G = 0 for all v in V is
  * P - V (V^T G V)^-1 V^T G P. V holds the directions that are not its own and the others' parts: each of them, which keeps every experience's own noise
- * too and so holds back much of P, or only their sum. */
+ * too and so holds back much of P, or only their sum.
+ *
+ * Balancing does not go by what parts were when they were learned but by what the others' gains are now: P is taken away, and then the shortest change in the
+ * metric brings the mean gain of each group of the others (those that went along the same direction most) back to what it was, while that of the experiences
+ * that go stays where it came to. With g_i the gradient of group i's mean gain and r_i what it lacks, that is G^-1 sum a_i g_i, <g_i, G^-1 g_j> a = r: a step
+ * of Gauss and Newton; a few of them. */
 #include "learner_internal.h"
 
 #include <math.h>
@@ -101,7 +106,125 @@ static int spare(es_learner *l, const float *const *v, int n_v, float *change, e
     return rc;
 }
 
-int es_learner_without(es_learner *l, const int *experience, int n, es_undo how, es_adapter **out, es_error *err)
+/* ---- balancing ----------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct group { /* experiences that are looked at by their mean gain */
+    int n, *which;
+    double want, lacks;
+    float *gradient, *step; /* [n_learned] of the mean gain, and G^-1 times it */
+} group;
+
+enum { ROUNDS = 3 };
+static const double CLOSE = 0.01; /* of the largest gain that is to be kept: near enough */
+
+/* group[0]: the experiences listed; then the others by the direction that their part went along most. Whoever moved nothing is in none. */
+static void sort_out(es_learner *l, const int *experience, int n, group *g, int n_group)
+{
+    for (int i = 0; i < l->n; i++) {
+        const es_item *e = l->item[i];
+        bool moved = false;
+        for (size_t j = 0; e->moved && !moved && j < l->a->n_learned; j++)
+            moved = e->moved[j] != 0;
+        if (!moved || e->target.n || !(e->weight > 0))
+            continue;
+        group *to = listed(experience, n, i) ? &g[0] : &g[n_group == 2 ? 1 : 1 + main_direction(l, e->moved)];
+        to->which[to->n++] = i;
+    }
+}
+
+static int group_gradient(es_learner *l, group *g, double *gain, const volatile bool *cancel, es_error *err)
+{
+    size_t size = l->a->n_learned;
+    int rc = es_learner_gains(l, g->which, g->n, true, gain, cancel, err);
+    memset(g->gradient, 0, size * sizeof *g->gradient);
+    for (int i = 0; !rc && i < g->n; i++)
+        for (size_t j = 0; j < size; j++)
+            g->gradient[j] -= l->item[g->which[i]]->grad[j];
+    if (!rc)
+        es_learner_metric_square(l, g->gradient, g->step);
+    return rc;
+}
+
+/* One step of all groups there are towards what they want. *most: what one lacks at most, before it. */
+static int round_of(es_learner *l, group *g, int n_group, double *most, const volatile bool *cancel, es_error *err)
+{
+    size_t size = l->a->n_learned;
+    double gram[ES_BALANCE_GROUPS * ES_BALANCE_GROUPS], a[ES_BALANCE_GROUPS];
+    int there[ES_BALANCE_GROUPS], n = 0, rc = ES_OK;
+    *most = 0;
+    for (int i = 0; !rc && i < n_group; i++) {
+        double gain;
+        if (!g[i].n)
+            continue;
+        rc = group_gradient(l, &g[i], &gain, cancel, err);
+        g[i].lacks = rc ? 0 : g[i].want - gain;
+        *most = fmax(*most, fabs(g[i].lacks));
+        there[n++] = i;
+    }
+    for (int i = 0; !rc && i < n; i++) {
+        a[i] = g[there[i]].lacks;
+        for (int j = 0; j < n; j++)
+            gram[i * n + j] = es_learner_dot(g[there[i]].gradient, g[there[j]].step, size);
+    }
+    double trace = 0;
+    for (int i = 0; i < n; i++)
+        trace += rc ? 0 : gram[i * n + i];
+    for (int i = 0; i < n; i++)
+        gram[i * n + i] += 1e-3 * trace / n;
+    if (!rc && (!(trace > 0) || !isfinite(trace) || !es_linear_cholesky(gram, n, 0)))
+        rc = es_fail(err, ES_ERR_LIMIT, "the experiences' gradients are not numbers, or are zero");
+    if (!rc)
+        es_linear_solve(gram, n, a);
+    for (int i = 0; !rc && i < n; i++)
+        for (size_t j = 0; j < size; j++)
+            l->a->param[j] += (float)a[i] * g[there[i]].step[j];
+    if (!rc)
+        es_adapter_refresh(l->a);
+    return rc;
+}
+
+/* The adapter's own parameters, less `change` and brought into balance. */
+static int balance(es_learner *l, const int *experience, int n, const float *change, const volatile bool *cancel, es_error *err)
+{
+    int n_group = l->prior.n > 1 ? l->prior.n + 1 : 2;
+    size_t size = l->a->n_learned;
+    if (n_group > ES_BALANCE_GROUPS)
+        return es_fail(err, ES_ERR_LIMIT, "taking experiences away in balance is for at most %d directions", (int)ES_BALANCE_GROUPS - 1);
+    group g[ES_BALANCE_GROUPS] = {{0}};
+    int *which = es_calloc((size_t)n_group * (size_t)l->n + 1, sizeof *which), rc = ES_OK;
+    float *vectors = es_calloc(2 * (size_t)n_group, size * sizeof *vectors);
+    if (!which || !vectors)
+        rc = es_fail(err, ES_ERR_MEMORY, "no memory to take experiences away");
+    for (int i = 0; !rc && i < n_group; i++) {
+        g[i].which = which + (size_t)i * (size_t)l->n;
+        g[i].gradient = vectors + 2 * (size_t)i * size;
+        g[i].step = g[i].gradient + size;
+    }
+    if (!rc)
+        sort_out(l, experience, n, g, n_group);
+    double kept = 0, most = INFINITY;
+    for (int i = 1; !rc && i < n_group; i++)
+        if (g[i].n) {
+            rc = es_learner_gains(l, g[i].which, g[i].n, false, &g[i].want, cancel, err);
+            kept = fmax(kept, fabs(g[i].want));
+        }
+    for (size_t j = 0; !rc && j < size; j++)
+        l->a->param[j] -= change[j];
+    if (!rc) {
+        es_adapter_refresh(l->a);
+        if (g[0].n)
+            rc = es_learner_gains(l, g[0].which, g[0].n, false, &g[0].want, cancel, err);
+    }
+    for (int i = 0; !rc && kept > 0 && i < ROUNDS && most > CLOSE * kept; i++)
+        rc = round_of(l, g, n_group, &most, cancel, err);
+    free(which);
+    free(vectors);
+    return rc;
+}
+
+/* ---- all ways ------------------------------------------------------------------------------------------------------------------------------- */
+
+int es_learner_without(es_learner *l, const int *experience, int n, es_undo how, es_adapter **out, const volatile bool *cancel, es_error *err)
 {
     bool sparing = how != ES_UNDO_PLAIN;
     *out = NULL;
@@ -115,7 +238,19 @@ int es_learner_without(es_learner *l, const int *experience, int n, es_undo how,
     rc = change && v && (sum || how != ES_UNDO_SPARE_SUM) ? es_adapter_copy(out, l->a, err) : es_fail(err, ES_ERR_MEMORY, "no memory to take experiences away");
     if (!rc)
         parts_of(l, experience, n, change);
-    if (!rc && sparing)
+    if (!rc && how == ES_UNDO_BALANCE) {
+        float *own = es_calloc(l->a->n_learned, sizeof *own);
+        rc = own ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory to take experiences away");
+        if (!rc) {
+            memcpy(own, l->a->param, l->a->n_learned * sizeof *own);
+            rc = balance(l, experience, n, change, cancel, err);
+            for (size_t j = 0; j < l->a->n_learned; j++)
+                change[j] = own[j] - l->a->param[j];
+            memcpy(l->a->param, own, l->a->n_learned * sizeof *own);
+            es_adapter_refresh(l->a);
+            free(own);
+        }
+    } else if (!rc && sparing)
         rc = spare(l, v, kept_of(l, experience, n, main_direction(l, change), sum, v), change, err);
     if (!rc) {
         for (size_t j = 0; j < l->a->n_learned; j++)

@@ -1,4 +1,4 @@
-/* Several traits learned one after another, and each undone: taken away by the stored parts of its experiences (es_method_without; plainly, and in two ways that
+/* Several traits learned one after another, and each undone: taken away by the stored parts of its experiences (es_method_without; plainly, and in three ways that
  * spare the others), or, where a method keeps none, by the same stages without them, which is what removing them from a workspace and learning again amounts to. */
 #include "eval_internal.h"
 
@@ -169,7 +169,7 @@ static int margins_now(sequence *q, es_method *method, json_t *stages, es_error 
     return rc ? rc : margins_of(q, &x, stages, err);
 }
 
-static const char *const UNDO_KEY[] = {[ES_UNDO_PLAIN] = "without", [ES_UNDO_SPARE_EACH] = "spared", [ES_UNDO_SPARE_SUM] = "spared_sum"};
+static const char *const UNDO_KEY[] = {[ES_UNDO_PLAIN] = "without", [ES_UNDO_SPARE_EACH] = "spared", [ES_UNDO_SPARE_SUM] = "spared_sum", [ES_UNDO_BALANCE] = "balanced"};
 
 /* Each trait taken away from what has been learned, by its experiences' parts: [[margins] a trait]. */
 static int take_away(sequence *q, es_method *method, es_undo how, json_t *line, es_error *err)
@@ -181,7 +181,7 @@ static int take_away(sequence *q, es_method *method, es_undo how, json_t *line, 
         es_variant x = {0};
         for (int i = 0; i < o->experiences; i++)
             which[i] = t * o->experiences + i;
-        rc = es_method_without(method, which, o->experiences, how, &x, err);
+        rc = es_method_without(method, which, o->experiences, how, &x, q->cancel, err);
         rc = rc ? rc : margins_of(q, &x, without, err);
         es_variant_clear(&x);
     }
@@ -253,6 +253,7 @@ static int run_through(sequence *q, const es_eval_spec *spec, int order, int und
     if (!rc && undone < 0 && es_method_keeps_parts(spec->kind) && spec->o.white) {
         rc = take_away(q, method, ES_UNDO_SPARE_EACH, line, err);
         rc = rc ? rc : take_away(q, method, ES_UNDO_SPARE_SUM, line, err);
+        rc = rc ? rc : take_away(q, method, ES_UNDO_BALANCE, line, err);
     }
     rc = rc ? rc : es_method_view(method, &x, err);
     rc = rc ? rc : es_set_measure(&q->raw, &q->bench, &x, &raw, err);
@@ -402,11 +403,12 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
         if (rc || json_integer_value(json_object_get(x, "undone")) >= 0)
             continue;
         for (int t = 0; t < n; t++) {
-            double learned = at_stage(x, t, t), end = at_stage(x, n - 1, t), worst, left, worst_spared, left_spared, worst_sum, left_sum;
+            double learned = at_stage(x, t, t), end = at_stage(x, n - 1, t), worst, left, worst_spared, left_spared, worst_sum, left_sum, worst_balanced, left_balanced;
             json_t *without = json_object_get(x, "without"), *spared = json_object_get(x, "spared"), *sum = json_object_get(x, "spared_sum");
             undone_effect(lines, x, without, n, t, &left, &worst);
             undone_effect(NULL, x, spared, n, t, &left_spared, &worst_spared);
             undone_effect(NULL, x, sum, n, t, &left_sum, &worst_sum);
+            undone_effect(NULL, x, json_object_get(x, "balanced"), n, t, &left_balanced, &worst_balanced);
             json_t *row = json_pack("{s:O,s:O,s:O,s:i}", "method", json_object_get(x, "method"), "order", json_object_get(x, "order"), "task",
                                     json_array_get(tasks, (size_t)t), "place", t);
             json_object_set_new(row, "undone_by", json_string(without ? "stored parts" : "replay"));
@@ -419,6 +421,8 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
             json_object_set_new(row, "largest_change_sparing", real_or_null(worst_spared));
             json_object_set_new(row, "margin_undone_sparing_sum", real_or_null(left_sum));
             json_object_set_new(row, "largest_change_sparing_sum", real_or_null(worst_sum));
+            json_object_set_new(row, "margin_undone_balanced", real_or_null(left_balanced));
+            json_object_set_new(row, "largest_change_balanced", real_or_null(worst_balanced));
             json_object_set(row, "kl", json_object_get(x, "kl"));
             json_object_set(row, "dnll", json_object_get(x, "dnll"));
             json_object_set(row, "kl_chat", json_object_get(x, "kl_chat"));
@@ -433,11 +437,11 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
 
 int es_sequence_table(json_t *rows, es_buf *out, es_error *err)
 {
-    static const char *const KEY[] = {"margin_learned", "margin_end", "kept", "margin_undone", "largest_change_by_undoing_another", "margin_undone_sparing", "largest_change_sparing", "margin_undone_sparing_sum", "largest_change_sparing_sum", "kl", "dnll"};
+    static const char *const KEY[] = {"margin_learned", "margin_end", "kept", "margin_undone", "largest_change_by_undoing_another", "margin_undone_sparing", "largest_change_sparing", "margin_undone_sparing_sum", "largest_change_sparing_sum", "margin_undone_balanced", "largest_change_balanced", "kl", "dnll"};
     size_t i;
     json_t *x;
-    es_buf_str(out, "| method | order | trait | margin when learned | at the end | kept | with its experiences gone | largest change by undoing another | sparing each other experience: with its experiences gone | largest change | sparing their sum: with its experiences gone | largest change | KL at the end | d(nll) |\n"
-                    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    es_buf_str(out, "| method | order | trait | margin when learned | at the end | kept | with its experiences gone | largest change by undoing another | sparing each other experience: with its experiences gone | largest change | sparing their sum: with its experiences gone | largest change | in balance: with its experiences gone | largest change | KL at the end | d(nll) |\n"
+                    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     json_array_foreach(rows, i, x) {
         es_buf_printf(out, "| `%s` | %d | %s |", json_string_value(json_object_get(x, "method")), (int)json_integer_value(json_object_get(x, "order")),
                       json_string_value(json_object_get(x, "task")));

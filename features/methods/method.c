@@ -117,12 +117,12 @@ bool es_method_keeps_parts(es_method_kind k)
     return (unsigned)k < ES_N_METHODS && KIND[k].ops && KIND[k].ops->without;
 }
 
-int es_method_without(es_method *m, const int *experience, int n, es_undo how, es_variant *out, es_error *err)
+int es_method_without(es_method *m, const int *experience, int n, es_undo how, es_variant *out, const volatile bool *cancel, es_error *err)
 {
     *out = (es_variant){.model = m->base, .lowest_layer = es_model_get_info(m->base)->n_layer - 1};
     if (!ops(m) || !ops(m)->without)
         return es_fail(err, ES_ERR_USAGE, "%s keeps no part of each experience: learn again without them", es_method_name(m->kind));
-    return ops(m)->without(m->self, experience, n, how, out, err);
+    return ops(m)->without(m->self, experience, n, how, out, cancel, err);
 }
 
 void es_variant_clear(es_variant *v)

@@ -108,7 +108,7 @@ int es_method_copy(es_method *m, es_variant *out, es_error *err); /* on its own:
 /* What would answer without these experiences (in es_method_add's order), from the stored parts of each (how: as es_learner_without has it);
  * es_variant_clear frees it.
  * ES_ERR_USAGE where a method keeps no parts: learn again without them. */
-int es_method_without(es_method *m, const int *experience, int n, es_undo how, es_variant *out, es_error *err);
+int es_method_without(es_method *m, const int *experience, int n, es_undo how, es_variant *out, const volatile bool *cancel, es_error *err);
 bool es_method_keeps_parts(es_method_kind k);
 uint64_t es_method_parameters(const es_method *m); /* numbers learned */
 size_t es_method_bytes(const es_method *m);        /* memory it holds now */

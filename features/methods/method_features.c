@@ -163,11 +163,11 @@ static int features_copy(void *self, es_variant *out, es_error *err)
     return rc || !a ? rc : own(a, out, err);
 }
 
-static int features_without(void *self, const int *experience, int n, es_undo how, es_variant *out, es_error *err)
+static int features_without(void *self, const int *experience, int n, es_undo how, es_variant *out, const volatile bool *cancel, es_error *err)
 {
     features_method *m = self;
     es_adapter *a = NULL;
-    int rc = m->learner ? es_learner_without(m->learner, experience, n, how, &a, err) : ES_OK;
+    int rc = m->learner ? es_learner_without(m->learner, experience, n, how, &a, cancel, err) : ES_OK;
     return rc || !a ? rc : own(a, out, err);
 }
 

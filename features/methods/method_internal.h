@@ -14,7 +14,7 @@ typedef struct es_method_ops { /* self: what open made. step, copy and add may b
     uint64_t (*parameters)(const void *self);
     size_t (*bytes)(const void *self);
     const char *(*note)(const void *self); /* may be NULL */
-    int (*without)(void *self, const int *experience, int n, es_undo how, es_variant *out, es_error *err); /* may be NULL */
+    int (*without)(void *self, const int *experience, int n, es_undo how, es_variant *out, const volatile bool *cancel, es_error *err); /* may be NULL */
     const es_decision *(*decision)(const void *self, int experience); /* may be NULL */
 } es_method_ops;
 

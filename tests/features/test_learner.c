@@ -815,7 +815,7 @@ static void prior(void **state)
 
     /* without all of them nothing is left; without one the parts of the others are as they were */
     static const int all[] = {0, 1, 2};
-    assert_ok(es_learner_without(l, all, 3, ES_UNDO_PLAIN, &left, &err), &err);
+    assert_ok(es_learner_without(l, all, 3, ES_UNDO_PLAIN, &left, NULL, &err), &err);
     double most = 0, size = 0;
     for (size_t i = 0; i < n; i++) {
         most = fmax(most, fabs(left->param[i]));
@@ -823,30 +823,49 @@ static void prior(void **state)
     }
     assert_true(size > 0 && most < 1e-5 * size);
     es_adapter_free(left);
-    assert_ok(es_learner_without(l, all, 3, ES_UNDO_SPARE_EACH, &left, &err), &err); /* no others to spare, and the one direction is their own */
+    assert_ok(es_learner_without(l, all, 3, ES_UNDO_SPARE_EACH, &left, NULL, &err), &err); /* no others to spare, and the one direction is their own */
     for (size_t i = 0; i < n; i++)
         assert_true(fabsf(left->param[i]) < 1e-5 * size);
     es_adapter_free(left);
-    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_PLAIN, &left, &err), &err);
+    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_PLAIN, &left, NULL, &err), &err);
     assert_int_not_equal(memcmp(left->param, a->param, n * sizeof *a->param), 0);
     es_adapter_free(left);
     /* sparing the others: what goes has no part along theirs, and is not nothing; along the sum alone more may go */
     float *sum = calloc(n, sizeof *sum);
     double each = 0, more = 0;
-    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_SPARE_EACH, &left, &err), &err);
+    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_SPARE_EACH, &left, NULL, &err), &err);
     for (int stays = 0; stays < 3; stays += 2) {
         assert_true(fabs(cosine_gone(a, left, l->item[stays]->moved, o.metric_lambda, &each)) < 0.01);
         for (size_t i = 0; i < n; i++)
             sum[i] += l->item[stays]->moved[i];
     }
     es_adapter_free(left);
-    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_SPARE_SUM, &left, &err), &err);
+    assert_ok(es_learner_without(l, all + 1, 1, ES_UNDO_SPARE_SUM, &left, NULL, &err), &err);
     assert_true(fabs(cosine_gone(a, left, sum, o.metric_lambda, &more)) < 0.01);
     assert_true(each > 0 && more > each);
     es_adapter_free(left);
     free(sum);
+    /* in balance: the others' mean gain is what it was, which it is not plainly; the learner stands where it stood */
+    static const int others[] = {0, 2};
+    float *own = calloc(a->n_param, sizeof *own);
+    memcpy(own, a->param, a->n_param * sizeof *own);
+    double whole, gain[2];
+    assert_ok(es_learner_gains(l, others, 2, false, &whole, NULL, &err), &err);
+    assert_true(whole > 0);
+    for (int balanced = 0; balanced < 2; balanced++) {
+        assert_ok(es_learner_without(l, all + 1, 1, balanced ? ES_UNDO_BALANCE : ES_UNDO_PLAIN, &left, NULL, &err), &err);
+        assert_memory_equal(own, a->param, a->n_param * sizeof *own);
+        memcpy(a->param, left->param, a->n_param * sizeof *own);
+        es_adapter_refresh(a);
+        assert_ok(es_learner_gains(l, others, 2, false, &gain[balanced], NULL, &err), &err);
+        memcpy(a->param, own, a->n_param * sizeof *own);
+        es_adapter_refresh(a);
+        es_adapter_free(left);
+    }
+    assert_true(fabs(gain[1] - whole) < 0.02 * whole && fabs(gain[0] - whole) > 0.05 * whole);
+    free(own);
     int none = 3;
-    assert_error(es_learner_without(l, &none, 1, ES_UNDO_PLAIN, &left, &err), &err, "no experience 3");
+    assert_error(es_learner_without(l, &none, 1, ES_UNDO_PLAIN, &left, NULL, &err), &err, "no experience 3");
     es_learner_free(l);
 
     /* swapped ones point away from the direction: left out when it is one-sided, and were they not, they could not push it below zero */

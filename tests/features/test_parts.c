@@ -391,7 +391,7 @@ static void learns(void **s)
             assert_true(c[K0 + 2] >= -1e-6f);
             assert_true(moved[0] > 0 && moved[1] > 0); /* both parts took part */
             static const int third = 2;
-            assert_ok(es_learner_without(l, &third, 1, ES_UNDO_PLAIN, &left, &err), &err);
+            assert_ok(es_learner_without(l, &third, 1, ES_UNDO_PLAIN, &left, NULL, &err), &err);
             for (size_t i = 0; i < a->n_learned; i++)
                 assert_true(left->param[i] == a->param[i] - l->item[2]->moved[i]);
 
