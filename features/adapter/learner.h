@@ -145,7 +145,7 @@ void es_learner_influence(const es_learner *l, float *out);
  * the others' parts stay as they are (their gradients were taken with these present; a replay without them would differ by that).
  * Sparing: of their part only what leaves the others where they are: what is orthogonal, in the metric, to each direction but the one that these went
  * along most, and to the others' parts, each (SPARE_EACH) or their sum (SPARE_SUM). What others ask for too then stays.
- * Balancing: all of their part, and then what brings the others' mean gains, by the direction they went along most, back to where they were (a few passes over
+ * Balancing: sparing the sum, and then what brings the others' mean gains, by the direction they went along most, back to where they were (a few passes over
  * all experiences; a teacher's opinions are in no group). Sparing and balancing: metric step of form lora. */
 typedef enum es_undo { ES_UNDO_PLAIN, ES_UNDO_SPARE_EACH, ES_UNDO_SPARE_SUM, ES_UNDO_BALANCE } es_undo;
 enum { ES_BALANCE_GROUPS = 33 };

@@ -6,10 +6,10 @@
  * P - V (V^T G V)^-1 V^T G P. V holds the directions that are not its own and the others' parts: each of them, which keeps every experience's own noise
  * too and so holds back much of P, or only their sum.
  *
- * Balancing does not go by what parts were when they were learned but by what the others' gains are now: P is taken away, and then the shortest change in the
- * metric brings the mean gain of each group of the others (those that went along the same direction most) back to what it was, while that of the experiences
- * that go stays where it came to. With g_i the gradient of group i's mean gain and r_i what it lacks, that is G^-1 sum a_i g_i, <g_i, G^-1 g_j> a = r: a step
- * of Gauss and Newton; a few of them. */
+ * Balancing goes on from the latter, and not by what parts were when they were learned but by what the others' gains are now: the shortest change in the
+ * metric brings the mean gain of each group of the others (those that went along the same direction most) back to what it was, while that of the
+ * experiences that go stays where it came to. With g_i the gradient of group i's mean gain and r_i what it lacks, that is G^-1 sum a_i g_i,
+ * <g_i, G^-1 g_j> a = r: a step of Gauss and Newton; a few of them. */
 #include "learner_internal.h"
 
 #include <math.h>
@@ -226,18 +226,20 @@ static int balance(es_learner *l, const int *experience, int n, const float *cha
 
 int es_learner_without(es_learner *l, const int *experience, int n, es_undo how, es_adapter **out, const volatile bool *cancel, es_error *err)
 {
-    bool sparing = how != ES_UNDO_PLAIN;
+    const bool sparing = how != ES_UNDO_PLAIN, by_sum = how == ES_UNDO_SPARE_SUM || how == ES_UNDO_BALANCE;
     *out = NULL;
     int rc = check(l, experience, n, err);
     if (!rc && sparing && (es_learner_is_adam(l) || l->a->o.form != ES_FORM_LORA))
         rc = es_fail(err, ES_ERR_USAGE, "learner: sparing the others when experiences go is for the metric step of form lora");
     if (rc)
         return rc;
-    float *change = es_calloc(l->a->n_learned, sizeof *change), *sum = how == ES_UNDO_SPARE_SUM ? es_calloc(l->a->n_learned, sizeof *sum) : NULL;
+    float *change = es_calloc(l->a->n_learned, sizeof *change), *sum = by_sum ? es_calloc(l->a->n_learned, sizeof *sum) : NULL;
     const float **v = es_calloc((size_t)(l->n + l->prior.n) + 1, sizeof *v);
-    rc = change && v && (sum || how != ES_UNDO_SPARE_SUM) ? es_adapter_copy(out, l->a, err) : es_fail(err, ES_ERR_MEMORY, "no memory to take experiences away");
+    rc = change && v && (sum || !by_sum) ? es_adapter_copy(out, l->a, err) : es_fail(err, ES_ERR_MEMORY, "no memory to take experiences away");
     if (!rc)
         parts_of(l, experience, n, change);
+    if (!rc && sparing)
+        rc = spare(l, v, kept_of(l, experience, n, main_direction(l, change), sum, v), change, err);
     if (!rc && how == ES_UNDO_BALANCE) {
         float *own = es_calloc(l->a->n_learned, sizeof *own);
         rc = own ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory to take experiences away");
@@ -250,8 +252,7 @@ int es_learner_without(es_learner *l, const int *experience, int n, es_undo how,
             es_adapter_refresh(l->a);
             free(own);
         }
-    } else if (!rc && sparing)
-        rc = spare(l, v, kept_of(l, experience, n, main_direction(l, change), sum, v), change, err);
+    }
     if (!rc) {
         for (size_t j = 0; j < l->a->n_learned; j++)
             (*out)->param[j] -= change[j];

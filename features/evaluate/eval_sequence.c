@@ -448,7 +448,7 @@ int es_sequence_table(json_t *rows, es_buf *out, es_error *err)
         for (size_t k = 0; k < sizeof KEY / sizeof *KEY; k++) {
             json_t *v = json_object_get(x, KEY[k]);
             if (json_is_number(v))
-                es_buf_printf(out, k < 9 ? " %.3f |" : " %+.4f |", json_number_value(v));
+                es_buf_printf(out, k + 2 < sizeof KEY / sizeof *KEY ? " %.3f |" : " %+.4f |", json_number_value(v));
             else
                 es_buf_str(out, " - |");
         }
