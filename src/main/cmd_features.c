@@ -218,7 +218,7 @@ static int label_scores(labels_open *o, int feature, es_label_score out[ES_LABEL
 {
     int n = 0;
     es_error why;
-    if (app_workspace(&o->w, &why) == ES_OK)
+    if (o->w || app_workspace(&o->w, &why) == ES_OK)
         es_workspace_scores(o->w, o->f.hash, feature, out, ES_LABEL_SCORES, &n, &why);
     return n;
 }
