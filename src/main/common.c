@@ -15,7 +15,7 @@
 /* ---- reporting ---------------------------------------------------------------------------------------------------- */
 
 static struct {
-    double last, began, first; /* first: done when it began */
+    double last, began, first, done, total; /* first: done when it began; done, total: as last said */
     char what[64];
     int width; /* columns of the line now on the terminal */
 } shown;
@@ -89,7 +89,10 @@ static void report(void *user, const char *what, double done, double total, cons
 {
     (void)user;
     double now = es_seconds();
-    if (strncmp(what, shown.what, strcspn(what, "=")) != 0 || shown.began == 0) { /* "fvu=0.3" and "fvu=0.2" are one job */
+    const bool goes_on = total > 0 && total == shown.total && done >= shown.done; /* of several places in turn: one job too */
+    shown.total = total;
+    shown.done = done;
+    if (shown.began == 0 || (!goes_on && strncmp(what, shown.what, strcspn(what, "=")) != 0)) { /* "fvu=0.3" and "fvu=0.2" are one job */
         snprintf(shown.what, sizeof shown.what, "%s", what);
         shown.began = now;
         shown.first = done;
