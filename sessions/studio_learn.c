@@ -153,8 +153,9 @@ static bool same_features(const es_basis *a, const es_basis *b)
     return !memcmp(a->feature, b->feature, (size_t)a->n * sizeof *a->feature);
 }
 
-/* The adapter to go on from: the one in use when it was learned in this basis and nothing was taken back, else a fresh one. */
-static int start_adapter(es_studio *s, const es_basis *b, bool restart, es_adapter **out, int64_t *parent, es_error *err)
+/* The adapter to go on from: the one in use when it was learned in this basis and nothing was taken back, else a fresh one.
+ * rank: of white inputs; 0: as many as there are. */
+static int start_adapter(es_studio *s, const es_basis *b, bool restart, int rank, es_adapter **out, int64_t *parent, es_error *err)
 {
     *parent = 0;
     pthread_mutex_lock(&s->lock);
@@ -178,7 +179,7 @@ static int start_adapter(es_studio *s, const es_basis *b, bool restart, es_adapt
     }
     es_adapter_options o = es_adapter_default(s->dictionary, s->model);
     o.fixed_inputs = s->white != NULL;
-    o.rank = s->white ? es_inputs_rank(s->white) : o.rank;
+    o.rank = s->white ? rank ? rank : es_inputs_rank(s->white) : o.rank;
     int rc = es_adapter_new(out, s->model, s->dictionary, b, &o, err);
     rc = rc || !s->white ? rc : es_adapter_set_inputs(*out, s->white, err);
     if (rc) {
@@ -491,7 +492,7 @@ static int keep_direction(es_studio *s, const char *path, char name[64], es_erro
     name[es_utf8_whole(name, strlen(name))] = 0;
     int rc = es_adapter_load(&a, s->model, s->dictionary, path, err);
     if (!rc && (es_adapter_get_options(a)->form != ES_FORM_LORA || !es_adapter_get_options(a)->fixed_inputs || !s->white ||
-                es_adapter_get_options(a)->rank != es_inputs_rank(s->white)))
+                es_adapter_get_options(a)->rank > es_inputs_rank(s->white)))
         rc = es_fail(err, ES_ERR_USAGE, "%.100s is no direction: make one with espalier adapt --direction", path);
     rc = rc ? rc : es_adapter_to_bytes(a, &bytes, err);
     rc = rc ? rc : es_workspace_direction_save(s->workspace, name, s->dictionary_hash, bytes.data, bytes.len, es_adapter_shared_bytes(a), err);
@@ -528,7 +529,8 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
     o.threads = s->o.threads;
     directions d;
     int rc = directions_read(s, &d, err);
-    rc = rc ? rc : start_adapter(s, b, restart || d.n, &a, &parent, err);
+    int rank = !rc && d.n ? es_adapter_get_options(d.item[0].adapter)->rank : 0; /* directions bring their inputs along, which may be older than these */
+    rc = rc ? rc : start_adapter(s, b, restart || d.n, rank, &a, &parent, err);
     if (!rc)
         rc = es_learner_open(&l, s->model, s->dictionary, a, &o, err);
     if (!rc && d.n)

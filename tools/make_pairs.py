@@ -514,10 +514,14 @@ def task(name, data):
 # ---- what should stay -----------------------------------------------------------------------------------------------------------------------------
 
 
-def neutral(data):
+ONLY_INPUTS = 66, 250
+
+
+def neutral_of(data, name, r):
+    """Documents and assistant's turns of a file, the sources in turn."""
     free = {"CC0-1.0", "MIT", "Apache-2.0", "CC-BY-4.0", "public-domain", "PSF-2.0", "BSD-3-Clause"}
-    r, documents, chats = random.Random(30), [], []
-    for x in rows(data, "general/general.dev.jsonl"):
+    documents, chats = [], []
+    for x in rows(data, name):
         if x["lic"] not in free:
             continue
         if x["kind"] == "chat":
@@ -530,18 +534,26 @@ def neutral(data):
             documents.append({"text": x["text"][start:start + 700], "src": x["src"], "lic": x["lic"]})
     r.shuffle(documents)
     r.shuffle(chats)
-    kinds = {}
-    spread = sorted(documents, key=lambda d: kinds.setdefault(d["src"], len(kinds)) and 0)
-    by_source = {}
-    for d in spread:
+    return documents, chats
+
+
+def sources_in_turn(items):
+    by_source, mixed = {}, []
+    for d in items:
         by_source.setdefault(d["src"], []).append(d)
-    mixed = []
     while any(by_source.values()):
         mixed += [l.pop() for l in by_source.values() if l]
+    return mixed
+
+
+def neutral(data):
+    documents, chats = neutral_of(data, "general/general.dev.jsonl", random.Random(30))
     print(json.dumps({"about": "neutral text", "attribution": "see src and lic of each line", "made_by": "tools/make_pairs.py neutral"}))
-    for row in mixed[:66] + chats[:75]:
+    for row in sources_in_turn(documents)[:66] + chats[:75]:
         print(json.dumps(row, ensure_ascii=False))
-    print("neutral", len(mixed), len(chats), file=sys.stderr)
+    documents, chats = neutral_of(data, "general/general.train.jsonl", random.Random(30))
+    for row in sources_in_turn(documents)[:ONLY_INPUTS[0]] + sources_in_turn(chats)[:ONLY_INPUTS[1]]:
+        print(json.dumps(dict(row, inputs=True), ensure_ascii=False)) # inputs are white on these too; nothing is measured on them
 
 
 def choices(data):

@@ -12,7 +12,7 @@
 static const char *const FORMAT = "espalier-inputs";
 
 struct es_inputs {
-    char model_hash[65];
+    char model_hash[65], text_hash[65]; /* of the file of texts that they are white on; empty: not said */
     int rank, n;
     struct entry { int layer; es_site site; int n_in; size_t at; } *entry; /* [n] */
     float *a;                                                              /* at entry.at: [rank, n_in] */
@@ -34,6 +34,16 @@ void es_inputs_free(es_inputs *x)
 int es_inputs_rank(const es_inputs *x)
 {
     return x->rank;
+}
+
+const char *es_inputs_texts(const es_inputs *x)
+{
+    return x->text_hash;
+}
+
+void es_inputs_set_texts(es_inputs *x, const char hash[65])
+{
+    snprintf(x->text_hash, sizeof x->text_hash, "%.64s", hash);
 }
 
 static int new_inputs(es_inputs **out, const es_model *m, int first, int last, int rank, es_error *err)
@@ -97,7 +107,7 @@ static int builtin(es_neutral_text *text, es_message *ask)
         text[i] = (es_neutral_text){.text = document[i]};
     for (int i = 0; i < ES_EVERYDAY_ANSWERED; i++) {
         ask[i] = (es_message){"user", es_everyday_item[i].question};
-        text[n + i] = (es_neutral_text){es_everyday_item[i].answer, &ask[i], 1};
+        text[n + i] = (es_neutral_text){es_everyday_item[i].answer, &ask[i], 1, false};
     }
     return n + ES_EVERYDAY_ANSWERED;
 }
@@ -122,7 +132,7 @@ int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int ran
     ao.seed = seed;
     lo.optimiser = ES_OPTIMISER_METRIC;
     lo.kappa = lo.rho = 0;
-    lo.exact = true;
+    lo.exact = false;
     lo.threads = threads;
     int rc = es_adapter_new(&a, m, NULL, NULL, &ao, err);
     rc = rc ? rc : es_learner_open(&l, m, NULL, a, &lo, err);
@@ -228,7 +238,7 @@ int es_inputs_save(const es_inputs *x, const char *path, es_error *err)
     es_tensor_spec *t = es_calloc(3 * (size_t)x->n + 1, sizeof *t);
     char(*name)[64] = es_calloc(3 * (size_t)x->n + 1, sizeof *name);
     size_t n = 0, each = (size_t)x->d * (size_t)x->rank;
-    json_t *meta = json_pack("{s:s,s:s,s:s}", "format", FORMAT, "version", "1", "model_hash", x->model_hash);
+    json_t *meta = json_pack("{s:s,s:s,s:s,s:s}", "format", FORMAT, "version", "1", "model_hash", x->model_hash, "text_hash", x->text_hash);
     int rc = t && name && meta ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory to write inputs");
     for (int what = 0; !rc && what < 3; what++)
         for (int i = 0; i < x->n; i++, n++) {
@@ -255,6 +265,7 @@ int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err
     int rc = es_safetensors_open(&f, path, err);
     rc = rc ? rc : es_model_hash(m, hash, err);
     const char *format = rc ? NULL : es_safetensors_metadata(f, "format"), *made_for = rc ? NULL : es_safetensors_metadata(f, "model_hash");
+    const char *texts = rc ? NULL : es_safetensors_metadata(f, "text_hash");
     if (!rc && (!format || strcmp(format, FORMAT)))
         rc = es_fail(err, ES_ERR_FORMAT, "%s holds no inputs: its metadata lacks \"format\": \"%s\"", path, FORMAT);
     if (!rc && (!made_for || strcmp(made_for, hash)))
@@ -288,8 +299,10 @@ int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err
     if (rc) {
         es_inputs_free(*out);
         *out = NULL;
-    } else
+    } else {
         memcpy((*out)->model_hash, hash, sizeof hash);
+        es_inputs_set_texts(*out, texts ? texts : "");
+    }
     es_safetensors_free(f);
     return rc;
 }

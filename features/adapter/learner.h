@@ -13,6 +13,7 @@ typedef enum es_optimiser { ES_OPTIMISER_ADAM, ES_OPTIMISER_METRIC } es_optimise
 typedef struct es_neutral_text { /* a document; or, with messages, the reply to them */
     const char *text;
     const es_message *message; int n_message;
+    bool only_inputs; /* for inputs to be white on and nothing else: nothing is measured on it, no gradient taken */
 } es_neutral_text;
 
 typedef struct es_learner_options {
@@ -42,7 +43,7 @@ typedef struct es_learner_options {
 es_learner_options es_learner_default(es_form form);
 /* For form lora with fixed inputs: the metric step, experiences weighed. */
 es_learner_options es_learner_white(void);
-enum { ES_WHITE_RANK = 64 };
+enum { ES_WHITE_RANK = 256 };
 
 /* Losses of an experience, m = mean log-probability of a reply's tokens (its end-of-turn included), d from the base model:
  * both replies: -log sigma(beta [d m(+) - d m(-)]) (DPO, Rafailov et al. 2023, on means); preferred only: -m(+); rejected only:
@@ -88,6 +89,9 @@ int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int ran
                    const volatile bool *cancel, es_error *err);
 void es_inputs_free(es_inputs *x);
 int es_inputs_rank(const es_inputs *x);
+/* SHA-256 of the file of texts that they are white on, kept with them; "" until it was set. */
+const char *es_inputs_texts(const es_inputs *x);
+void es_inputs_set_texts(es_inputs *x, const char hash[65]);
 /* a's rank at most theirs, its band within theirs, nothing learned yet: A is theirs from now on. */
 int es_adapter_set_inputs(es_adapter *a, const es_inputs *x, es_error *err);
 /* From now on a step is kept from what to first order raises the loss of the neutral texts that the inputs were made with (documents and replies
@@ -97,20 +101,22 @@ int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err);
 int es_inputs_save(const es_inputs *x, const char *path, es_error *err);
 int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err);
 
-typedef struct es_neutral_texts { /* JSONL: {"text"}, or {"messages":[...],"reply"}; a line with "about" is passed over */
+typedef struct es_neutral_texts { /* JSONL: {"text"}, or {"messages":[...],"reply"}, each with "inputs": true when it is only_inputs; a line with "about" is passed over */
     json_t *keep; /* holds the texts */
     es_neutral_text *item;
     int n, cap;
 } es_neutral_texts;
 int es_neutral_load(es_neutral_texts *t, const char *path, es_error *err); /* free also after an error */
 void es_neutral_texts_free(es_neutral_texts *t);
-/* Every third text of a kind is for choosing and for inputs, so that harm is measured on others. kind: zeros before the first text. */
-bool es_neutral_is_dev(const es_neutral_text *t, int kind[2]);
-int es_neutral_dev(const es_neutral_text *text, int n, es_neutral_text *out); /* those into out[n]; how many */
-/* Inputs that are white on that third of these texts. */
+/* Of those that are not for inputs alone every third of a kind is for choosing and for inputs too, so that harm is measured on others.
+ * kind: zeros before the first text. */
+typedef enum es_neutral_use { ES_NEUTRAL_MEASURE, ES_NEUTRAL_CHOOSE, ES_NEUTRAL_INPUTS } es_neutral_use;
+es_neutral_use es_neutral_use_of(const es_neutral_text *t, int kind[2]);
+int es_neutral_pick(const es_neutral_text *text, int n, es_neutral_use use, es_neutral_text *out); /* those for it into out[n]; how many. INPUTS: CHOOSE too */
+/* Inputs that are white on those of these texts that are for it. */
 int es_inputs_neutral(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const es_neutral_text *text, int n, int threads, const volatile bool *cancel,
                       es_error *err);
-/* The same of the file `neutral`, kept in `folder` under the model's name: made the first time (half a minute), read after that. */
+/* The same of the file `neutral`, kept in `folder` under the model's name: made the first time, and when that file has changed; read after that. */
 int es_inputs_kept(es_inputs **out, es_model *m, const es_dictionary *s, int rank, const char *neutral, const char *folder, int threads,
                    const volatile bool *cancel, es_error *err);
 

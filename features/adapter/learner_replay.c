@@ -32,7 +32,7 @@ static int make_texts(es_learner *l, es_error *err)
         return es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
     for (; !rc && r->n < n; r->n += !rc) {
         es_message ask = {"user", l->o.replay_text ? "" : es_everyday_item[r->n].question};
-        es_neutral_text own = {l->o.replay_text ? "" : es_everyday_item[r->n].answer, &ask, 1};
+        es_neutral_text own = {l->o.replay_text ? "" : es_everyday_item[r->n].answer, &ask, 1, false};
         rc = make_sequence(l, l->o.replay_text ? &l->o.replay_text[r->n] : &own, &r->seq[r->n], err);
     }
     return rc;

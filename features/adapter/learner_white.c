@@ -7,9 +7,12 @@
 
 enum { SINKS = 4 }; /* the first tokens of a text, whose norms are a hundred times the others' */
 
-/* Adds u u^T, u = A x, of the pack's counted rows to moment. rows: [cap, rank] of scratch. */
-static int add_moments(es_learner *l, double *moment, float *rows, const volatile bool *cancel, es_error *err)
+typedef struct moments { double *moment; float *rows, *square; } moments; /* [n_entry, rank, rank]; scratch: [cap, rank], [rank, rank] */
+
+/* Adds u u^T, u = A x, of the pack's counted rows to the lower triangles of moment. */
+static int moments_of_pack(es_learner *l, void *user, const volatile bool *cancel, es_error *err)
 {
+    moments *m = user;
     const es_adapter *a = l->a;
     size_t rank = (size_t)a->o.rank;
     es_batch b = es_pack_batch(&l->pack);
@@ -17,16 +20,18 @@ static int add_moments(es_learner *l, double *moment, float *rows, const volatil
     int rc = es_trainer_forward(l->trainer, &b, l->pack.resid, NULL, NULL, 0, l->pack.logprob, cancel, err);
     for (int i = 0; !rc && i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
-        double *to = moment + (size_t)i * rank * rank;
+        double *to = m->moment + (size_t)i * rank * rank;
         rc = es_trainer_site_input(l->trainer, e->layer, e->site, l->site_input, err);
         if (rc)
             break;
-        l->k->gemm(a->pool, false, true, l->pack.n, a->o.rank, e->n_in, 1, l->site_input, e->n_in, a->param + e->a, e->n_in, 0, rows, a->o.rank);
+        l->k->gemm(a->pool, false, true, l->pack.n, a->o.rank, e->n_in, 1, l->site_input, e->n_in, a->param + e->a, e->n_in, 0, m->rows, a->o.rank);
         for (int s = 0; s < l->pack.n_seq; s++)
-            for (int t = l->pack.start[s] + SINKS; t < l->pack.start[s + 1]; t++)
-                for (size_t x = 0; x < rank; x++)
-                    for (size_t y = 0; y <= x; y++)
-                        to[x * rank + y] += (double)rows[(size_t)t * rank + x] * rows[(size_t)t * rank + y];
+            for (int t = l->pack.start[s]; t < l->pack.start[s + 1] && t < l->pack.start[s] + SINKS; t++)
+                memset(m->rows + (size_t)t * rank, 0, rank * sizeof *m->rows);
+        l->k->gemm(a->pool, true, false, a->o.rank, a->o.rank, l->pack.n, 1, m->rows, a->o.rank, m->rows, a->o.rank, 0, m->square, a->o.rank);
+        for (size_t x = 0; x < rank; x++)
+            for (size_t y = 0; y <= x; y++)
+                to[x * rank + y] += m->square[x * rank + y];
     }
     return rc;
 }
@@ -54,7 +59,7 @@ static bool whiten_entry(es_adapter *a, const es_adapter_entry *e, double *momen
     return true;
 }
 
-/* Packs the texts (of one kind: 0 documents, 1 replies; -1 both) and calls each with l->pack full. *counted: their tokens without the sinks. */
+/* Packs the texts (kind 0: documents, 1: replies, without those that are for inputs alone; -1: all) and calls each with l->pack full. *counted: their tokens without the sinks. */
 static int each_pack(es_learner *l, const es_neutral_text *text, int n, int kind, int (*each)(es_learner *l, void *user, const volatile bool *cancel, es_error *err),
                      void *user, double *counted, const volatile bool *cancel, es_error *err)
 {
@@ -64,7 +69,7 @@ static int each_pack(es_learner *l, const es_neutral_text *text, int n, int kind
     for (int i = 0; !rc && i <= n; i++) {
         es_sequence s = {0};
         bool last = i == n, fits = false;
-        if (!last && kind >= 0 && (text[i].n_message > 0) != kind)
+        if (!last && kind >= 0 && ((text[i].n_message > 0) != kind || text[i].only_inputs))
             continue;
         if (!last) {
             rc = text[i].n_message ? es_sequence_make(&s, l->m, text[i].message, text[i].n_message, text[i].text, room / 4, room / 2, err)
@@ -86,23 +91,16 @@ static int each_pack(es_learner *l, const es_neutral_text *text, int n, int kind
     return rc;
 }
 
-typedef struct moments { double *moment; float *rows; } moments;
-
-static int moments_of_pack(es_learner *l, void *user, const volatile bool *cancel, es_error *err)
-{
-    moments *m = user;
-    return add_moments(l, m->moment, m->rows, cancel, err);
-}
-
 int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err)
 {
     es_adapter *a = l->a;
     size_t rank = (size_t)a->o.rank, square = rank * rank;
     if (!a->o.fixed_inputs || l->n || a->steps)
         return es_fail(err, ES_ERR_USAGE, "learner: only fixed inputs that nothing was learned with can be whitened");
-    moments m = {es_calloc((size_t)a->n_entry, square * sizeof *m.moment), es_calloc((size_t)l->pack.cap, rank * sizeof *m.rows)};
+    moments m = {es_calloc((size_t)a->n_entry, square * sizeof *m.moment), es_calloc((size_t)l->pack.cap, rank * sizeof *m.rows),
+                 es_calloc(rank, rank * sizeof *m.square)};
     double counted = 0;
-    int rc = m.moment && m.rows ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for the inputs' moments");
+    int rc = m.moment && m.rows && m.square ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for the inputs' moments");
     rc = rc ? rc : each_pack(l, text, n, -1, moments_of_pack, &m, &counted, cancel, err);
     if (!rc && counted < (double)rank)
         rc = es_fail(err, ES_ERR_USAGE, "learner: %.0f tokens of neutral text are too few to whiten %d inputs", counted, a->o.rank);
@@ -114,6 +112,7 @@ int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const v
     }
     free(m.moment);
     free(m.rows);
+    free(m.square);
     if (!rc)
         es_adapter_refresh(a);
     return rc;

@@ -489,7 +489,7 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
     if (!rc && mo.replay > 0 && o->n_neutral && !(dev_text = es_calloc((size_t)o->n_neutral, sizeof *dev_text)))
         rc = es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
     if (dev_text) { /* those that harm is not measured on */
-        mo.n_replay = es_neutral_dev(o->neutral, o->n_neutral, dev_text);
+        mo.n_replay = es_neutral_pick(o->neutral, o->n_neutral, ES_NEUTRAL_CHOOSE, dev_text);
         mo.replay_text = dev_text;
     }
     mo.preference = *r->spec->preference ? r->spec->preference : NULL;

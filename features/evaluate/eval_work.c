@@ -57,7 +57,7 @@ int es_set_neutral(es_set *s, es_bench *b, const es_eval_text *text, int n_text,
     int n = 0, have = 0, kind[2] = {0}, cut = chat ? b->max_reply : DOCUMENT, rc = from ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for neutral texts");
     for (int i = 0; !rc && i < n_text && have < tokens; i++) {
         const es_eval_text *t = &text[i];
-        if (es_neutral_is_dev(t, kind) != dev || (t->n_message > 0) != chat)
+        if (es_neutral_use_of(t, kind) != (dev ? ES_NEUTRAL_CHOOSE : ES_NEUTRAL_MEASURE) || (t->n_message > 0) != chat)
             continue;
         es_ids ids = {0};
         rc = es_tokenize_text(b->m, t->text, strlen(t->text), &ids, err);

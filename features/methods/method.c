@@ -17,9 +17,9 @@ static const struct {
     [ES_METHOD_LORA] = {"lora", "low-rank updates on every linear map", &es_method_lora_ops, 5e-4, 32},
     [ES_METHOD_FULL] = {"full", "all weights", &es_method_full_ops, 2e-5, 0},
     [ES_METHOD_DISTIL] = {"distil", "on-policy distillation into low-rank updates", &es_method_distil_ops, 1e-4, 32},
-    [ES_METHOD_FEATURES] = {"features", "low-rank updates within chosen features", &es_method_features_ops, 0.008, 64},
-    [ES_METHOD_RANDOM] = {"random", "the same within as many random features", &es_method_features_ops, 0.008, 64},
-    [ES_METHOD_FREE] = {"free", "the same matrices without the constraint", &es_method_features_ops, 0.008, 64},
+    [ES_METHOD_FEATURES] = {"features", "low-rank updates within chosen features", &es_method_features_ops, 0.008, ES_WHITE_RANK},
+    [ES_METHOD_RANDOM] = {"random", "the same within as many random features", &es_method_features_ops, 0.008, ES_WHITE_RANK},
+    [ES_METHOD_FREE] = {"free", "the same matrices without the constraint", &es_method_features_ops, 0.008, ES_WHITE_RANK},
     [ES_METHOD_BIAS] = {"bias", "a constant vector within chosen features", &es_method_features_ops, 0.02, 0},
 };
 

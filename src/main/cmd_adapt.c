@@ -190,7 +190,7 @@ static int open_replay(adapting *a, es_learner_options *o)
     if (rc == ES_OK && !(a->replay = es_calloc((size_t)a->neutral.n + 1, sizeof *a->replay)))
         rc = es_fail(&a->err, ES_ERR_MEMORY, "not enough memory");
     if (rc == ES_OK) {
-        o->n_replay = es_neutral_dev(a->neutral.item, a->neutral.n, a->replay);
+        o->n_replay = es_neutral_pick(a->neutral.item, a->neutral.n, ES_NEUTRAL_CHOOSE, a->replay);
         o->replay_text = a->replay;
     }
     return rc;

@@ -268,7 +268,7 @@ static void adapt(void **s)
     spec[1].signs = true;
     es_eval_text neutral[9];
     for (int i = 0; i < 9; i++)
-        neutral[i] = i < 6 ? (es_eval_text){.text = "a neutral text of some length"} : (es_eval_text){"It is so.", ASK, 1};
+        neutral[i] = i < 6 ? (es_eval_text){.text = "a neutral text of some length"} : (es_eval_text){"It is so.", ASK, 1, false};
     es_choice choice[] = {{"pair", "", {"this is so", "is so this"}, 2, 0}, {"one", "it is", {" so"}, 1, 0}};
     const char *work = test_path("work.jsonl");
     es_eval_options o = es_eval_default();
@@ -446,7 +446,7 @@ static void sequence(void **s)
     }
     es_eval_text neutral[6];
     for (int i = 0; i < 6; i++)
-        neutral[i] = i % 2 ? (es_eval_text){.text = "a neutral text of some length"} : (es_eval_text){"It is so.", ASK, 1};
+        neutral[i] = i % 2 ? (es_eval_text){.text = "a neutral text of some length"} : (es_eval_text){"It is so.", ASK, 1, false};
     const char *work = test_path("sequence.jsonl");
     es_sequence_options o = {.task = all, .n_task = 3, .spec = spec, .n_spec = 2, .experiences = 2, .steps = 2, .orders = 1, .neutral = neutral, .n_neutral = 6,
                              .raw_tokens = 10, .chat_tokens = 6, .max_prompt = 40, .max_reply = 16, .threads = 1, .seed = 2, .work = work};

@@ -949,6 +949,54 @@ static void inputs(void **state)
     es_basis_free(&b);
 }
 
+/* Text only for inputs is measured on by nobody and does not move the thirds; kept inputs are read again, and made again for other texts. */
+static void inputs_of_texts(void **state)
+{
+    (void)state;
+    es_error err;
+    es_neutral_texts t = {0};
+    es_neutral_text out[16];
+    es_inputs *x = NULL;
+    char first[65], line[256];
+    const char *path = test_path("neutral.jsonl"), *folder = test_path("kept");
+    es_buf file = {0};
+    es_buf_str(&file, "{\"about\":\"neutral text\"}\n");
+    for (int i = 0; i < 9; i++) { /* the thirds of the documents: 2, 5 and 8, whatever stands between */
+        snprintf(line, sizeof line, "{\"text\":\"the cat sat on the mat %d and looked at the moon\"}\n", i);
+        es_buf_str(&file, line);
+        if (i % 4 == 0)
+            es_buf_str(&file, "{\"messages\":[{\"role\":\"user\",\"content\":\"what is it\"}],\"reply\":\"it is a thing of many words\",\"inputs\":true}\n");
+    }
+    assert_ok(es_file_write(path, file.data, file.len, &err), &err);
+    assert_ok(es_neutral_load(&t, path, &err), &err);
+    assert_int_equal(t.n, 12);
+    assert_int_equal(es_neutral_pick(t.item, t.n, ES_NEUTRAL_CHOOSE, out), 3);
+    assert_non_null(strstr(out[0].text, "mat 2"));
+    assert_non_null(strstr(out[2].text, "mat 8"));
+    assert_int_equal(es_neutral_pick(t.item, t.n, ES_NEUTRAL_MEASURE, out), 6);
+    for (int i = 0; i < 6; i++)
+        assert_false(out[i].only_inputs);
+    assert_int_equal(es_neutral_pick(t.item, t.n, ES_NEUTRAL_INPUTS, out), 6);
+    es_neutral_texts_free(&t);
+
+    assert_ok(es_inputs_kept(&x, model, dictionary, 2, path, folder, 1, NULL, &err), &err);
+    snprintf(first, sizeof first, "%s", es_inputs_texts(x));
+    assert_int_equal(strlen(first), 64);
+    es_inputs_free(x);
+    bool stop = true; /* what is kept is read: nothing is computed that could be cancelled */
+    assert_ok(es_inputs_kept(&x, model, dictionary, 2, path, folder, 1, &stop, &err), &err);
+    assert_string_equal(es_inputs_texts(x), first);
+    es_inputs_free(x);
+    es_buf_str(&file, "{\"text\":\"and something else that is long enough to be read\"}\n");
+    assert_ok(es_file_write(path, file.data, file.len, &err), &err);
+    assert_int_equal(es_inputs_kept(&x, model, dictionary, 2, path, folder, 1, &stop, &err), ES_ERR_CANCELLED);
+    assert_null(x);
+    assert_ok(es_inputs_kept(&x, model, dictionary, 2, path, folder, 1, NULL, &err), &err);
+    assert_string_not_equal(es_inputs_texts(x), first);
+    es_inputs_free(x);
+    es_buf_free(&file);
+}
+
 /* What was read once is taken up, to the bit, by a learner that comes later; an experience that changed is read. */
 static void readings(void **s)
 {
@@ -1052,7 +1100,7 @@ int main(void)
         cmocka_unit_test(gradient_of_targets), cmocka_unit_test(gradient_of_replay), cmocka_unit_test(replay_holds), cmocka_unit_test(targets_are_learned),
         cmocka_unit_test(gain_learns),      cmocka_unit_test(map_learns),
         cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
-        cmocka_unit_test(white_inputs),     cmocka_unit_test(prior),            cmocka_unit_test(inputs),
+        cmocka_unit_test(white_inputs),     cmocka_unit_test(prior),            cmocka_unit_test(inputs), cmocka_unit_test(inputs_of_texts),
         cmocka_unit_test(readings),         cmocka_unit_test(learned_already),
         cmocka_unit_test(guards),           cmocka_unit_test(gate),             cmocka_unit_test(faults),
     };
