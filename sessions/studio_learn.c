@@ -930,7 +930,7 @@ static void prepare_labels(es_studio *s)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Half a minute the first time a model is seen; without them Adam learns. */
+/* A minute the first time a model is seen; without them Adam learns. */
 static void prepare_inputs(es_studio *s)
 {
     es_error err;
