@@ -533,6 +533,7 @@ static int learn(es_studio *s, const lessons *in, const es_basis *b, bool restar
     rc = rc ? rc : start_adapter(s, b, restart || d.n, rank, &a, &parent, err);
     if (!rc)
         rc = es_learner_open(&l, s->model, s->dictionary, a, &o, err);
+    rc = rc || !s->white ? rc : es_learner_natural(l, s->white, err);
     if (!rc && d.n)
         rc = es_learner_prior(l, d.item, d.n, PRIOR, false, err);
     if (!rc && s->white && es_learner_spare(l, s->white, NULL) == ES_ERR_MEMORY) /* an adapter with other inputs is not spared, and learns */

@@ -18,6 +18,7 @@ struct es_inputs {
     float *a;                                                              /* at entry.at: [rank, n_in] */
     int d;
     float *neutral[2]; /* [n][d, rank] the gradient of neutral documents' and replies' mean loss by B, at B = 0 */
+    float *fisher;     /* [n / 2][d, d] of each layer: es_learner_fisher */
 };
 
 void es_inputs_free(es_inputs *x)
@@ -28,7 +29,14 @@ void es_inputs_free(es_inputs *x)
     free(x->a);
     free(x->neutral[0]);
     free(x->neutral[1]);
+    free(x->fisher);
     free(x);
+}
+
+const float *es_inputs_fisher(const es_inputs *x, int layer)
+{
+    int at = x->n ? layer - x->entry[0].layer : -1;
+    return at >= 0 && at < x->n / 2 ? x->fisher + (size_t)at * (size_t)x->d * (size_t)x->d : NULL;
 }
 
 int es_inputs_rank(const es_inputs *x)
@@ -63,10 +71,11 @@ static int new_inputs(es_inputs **out, const es_model *m, int first, int last, i
         x->rank = rank;
         x->d = es_model_get_info(m)->d_model;
         x->a = es_calloc(floats + 1, sizeof *x->a);
+        x->fisher = es_calloc((size_t)(last - first + 1) * (size_t)x->d * (size_t)x->d + 1, sizeof *x->fisher);
         for (int kind = 0; kind < 2; kind++)
             x->neutral[kind] = es_calloc((size_t)x->n * (size_t)x->d * (size_t)rank + 1, sizeof **x->neutral);
     }
-    if (!x || !x->entry || !x->a || !x->neutral[0] || !x->neutral[1]) {
+    if (!x || !x->entry || !x->a || !x->neutral[0] || !x->neutral[1] || !x->fisher) {
         es_inputs_free(x);
         *out = NULL;
         return es_fail(err, ES_ERR_MEMORY, "no memory for inputs of rank %d", rank);
@@ -140,6 +149,7 @@ int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int ran
     rc = rc ? rc : copy_out(out, m, a, err);
     for (int kind = 0; !rc && kind < 2; kind++) /* the unconstrained adapter's B lie one after another, as ours do */
         rc = es_learner_neutral_gradient(l, text, n, kind, (*out)->neutral[kind], cancel, err);
+    rc = rc ? rc : es_learner_fisher(l, text, n, (*out)->fisher, cancel, err);
     if (rc) {
         es_inputs_free(*out);
         *out = NULL;
@@ -233,10 +243,15 @@ static void entry_name(const struct entry *e, int what, char *out, size_t size)
     snprintf(out, size, "layers.%d.%s.%s", e->layer, es_site_name(e->site), WHAT[what]);
 }
 
+static void fisher_name(const es_inputs *x, int at, char *out, size_t size)
+{
+    snprintf(out, size, "layers.%d.fisher", x->entry[2 * at].layer);
+}
+
 int es_inputs_save(const es_inputs *x, const char *path, es_error *err)
 {
-    es_tensor_spec *t = es_calloc(3 * (size_t)x->n + 1, sizeof *t);
-    char(*name)[64] = es_calloc(3 * (size_t)x->n + 1, sizeof *name);
+    es_tensor_spec *t = es_calloc(4 * (size_t)x->n + 1, sizeof *t);
+    char(*name)[64] = es_calloc(4 * (size_t)x->n + 1, sizeof *name);
     size_t n = 0, each = (size_t)x->d * (size_t)x->rank;
     json_t *meta = json_pack("{s:s,s:s,s:s,s:s}", "format", FORMAT, "version", "1", "model_hash", x->model_hash, "text_hash", x->text_hash);
     int rc = t && name && meta ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory to write inputs");
@@ -249,11 +264,24 @@ int es_inputs_save(const es_inputs *x, const char *path, es_error *err)
             t[n].dim[0] = (size_t)(a ? x->rank : x->d);
             t[n].dim[1] = (size_t)(a ? x->entry[i].n_in : x->rank);
         }
+    for (int i = 0; !rc && i < x->n / 2; i++, n++) {
+        size_t d = (size_t)x->d;
+        fisher_name(x, i, name[n], sizeof name[n]);
+        t[n] = (es_tensor_spec){.name = name[n], .type = ES_TENSOR_BF16, .n_dims = 2, .dim = {d, d}, .data = x->fisher + (size_t)i * d * d};
+    }
     rc = rc ? rc : es_safetensors_write_file(path, t, n, meta, err);
     json_decref(meta);
     free(name);
     free(t);
     return rc;
+}
+
+static int all_finite(const float *x, size_t n, const char *path, const char *name, es_error *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(x[i]))
+            return es_fail(err, ES_ERR_FORMAT, "%s: %s holds a number that is not finite", path, name);
+    return ES_OK;
 }
 
 int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err)
@@ -292,9 +320,14 @@ int es_inputs_load(es_inputs **out, es_model *m, const char *path, es_error *err
         float *to = a ? (*out)->a + e->at : (*out)->neutral[i % 3] + (size_t)(i / 3) * dim[0] * dim[1];
         entry_name(e, i % 3, name, sizeof name);
         rc = es_safetensors_f32(f, name, 2, dim, to, err);
-        for (size_t j = 0; !rc && j < dim[0] * dim[1]; j++)
-            if (!isfinite(to[j]))
-                rc = es_fail(err, ES_ERR_FORMAT, "%s: %s holds a number that is not finite", path, name);
+        rc = rc ? rc : all_finite(to, dim[0] * dim[1], path, name, err);
+    }
+    for (int i = 0; !rc && i < (*out)->n / 2; i++) {
+        size_t dim[2] = {(size_t)(*out)->d, (size_t)(*out)->d};
+        float *to = (*out)->fisher + (size_t)i * dim[0] * dim[1];
+        fisher_name(*out, i, name, sizeof name);
+        rc = es_safetensors_f32(f, name, 2, dim, to, err);
+        rc = rc ? rc : all_finite(to, dim[0] * dim[1], path, name, err);
     }
     if (rc) {
         es_inputs_free(*out);

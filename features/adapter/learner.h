@@ -58,11 +58,14 @@ typedef struct es_readings es_readings;
 es_readings *es_readings_new(void); /* NULL: no memory */
 void es_readings_free(es_readings *r);
 void es_learner_recall(es_learner *l, es_readings *r);
-/* Fixed inputs: A becomes L^-1 A, L L^T = C + 0.1 mean(diag C) I, C the second moment of A x on these texts in the base model, without each text's first
- * four tokens: a projection that is silent where neutral text is: documents and replies to ordinary questions alike,
+/* Fixed inputs: A becomes L^-1 A, L L^T = C + 0.1 mean(diag C) I, C the second moment of A x on these texts in the base model, their
+ * first tokens too, whose norms are a hundred times the others' (without them KL there was ten times larger where outputs are measured as well): a projection that is silent where neutral text is: documents and replies to ordinary questions alike,
  * or it is silent in one and costs in the other (the input half of a Kronecker-factored natural gradient; Martens & Grosse 2015). Before the first
  * experience and while M is zero. At least as many tokens as the rank are needed. */
 int es_learner_whiten(es_learner *l, const es_neutral_text *text, int n, const volatile bool *cancel, es_error *err);
+/* The second moment over these texts' tokens (without those only for inputs) of the gradient of the log-likelihood by the residual after each
+ * of the adapter's layers, targets drawn from the model: out[n_layer][d, d] of an unconstrained adapter's learner. */
+int es_learner_fisher(es_learner *l, const es_neutral_text *text, int n, float *out, const volatile bool *cancel, es_error *err);
 /* Directions learned beforehand: adapters with the same fixed inputs, band and rank, each with something learned; of another basis, or of none,
  * what this one can do of it counts. A step's
  * preconditioner becomes G^-1 + weight U (U^T G U)^-1 U^T, U their M's, G the metric: the experiences' agreement with a direction moves
@@ -94,6 +97,9 @@ const char *es_inputs_texts(const es_inputs *x);
 void es_inputs_set_texts(es_inputs *x, const char hash[65]);
 /* a's rank at most theirs, its band within theirs, nothing learned yet: A is theirs from now on. */
 int es_adapter_set_inputs(es_adapter *a, const es_inputs *x, es_error *err);
+/* From now on steps, lengths and directions are measured by what neutral text makes of the outputs too (the Fisher information kept with the
+ * inputs, each layer's): the output half of that natural gradient. Metric step of form lora; before directions, sparing and experiences. */
+int es_learner_natural(es_learner *l, const es_inputs *x, es_error *err);
 /* From now on a step is kept from what to first order raises the loss of the neutral texts that the inputs were made with (documents and replies
  * each; A-GEM, Chaudhry et al. 2019, with the gradients taken once at the base model). Metric step of form lora. */
 int es_learner_spare(es_learner *l, const es_inputs *x, es_error *err);

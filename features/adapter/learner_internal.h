@@ -26,6 +26,13 @@ typedef struct es_item { /* an experience */
     bool decided;
 } es_item;
 
+typedef struct es_natural { /* the metric's F, of each layer from the adapter's first on (learner_metric.c); NULLs: F = I */
+    float *fisher, *inverse; /* [n_layer][d, d]; (D F D^T + lambda I)^-1, at[layer] [rows, rows], without a basis F^-1 */
+    size_t *at;
+    double *size;            /* [n_layer] the mean of F's diagonal over that of all layers */
+    float *swap;             /* [d or rows, rank] */
+} es_natural;
+
 typedef struct es_prior { /* directions learned beforehand, as step preconditioner (learner_prior.c) */
     int n;
     double weight;
@@ -87,6 +94,7 @@ struct es_learner {
     float *norms;               /* |h| at each place's layer, of reply tokens [n_place][LEARNER_NORMS] */
     int n_norms;                /* of each */
     double median[ES_PARTS_MAX]; /* of them; a step's length is a share of the first, the lowest layer's */
+    es_natural natural;
     es_prior prior;
     float *shield[2], *shield_step[2]; /* [n_learned] the gradient of neutral documents' and replies' loss; G^-1 that; NULL: none */
     int shield_on;              /* bits: which of the two this step would raise, and is kept from */
@@ -141,9 +149,16 @@ size_t es_replay_bytes(const es_learner *l);
 int es_replay_draw(es_learner *l, const volatile bool *cancel, es_error *err);
 int es_replay_gradient(es_learner *l, bool backward, const volatile bool *cancel, es_error *err);
 
-/* out = P in, P = S G^-1 + w U S' (U^T G U)^-1 U^T: G = D D^T + lambda I on every column of M, U the prior's directions, S and S' the
+/* out = P in, P = S G^-1 + w U S' (U^T G U)^-1 U^T: G the metric on every column of M, U the prior's directions, S and S' the
  * shrinkage. in, out: [n_learned], possibly one where length is NULL; else *length is out's in the metric, were nothing shrunk. */
 void es_learner_precondition(es_learner *l, const float *in, float *out, double *length);
+/* out = G^-1 in, [n_learned] each, possibly one. Without a basis G = F. learner_metric.c */
+void es_learner_inverse_metric(es_learner *l, const float *in, float *out);
+/* out[rows, rank] = D F b for b[d, rank] at an entry with rows. */
+void es_learner_metric_rows(es_learner *l, const es_adapter_entry *e, const float *b, float *out);
+void es_natural_free(es_natural *n);
+/* Of a layer, [d, d]; NULL: none. */
+const float *es_inputs_fisher(const es_inputs *x, int layer);
 /* out = G in, [n_learned] each. */
 int es_learner_metric(es_learner *l, const float *in, float *out, es_error *err);
 /* <G^-1 g, g>, the squared length of a gradient in the metric. scratch: [n_learned]. */

@@ -252,6 +252,7 @@ void es_learner_free(es_learner *l)
         es_pack_close(&l->anchors);
     es_trainer_free(l->trainer);
     es_prior_free(&l->prior);
+    es_natural_free(&l->natural);
     es_replay_free(&l->replay);
     for (int i = 0; i < 2; i++) {
         free(l->shield[i]);

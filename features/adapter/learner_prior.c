@@ -1,4 +1,4 @@
-/* learner: the metric of a step, and the prior: directions learned beforehand, along which a step is readier to go.
+/* learner: the prior: directions learned beforehand, along which a step is readier to go.
  *
  * In coordinates where the metric is the identity a gradient step of experiences with noise of variance s^2 in every direction, when the
  * answer is thought to lie along u with variance w s^2 more than along anything else, is (I + w u u^T) g: the mean of the posterior to first
@@ -9,50 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* G^-1 in; without a basis the metric is that of d itself. */
-static void inverse_metric(es_learner *l, const float *in, float *out)
-{
-    es_adapter *a = l->a;
-    size_t rank = (size_t)a->o.rank;
-    if (a->o.form == ES_FORM_BIAS) {
-        for (int i = 0; i < a->K; i++)
-            l->u[i] = in[i];
-        for (int i = 0; i < a->n_place; i++)
-            es_linear_solve(l->cholesky + a->place[i].square, a->place[i].K, l->u + a->place[i].first);
-        for (int i = 0; i < a->K; i++)
-            out[i] = (float)l->u[i];
-        return;
-    }
-    if (!a->K && in != out)
-        memcpy(out, in, a->n_learned * sizeof *out);
-    for (int i = 0; a->K && i < a->n_entry; i++) {
-        const es_adapter_entry *e = &a->entry[i];
-        l->k->gemm(a->pool, false, false, e->rows, a->o.rank, e->rows, 1, l->inverse + a->place[e->place].square, e->rows, in + e->b, a->o.rank, 0, l->swap, a->o.rank);
-        memcpy(out + e->b, l->swap, (size_t)e->rows * rank * sizeof *out);
-    }
-}
-
-/* Through d, which is narrower. */
-int es_learner_metric(es_learner *l, const float *in, float *out, es_error *err)
-{
-    es_adapter *a = l->a;
-    size_t n = a->n_learned;
-    memcpy(out, in, n * sizeof *out);
-    if (!a->K)
-        return ES_OK;
-    float *through = es_calloc((size_t)a->d * (size_t)a->o.rank, sizeof *through), lambda = (float)(l->o.metric_lambda > 1e-6 ? l->o.metric_lambda : 1e-6);
-    if (!through)
-        return es_fail(err, ES_ERR_MEMORY, "no memory for a direction");
-    for (int i = 0; i < a->n_entry; i++) {
-        const es_adapter_entry *e = &a->entry[i];
-        const float *D = es_adapter_rows(a, e->first);
-        l->k->gemm(a->pool, true, false, a->d, a->o.rank, e->rows, 1, D, a->d, in + e->b, a->o.rank, 0, through, a->o.rank);
-        l->k->gemm(a->pool, false, false, e->rows, a->o.rank, a->d, 1, D, a->d, through, a->o.rank, lambda, out + e->b, a->o.rank);
-    }
-    free(through);
-    return ES_OK;
-}
 
 static void shrink_rows(es_learner *l, float *x)
 {
@@ -75,7 +31,7 @@ void es_learner_precondition(es_learner *l, const float *in, float *out, double 
         es_linear_solve(p->gram, p->n, p->u);
     for (int i = 0; i < p->n; i++)
         pull += p->u[i] * p->v[i];
-    inverse_metric(l, in, out);
+    es_learner_inverse_metric(l, in, out);
     double square = length ? es_learner_dot(in, out, n) : 0;
     if (l->keep)
         shrink_rows(l, out);
@@ -88,19 +44,13 @@ void es_learner_precondition(es_learner *l, const float *in, float *out, double 
         *length = sqrt(fmax(square + (2 * p->weight + p->weight * p->weight) * pull, 0));
 }
 
-double es_learner_metric_square(es_learner *l, const float *g, float *scratch)
-{
-    inverse_metric(l, g, scratch);
-    return es_learner_dot(g, scratch, l->a->n_learned);
-}
-
 /* ---- neutral text is spared ----------------------------------------------------------------------------------------------- */
 
 void es_learner_shield_open(es_learner *l)
 {
     size_t n = l->a->n_learned;
     for (int i = 0; i < 2; i++)
-        inverse_metric(l, l->shield[i], l->shield_step[i]);
+        es_learner_inverse_metric(l, l->shield[i], l->shield_step[i]);
     l->shield_gram[0] = es_learner_dot(l->shield[0], l->shield_step[0], n);
     l->shield_gram[1] = es_learner_dot(l->shield[0], l->shield_step[1], n);
     l->shield_gram[2] = es_learner_dot(l->shield[1], l->shield_step[1], n);
@@ -156,7 +106,7 @@ static bool same_basis(const es_adapter *a, const es_adapter *b)
 }
 
 /* What b has learned in the parameters of l's adapter: as it is within the same basis, else the nearest that this basis can do,
- * (D D^T + lambda I)^-1 D B. */
+ * (D F D^T + lambda I)^-1 D F B. */
 static void translate(es_learner *l, const es_adapter *b, float *out)
 {
     es_adapter *a = l->a;
@@ -168,12 +118,12 @@ static void translate(es_learner *l, const es_adapter *b, float *out)
     for (int i = 0; i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
         if (a->o.constrained)
-            l->k->gemm(a->pool, false, false, e->rows, a->o.rank, a->d, 1, es_adapter_rows(a, e->first), a->d, b->entry[i].full, a->o.rank, 0, out + e->b, a->o.rank);
+            es_learner_metric_rows(l, e, b->entry[i].full, out + e->b);
         else
             memcpy(out + e->b, b->entry[i].full, each * sizeof *out);
     }
     if (a->o.constrained)
-        inverse_metric(l, out, out);
+        es_learner_inverse_metric(l, out, out);
 }
 
 static int take_direction(es_learner *l, int i, const es_direction *from, es_error *err)

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SINKS = 4 }; /* the first tokens of a text, whose norms are a hundred times the others' */
-
 typedef struct moments { double *moment; float *rows, *square; } moments; /* [n_entry, rank, rank]; scratch: [cap, rank], [rank, rank] */
 
 /* Adds u u^T, u = A x, of the pack's counted rows to the lower triangles of moment. */
@@ -25,9 +23,6 @@ static int moments_of_pack(es_learner *l, void *user, const volatile bool *cance
         if (rc)
             break;
         l->k->gemm(a->pool, false, true, l->pack.n, a->o.rank, e->n_in, 1, l->site_input, e->n_in, a->param + e->a, e->n_in, 0, m->rows, a->o.rank);
-        for (int s = 0; s < l->pack.n_seq; s++)
-            for (int t = l->pack.start[s]; t < l->pack.start[s + 1] && t < l->pack.start[s] + SINKS; t++)
-                memset(m->rows + (size_t)t * rank, 0, rank * sizeof *m->rows);
         l->k->gemm(a->pool, true, false, a->o.rank, a->o.rank, l->pack.n, 1, m->rows, a->o.rank, m->rows, a->o.rank, 0, m->square, a->o.rank);
         for (size_t x = 0; x < rank; x++)
             for (size_t y = 0; y <= x; y++)
@@ -59,7 +54,7 @@ static bool whiten_entry(es_adapter *a, const es_adapter_entry *e, double *momen
     return true;
 }
 
-/* Packs the texts (kind 0: documents, 1: replies, without those that are for inputs alone; -1: all) and calls each with l->pack full. *counted: their tokens without the sinks. */
+/* Packs the texts (kind 0: documents, 1: replies, without those that are for inputs alone; -1: all) and calls each with l->pack full. *counted: their tokens. */
 static int each_pack(es_learner *l, const es_neutral_text *text, int n, int kind, int (*each)(es_learner *l, void *user, const volatile bool *cancel, es_error *err),
                      void *user, double *counted, const volatile bool *cancel, es_error *err)
 {
@@ -84,7 +79,7 @@ static int each_pack(es_learner *l, const es_neutral_text *text, int n, int kind
             if (!last)
                 es_pack_add(&l->pack, &s, 0);
         }
-        *counted += !rc && !last && s.n > SINKS ? s.n - SINKS : 0;
+        *counted += !rc && !last ? s.n : 0;
         es_sequence_free(&s);
     }
     es_pack_clear(&l->pack);
@@ -134,6 +129,64 @@ static int gradient_of_pack(es_learner *l, void *user, const volatile bool *canc
         *tokens += l->pack.wanted[t];
     }
     return rc ? rc : es_trainer_backward(l->trainer, &b, &patch, l->pack.dlogprob, NULL, NULL, &g, a->o.first_layer, cancel, err);
+}
+
+/* ---- how the residual is minded ------------------------------------------------------------------------------------------------- */
+
+typedef struct scores { float **resid, *out; int n_vocab; es_rng rng; } scores; /* resid[n_layer of the model]: NULL, or [cap, d] */
+
+/* The gradient of the log-likelihood of a token drawn from p. */
+static void draw_target(void *user, int token, const float *p, float *dl)
+{
+    scores *s = user;
+    int n = s->n_vocab, at = 0;
+    double left = es_rng_uniform(&s->rng);
+    (void)token;
+    for (int i = 0; i < n; i++)
+        dl[i] -= p[i];
+    while (at + 1 < n && (left -= p[at]) >= 0)
+        at++;
+    dl[at] += 1;
+}
+
+static int scores_of_pack(es_learner *l, void *user, const volatile bool *cancel, es_error *err)
+{
+    scores *s = user;
+    const es_adapter *a = l->a;
+    size_t d = (size_t)a->d;
+    es_batch b = es_pack_batch(&l->pack);
+    es_grad g = {.resid = s->resid};
+    int rc = es_trainer_forward(l->trainer, &b, l->pack.resid, NULL, NULL, 0, l->pack.logprob, cancel, err);
+    rc = rc ? rc : es_trainer_backward(l->trainer, &b, NULL, NULL, draw_target, s, &g, a->o.first_layer, cancel, err);
+    for (int layer = a->o.first_layer; !rc && layer <= a->o.last_layer; layer++) {
+        float *x = s->resid[layer];
+        l->k->gemm(a->pool, true, false, a->d, a->d, l->pack.n, 1, x, a->d, x, a->d, 1, s->out + (size_t)(layer - a->o.first_layer) * d * d, a->d);
+    }
+    return rc;
+}
+
+int es_learner_fisher(es_learner *l, const es_neutral_text *text, int n, float *out, const volatile bool *cancel, es_error *err)
+{
+    const es_adapter *a = l->a;
+    size_t d = (size_t)a->d, layers = (size_t)(a->o.last_layer - a->o.first_layer + 1);
+    scores s = {.resid = es_calloc((size_t)es_model_get_info(l->m)->n_layer, sizeof *s.resid), .out = out, .n_vocab = es_model_get_info(l->m)->n_vocab};
+    float *rows = es_calloc(layers * (size_t)l->pack.cap, d * sizeof *rows);
+    double tokens = 0;
+    int rc = s.resid && rows ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for the gradients of %zu layers", layers);
+    memset(out, 0, layers * d * d * sizeof *out);
+    es_rng_seed(&s.rng, l->o.seed);
+    for (size_t i = 0; !rc && i < layers; i++)
+        s.resid[a->o.first_layer + (int)i] = rows + i * (size_t)l->pack.cap * d;
+    for (int kind = 0; !rc && kind < 2; kind++) {
+        double counted;
+        rc = each_pack(l, text, n, kind, scores_of_pack, &s, &counted, cancel, err);
+        tokens += counted;
+    }
+    for (size_t i = 0; !rc && tokens > 0 && i < layers * d * d; i++)
+        out[i] = (float)(out[i] / tokens);
+    free(rows);
+    free(s.resid);
+    return rc;
 }
 
 int es_learner_neutral_gradient(es_learner *l, const es_neutral_text *text, int n, int kind, float *out, const volatile bool *cancel, es_error *err)

@@ -24,6 +24,7 @@ static const struct {
     {"anchor", OPTION_REAL, offsetof(es_eval_spec, o.anchor), 0, 1e6},
     {"white", OPTION_BOOL, offsetof(es_eval_spec, o.white), 0, 1},
     {"spare", OPTION_BOOL, offsetof(es_eval_spec, o.spare), 0, 1},
+    {"natural", OPTION_BOOL, offsetof(es_eval_spec, o.natural), 0, 1},
     {"shrink", OPTION_BOOL, offsetof(es_eval_spec, o.shrink), 0, 1},
     {"prior_weight", OPTION_REAL, offsetof(es_eval_spec, o.prior), 0, 1e9},
     {"one_sided", OPTION_BOOL, offsetof(es_eval_spec, o.one_sided), 0, 1},

@@ -50,7 +50,7 @@ int es_method_by_name(const char *name)
 es_method_options es_method_default(es_method_kind k)
 {
     bool white = k == ES_METHOD_FEATURES || k == ES_METHOD_RANDOM || k == ES_METHOD_FREE; /* docs/research.md: a tenth of Adam's KL at equal margin */
-    return (es_method_options){.basis_size = 256, .form = k == ES_METHOD_BIAS ? ES_FORM_BIAS : ES_FORM_LORA, .white = white, .spare = white, .rate = KIND[k].rate, .rank = KIND[k].rank, .beta = 5, .max_prompt = 128, .max_reply = 96, .max_new = 48, .distil_loss = ES_DISTIL_TOP, .seed = 1};
+    return (es_method_options){.basis_size = 256, .form = k == ES_METHOD_BIAS ? ES_FORM_BIAS : ES_FORM_LORA, .white = white, .spare = white, .natural = white, .rate = KIND[k].rate, .rank = KIND[k].rank, .beta = 5, .max_prompt = 128, .max_reply = 96, .max_new = 48, .distil_loss = ES_DISTIL_TOP, .seed = 1};
 }
 
 static const es_method_ops *ops(const es_method *m)

@@ -61,6 +61,7 @@ typedef struct es_method_options {
                                   the length of its first step as a share of the median |h| */
     const es_inputs *inputs;   /* with white: those; NULL: made of the program's own few texts at the first step, which are enough for small ranks only */
     bool spare;                /* with inputs: es_learner_spare */
+    bool natural;              /* with inputs: es_learner_natural */
     const es_direction *direction; int n_direction; /* with white: learned beforehand (es_direction_learn), of the same kind, basis and rank */
     double prior;              /* their weight (es_learner_prior); 0: 10 */
     bool one_sided;            /* never below zero on any of them */

@@ -100,6 +100,8 @@ static int start(features_method *m, const volatile bool *cancel, es_error *err)
     }
     rc = rc ? rc : es_adapter_new(&m->adapter, m->base, m->o.s, ao.constrained ? basis : NULL, &ao, err);
     rc = rc ? rc : es_learner_open(&m->learner, m->base, m->o.s, m->adapter, &lo, err);
+    if (!rc && ao.fixed_inputs && m->o.inputs && m->o.natural)
+        rc = es_learner_natural(m->learner, m->o.inputs, err);
     if (!rc && ao.fixed_inputs && m->o.n_direction)
         rc = es_learner_prior(m->learner, m->o.direction, m->o.n_direction, m->o.prior > 0 ? m->o.prior : 10, m->o.one_sided, err);
     else if (!rc && ao.fixed_inputs)

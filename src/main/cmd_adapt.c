@@ -383,6 +383,8 @@ int cmd_adapt(int argc, char **argv)
         a.labels = app_part_labels(&a.f, a.m, a.adapter);
         rc = es_learner_open(&a.learner, a.m, lowest(&a)->dictionary, a.adapter, &lo, &a.err);
     }
+    if (rc == ES_OK && white)
+        rc = es_learner_natural(a.learner, a.inputs, &a.err);
     if (rc == ES_OK && prior.n)
         rc = es_learner_prior(a.learner, a.direction, a.n_direction, prior_weight, one_sided, &a.err);
     if (rc == ES_OK && white && !direction)

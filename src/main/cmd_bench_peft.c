@@ -117,6 +117,7 @@ static int side_open(contender *s, es_model *m, const app_features *f, const es_
     rc = rc ? rc : es_adapter_new(&s->a, m, f->dictionary, &basis, &ao, err);
     rc = rc ? rc : es_adapter_set_inputs(s->a, inputs, err);
     rc = rc ? rc : es_learner_open(&s->l, m, f->dictionary, s->a, &lo, err);
+    rc = rc ? rc : es_learner_natural(s->l, inputs, err);
     rc = rc ? rc : es_learner_spare(s->l, inputs, err);
     for (int i = 0; !rc && i < SEQUENCES; i++)
         rc = es_learner_add(s->l, &t->e.item[i], &app_cancel, err);

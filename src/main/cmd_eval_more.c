@@ -201,6 +201,7 @@ static int learn_along(es_model *m, const app_features *f, const es_inputs *inpu
     rc = rc ? rc : es_basis_suggest(&basis, m, f->dictionary, f->atlas, gradient, n, size, false, NULL, err);
     rc = rc ? rc : es_adapter_new(&a, m, f->dictionary, &basis, &ao, err);
     rc = rc ? rc : es_learner_open(&l, m, f->dictionary, a, &lo, err);
+    rc = rc ? rc : es_learner_natural(l, inputs, err);
     rc = rc ? rc : es_learner_prior(l, direction, ts->n, 10, false, err);
     for (int i = 0; !rc && i < n; i++)
         rc = es_learner_add(l, &e.item[i], &app_cancel, err);

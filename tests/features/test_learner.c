@@ -572,7 +572,7 @@ static void faults(void **s)
     es_experiences_free(&e);
 }
 
-/* Mean over the tokens of (A x)(A x)^T, first entry; out[rank * rank]. The texts' first four tokens are left out, as whitening does. */
+/* Mean over the tokens of (A x)(A x)^T, first entry; out[rank * rank]. */
 static void second_moment(es_adapter *a, const char *const *text, int n, double *out)
 {
     es_error err;
@@ -590,7 +590,7 @@ static void second_moment(es_adapter *a, const char *const *text, int n, double 
         float none[128];
         assert_ok(es_trainer_forward(t, &b, NULL, NULL, NULL, 0, none, NULL, &err), &err);
         assert_ok(es_trainer_site_input(t, e->layer, e->site, x, &err), &err);
-        for (int k = 4; k < start[1]; k++, counted++)
+        for (int k = 0; k < start[1]; k++, counted++)
             for (int p = 0; p < rank; p++)
                 for (int q = 0; q < rank; q++) {
                     double u = 0, v = 0;
@@ -679,6 +679,164 @@ static void white_inputs(void **state)
         es_basis_free(&b);
         es_experiences_free(&e);
     }
+}
+
+/* KL between what token t predicts after `layer`'s residual h[n, d] and what it predicts when v is added to its row. */
+static double kl_of_change(es_trainer *t, const es_batch *b, float *h, int d, int token, const float *v, float by)
+{
+    es_error err;
+    int V = es_model_get_info(model)->n_vocab;
+    float *z[2] = {calloc((size_t)V, sizeof **z), calloc((size_t)V, sizeof **z)}, none[64];
+    double sum[2] = {0}, kl = 0;
+    for (int i = 0; i < 2; i++) {
+        for (int j = 0; j < d; j++)
+            h[token * d + j] += i ? by * v[j] : 0;
+        assert_ok(es_trainer_forward(t, b, h, NULL, NULL, 0, none, NULL, &err), &err);
+        assert_ok(es_trainer_logits(t, token, z[i], &err), &err);
+        for (int j = 0; j < V; j++)
+            sum[i] += exp(z[i][j]);
+    }
+    for (int j = 0; j < d; j++)
+        h[token * d + j] -= by * v[j];
+    for (int j = 0; j < V; j++)
+        kl += exp(z[0][j]) / sum[0] * (z[0][j] - log(sum[0]) - z[1][j] + log(sum[1]));
+    free(z[0]);
+    free(z[1]);
+    return kl;
+}
+
+/* The Fisher information kept with inputs is the KL's second derivative; the metric made of it is D (F + 0.1 mean) D^T + lambda, per layer, and its
+ * inverse is one; a step in it learns. */
+static void natural(void **state)
+{
+    (void)state;
+    enum { TIMES = 500, K = 20 };
+    es_error err;
+    es_ids ids = {0};
+    char text[64];
+    static const char *const words = "the cat sat on the mat and looked at the moon";
+    for (size_t n = 1; n <= strlen(words) && ids.n != 2; n++) { /* the second token predicts nothing: one counts */
+        snprintf(text, sizeof text, "%.*s", (int)n, words);
+        es_ids_free(&ids);
+        assert_ok(es_tokenize(model, text, strlen(text), false, &ids, &err), &err);
+    }
+    assert_int_equal(ids.n, 2);
+    es_neutral_text neutral[TIMES + 2];
+    for (int i = 0; i < TIMES; i++)
+        neutral[i] = (es_neutral_text){.text = text};
+    neutral[TIMES] = (es_neutral_text){.text = "rivers rise in the hills and run to the sea", .only_inputs = true};
+    es_inputs *x = NULL, *back = NULL;
+    assert_ok(es_inputs_make(&x, model, dictionary, 3, neutral, TIMES + 1, 1, 1, NULL, &err), &err);
+    es_adapter_options ao = es_adapter_default(dictionary, model);
+    int d = es_model_get_info(model)->d_model, layer = ao.first_layer, start[2] = {0, 1};
+    assert_true(layer < ao.last_layer);
+    assert_null(es_inputs_fisher(x, layer - 1));
+    assert_null(es_inputs_fisher(x, ao.last_layer + 1));
+    const float *F = es_inputs_fisher(x, layer);
+    es_trainer *t = NULL;
+    es_trainer_options to = {.max_tokens = 64, .from_layer = layer + 1, .threads = 1};
+    float *h = calloc((size_t)d, sizeof *h), *v = calloc((size_t)d, sizeof *v);
+    uint8_t wanted[1] = {1};
+    es_batch batch = {.ids = ids.id, .n = 1, .start = start, .n_seq = 1, .target = ids.id + 1, .wanted = wanted};
+    assert_ok(es_trainer_open(&t, model, &to, &err), &err);
+    assert_ok(es_trainer_residual(t, &batch, layer, h, NULL, &err), &err);
+    es_rng rng;
+    es_rng_seed(&rng, 5);
+    double ratio = 0;
+    for (int k = 0; k < 8; k++) {
+        double form = 0, length = 0;
+        for (int j = 0; j < d; j++) {
+            v[j] = es_rng_normal(&rng);
+            length += (double)v[j] * v[j];
+        }
+        for (int i = 0; i < d; i++)
+            for (int j = 0; j < d; j++)
+                form += (double)v[i] * F[i * d + j] * v[j];
+        float by = (float)(0.05 / sqrt(length));
+        ratio += form / ((kl_of_change(t, &batch, h, d, 0, v, by) + kl_of_change(t, &batch, h, d, 0, v, -by)) / ((double)by * by)) / 8;
+    }
+    assert_true(fabs(ratio - 1) < 0.1); /* 500 draws */
+    es_trainer_free(t);
+
+    const char *path = test_path("natural.safetensors"); /* in files to bfloat16 */
+    assert_ok(es_inputs_save(x, path, &err), &err);
+    assert_ok(es_inputs_load(&back, model, path, &err), &err);
+    for (int i = 0; i < d * d; i++)
+        assert_true(fabsf(es_inputs_fisher(back, layer)[i] - F[i]) <= 0.004f * fabsf(F[i]));
+    es_inputs_free(back);
+
+    for (int constrained = 0; constrained < 2; constrained++) {
+        es_experiences e = fix_experiences();
+        es_basis b = fix_basis(K, 100);
+        es_adapter *a = NULL;
+        es_learner *l = NULL;
+        es_learner_options o = options(ES_FORM_LORA);
+        ao.rank = 3;
+        ao.fixed_inputs = true;
+        ao.constrained = constrained;
+        assert_ok(es_adapter_new(&a, model, dictionary, constrained ? &b : NULL, &ao, &err), &err);
+        assert_ok(es_adapter_set_inputs(a, x, &err), &err);
+        assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
+        assert_error(es_learner_natural(l, x, &err), &err, "metric step");
+        es_learner_free(l);
+        o.optimiser = ES_OPTIMISER_METRIC;
+        o.learning_rate = 0.02;
+        assert_ok(es_learner_open(&l, model, dictionary, a, &o, &err), &err);
+        assert_ok(es_learner_natural(l, x, &err), &err);
+        assert_error(es_learner_natural(l, x, &err), &err, "before directions");
+        size_t n = a->n_learned;
+        float *in = calloc(3 * n, sizeof *in), *there = in + n, *again = there + n;
+        double mean = 0, trace, size;
+        for (size_t i = 0; i < n; i++)
+            in[i] = es_rng_normal(&rng);
+        assert_ok(es_learner_metric(l, in, there, &err), &err);
+        es_learner_inverse_metric(l, there, again);
+        for (size_t i = 0; i < n; i++)
+            assert_true(fabsf(again[i] - in[i]) < 2e-3f);
+        for (int i = ao.first_layer; i <= ao.last_layer; i++)
+            for (int j = 0; j < d; j++)
+                mean += 1.1 * es_inputs_fisher(x, i)[j * d + j] / d / (ao.last_layer - ao.first_layer + 1);
+        for (int i = 0; i < a->n_entry; i++) { /* the formula, for one column of each */
+            const es_adapter_entry *at = &a->entry[i];
+            const float *f = es_inputs_fisher(x, at->layer);
+            trace = 0;
+            for (int j = 0; j < d; j++)
+                trace += f[j * d + j];
+            size = 1.1 * trace / d / mean;
+            double full[256] = {0}, moved[256] = {0};
+            assert_true(d <= 256);
+            for (int k = 0; k < (constrained ? K : d); k++)
+                for (int j = 0; j < d; j++)
+                    full[j] += (double)in[at->b + (size_t)(3 * k)] * (constrained ? a->D[k * d + j] : j == k);
+            for (int j = 0; j < d; j++)
+                for (int k = 0; k < d; k++)
+                    moved[j] += (f[j * d + k] + (j == k ? 0.1 * trace / d : 0)) / mean * full[k];
+            for (int k = 0; k < (constrained ? K : d); k++) {
+                double want = constrained ? 0.1 * size * in[at->b + (size_t)(3 * k)] : moved[k];
+                for (int j = 0; j < d && constrained; j++)
+                    want += a->D[k * d + j] * moved[j];
+                assert_true(fabs(want - there[at->b + (size_t)(3 * k)]) < 1e-3 * (1 + fabs(want)));
+            }
+        }
+        es_step_report r;
+        double before, after;
+        for (int i = 0; i < 3; i++)
+            assert_ok(es_learner_add(l, &e.item[i], NULL, &err), &err);
+        assert_ok(es_learner_gradient(l, &before, NULL, &err), &err);
+        for (int i = 0; i < 4; i++)
+            assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+        assert_ok(es_learner_gradient(l, &after, NULL, &err), &err);
+        assert_true(after < before && r.margin > 0);
+        free(in);
+        es_learner_free(l);
+        es_adapter_free(a);
+        es_basis_free(&b);
+        es_experiences_free(&e);
+    }
+    free(h);
+    free(v);
+    es_ids_free(&ids);
+    es_inputs_free(x);
 }
 
 /* A direction learned on one set of experiences as a prior for another: the preconditioner against its formula, one-sided directions, what is
@@ -1100,7 +1258,7 @@ int main(void)
         cmocka_unit_test(gradient_of_targets), cmocka_unit_test(gradient_of_replay), cmocka_unit_test(replay_holds), cmocka_unit_test(targets_are_learned),
         cmocka_unit_test(gain_learns),      cmocka_unit_test(map_learns),
         cmocka_unit_test(bias_learns),      cmocka_unit_test(lora_learns),      cmocka_unit_test(weight_zero),
-        cmocka_unit_test(white_inputs),     cmocka_unit_test(prior),            cmocka_unit_test(inputs), cmocka_unit_test(inputs_of_texts),
+        cmocka_unit_test(white_inputs), cmocka_unit_test(natural),     cmocka_unit_test(prior),            cmocka_unit_test(inputs), cmocka_unit_test(inputs_of_texts),
         cmocka_unit_test(readings),         cmocka_unit_test(learned_already),
         cmocka_unit_test(guards),           cmocka_unit_test(gate),             cmocka_unit_test(faults),
     };

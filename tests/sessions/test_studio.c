@@ -709,7 +709,7 @@ static void marking(void **state)
 }
 
 static bool no_teacher(const es_view *v) { return strstr(v->status, "no teacher: \"sorcery.gguf\"") != NULL; }
-static bool other_tokens(const es_view *v) { return strstr(v->status, "has another tokenizer") != NULL; }
+static bool other_tokens(const es_view *v) { return strstr(v->learning_text, "has another tokenizer") != NULL; } /* the status may say what came after it */
 static bool distilled(const es_view *v) { return resting(v) && strstr(v->method_text, "as teacher") != NULL; }
 static bool by_preference(const es_view *v) { return distilled(v) && strstr(v->method_text, "say it twice") != NULL; }
 static bool not_for_others(const es_view *v) { return strstr(v->status, "only distil has a teacher") != NULL; }
