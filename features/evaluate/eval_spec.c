@@ -8,36 +8,36 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* OPTION_LATER: a number that came after results were published; told where it is not 0, so that those are still found */
-typedef enum option_type { OPTION_INT, OPTION_REAL, OPTION_BOOL, OPTION_SEED, OPTION_LATER } option_type;
+typedef enum option_type { OPTION_INT, OPTION_REAL, OPTION_BOOL, OPTION_SEED } option_type;
 
 static const struct {
     const char *name;
     option_type type;
     size_t at; /* in es_eval_spec */
     double lo, hi;
+    bool later; /* came after results were published: told where it is not 0, so that those are still found */
 } OPTION[] = {
-    {"basis_size", OPTION_INT, offsetof(es_eval_spec, o.basis_size), 1, 1 << 20},
-    {"rank", OPTION_INT, offsetof(es_eval_spec, o.rank), 0, 4096},
-    {"batch", OPTION_INT, offsetof(es_eval_spec, o.batch), 0, 1 << 20},
-    {"beta", OPTION_REAL, offsetof(es_eval_spec, o.beta), 0, 1000},
-    {"anchor", OPTION_REAL, offsetof(es_eval_spec, o.anchor), 0, 1e6},
-    {"white", OPTION_BOOL, offsetof(es_eval_spec, o.white), 0, 1},
-    {"spare", OPTION_BOOL, offsetof(es_eval_spec, o.spare), 0, 1},
-    {"natural", OPTION_BOOL, offsetof(es_eval_spec, o.natural), 0, 1},
-    {"shrink", OPTION_BOOL, offsetof(es_eval_spec, o.shrink), 0, 1},
-    {"prior_weight", OPTION_REAL, offsetof(es_eval_spec, o.prior), 0, 1e9},
-    {"one_sided", OPTION_BOOL, offsetof(es_eval_spec, o.one_sided), 0, 1},
-    {"prior", OPTION_BOOL, offsetof(es_eval_spec, prior), 0, 1},
-    {"weighting", OPTION_BOOL, offsetof(es_eval_spec, o.weighting), 0, 1},
-    {"max_prompt", OPTION_INT, offsetof(es_eval_spec, o.max_prompt), 0, 1 << 20},
-    {"max_reply", OPTION_INT, offsetof(es_eval_spec, o.max_reply), 0, 1 << 20},
-    {"max_new", OPTION_INT, offsetof(es_eval_spec, o.max_new), 0, 1 << 20},
-    {"context_tokens", OPTION_INT, offsetof(es_eval_spec, o.context_tokens), 0, 1 << 20},
-    {"seed", OPTION_SEED, offsetof(es_eval_spec, o.seed), 0, 1e15},
-    {"basis_pairs", OPTION_INT, offsetof(es_eval_spec, basis_pairs), 0, 1 << 20},
-    {"signs", OPTION_BOOL, offsetof(es_eval_spec, signs), 0, 1},
-    {"replay", OPTION_LATER, offsetof(es_eval_spec, o.replay), 0, 0.99},
+    {"basis_size", OPTION_INT, offsetof(es_eval_spec, o.basis_size), 1, 1 << 20, false},
+    {"rank", OPTION_INT, offsetof(es_eval_spec, o.rank), 0, 4096, false},
+    {"batch", OPTION_INT, offsetof(es_eval_spec, o.batch), 0, 1 << 20, false},
+    {"beta", OPTION_REAL, offsetof(es_eval_spec, o.beta), 0, 1000, false},
+    {"anchor", OPTION_REAL, offsetof(es_eval_spec, o.anchor), 0, 1e6, false},
+    {"white", OPTION_BOOL, offsetof(es_eval_spec, o.white), 0, 1, false},
+    {"spare", OPTION_BOOL, offsetof(es_eval_spec, o.spare), 0, 1, false},
+    {"natural", OPTION_BOOL, offsetof(es_eval_spec, o.natural), 0, 1, true},
+    {"shrink", OPTION_BOOL, offsetof(es_eval_spec, o.shrink), 0, 1, false},
+    {"prior_weight", OPTION_REAL, offsetof(es_eval_spec, o.prior), 0, 1e9, false},
+    {"one_sided", OPTION_BOOL, offsetof(es_eval_spec, o.one_sided), 0, 1, false},
+    {"prior", OPTION_BOOL, offsetof(es_eval_spec, prior), 0, 1, false},
+    {"weighting", OPTION_BOOL, offsetof(es_eval_spec, o.weighting), 0, 1, false},
+    {"max_prompt", OPTION_INT, offsetof(es_eval_spec, o.max_prompt), 0, 1 << 20, false},
+    {"max_reply", OPTION_INT, offsetof(es_eval_spec, o.max_reply), 0, 1 << 20, false},
+    {"max_new", OPTION_INT, offsetof(es_eval_spec, o.max_new), 0, 1 << 20, false},
+    {"context_tokens", OPTION_INT, offsetof(es_eval_spec, o.context_tokens), 0, 1 << 20, false},
+    {"seed", OPTION_SEED, offsetof(es_eval_spec, o.seed), 0, 1e15, false},
+    {"basis_pairs", OPTION_INT, offsetof(es_eval_spec, basis_pairs), 0, 1 << 20, false},
+    {"signs", OPTION_BOOL, offsetof(es_eval_spec, signs), 0, 1, false},
+    {"replay", OPTION_REAL, offsetof(es_eval_spec, o.replay), 0, 0.99, true},
 };
 enum { N_OPTION = sizeof OPTION / sizeof *OPTION };
 
@@ -109,13 +109,12 @@ int es_eval_spec_set(es_eval_spec *s, const char *option, const char *value, es_
     for (int i = 0; i < N_OPTION; i++) {
         if (strcmp(option, OPTION[i].name))
             continue;
-        if (!real(value, &end, &v) || *end || v < OPTION[i].lo || v > OPTION[i].hi || (OPTION[i].type != OPTION_REAL && OPTION[i].type != OPTION_LATER && v != floor(v)))
+        if (!real(value, &end, &v) || *end || v < OPTION[i].lo || v > OPTION[i].hi || (OPTION[i].type != OPTION_REAL && v != floor(v)))
             return es_fail(err, ES_ERR_USAGE, "%s.%s: \"%.32s\" is no number from %g to %g", s->label, option, value, OPTION[i].lo, OPTION[i].hi);
         void *to = (char *)s + OPTION[i].at;
         switch (OPTION[i].type) {
         case OPTION_INT: *(int *)to = (int)v; break;
-        case OPTION_REAL:
-        case OPTION_LATER: *(double *)to = v; break;
+        case OPTION_REAL: *(double *)to = v; break;
         case OPTION_BOOL: *(bool *)to = v != 0; break;
         case OPTION_SEED: *(uint64_t *)to = (uint64_t)v; break;
         }
@@ -134,12 +133,11 @@ void es_eval_spec_text(const es_eval_spec *s, es_buf *out)
     es_buf_printf(out, "%s=%s", s->label, es_method_name(s->kind));
     for (int i = 0; i < N_OPTION; i++) {
         const void *at = (const char *)s + OPTION[i].at;
-        bool later = OPTION[i].type == OPTION_LATER;
-        double v = OPTION[i].type == OPTION_INT             ? *(const int *)at
-                   : OPTION[i].type == OPTION_REAL || later ? *(const double *)at
+        double v = OPTION[i].type == OPTION_INT    ? *(const int *)at
+                   : OPTION[i].type == OPTION_REAL ? *(const double *)at
                    : OPTION[i].type == OPTION_BOOL ? *(const bool *)at
                                                    : (double)*(const uint64_t *)at;
-        if (v != 0 || !later)
+        if (v != 0 || !OPTION[i].later)
             es_buf_printf(out, " %s=%.10g", OPTION[i].name, v);
     }
     if (s->o.form != es_method_default(s->kind).form)
