@@ -31,6 +31,7 @@ typedef struct es_natural { /* the metric's F, of each layer from the adapter's 
     size_t *at;
     double *size;            /* [n_layer] the mean of F's diagonal over that of all layers */
     float *swap;             /* [d or rows, rank] */
+    size_t bytes;
 } es_natural;
 
 typedef struct es_prior { /* directions learned beforehand, as step preconditioner (learner_prior.c) */

@@ -186,6 +186,7 @@ int es_learner_natural(es_learner *l, const es_inputs *x, es_error *err)
     }
     t->inverse = es_calloc(squares, sizeof *t->inverse);
     t->swap = es_calloc(d > widest ? d : widest, (size_t)a->o.rank * sizeof *t->swap);
+    t->bytes = ((size_t)layers * d * d + squares + (d > widest ? d : widest) * (size_t)a->o.rank) * sizeof(float);
     float *scratch = es_calloc(widest, (d + widest) * sizeof *scratch);
     double *square = es_calloc(widest + 1, widest * sizeof *square);
     int rc = t->fisher && t->at && t->size && t->inverse && t->swap && scratch && square ? take_fisher(l, x, layers, err)

@@ -272,7 +272,7 @@ size_t es_learner_bytes(const es_learner *l)
     const es_adapter *a = l->a;
     es_trainer_options t = {.max_tokens = l->pack.cap, .from_layer = es_adapter_lowest_layer(a), .backward = true, .max_hooks = a->n_place};
     size_t n = l->arena.size + l->pack.arena.size + l->anchors.arena.size + es_trainer_bytes(l->m, &t);
-    n += es_replay_bytes(l);
+    n += es_replay_bytes(l) + l->natural.bytes;
     if (l->anchor_p)
         n += (size_t)l->anchors.n * ((size_t)es_model_get_info(l->m)->n_vocab * sizeof *l->anchor_p + 2 * sizeof *l->anchor_entropy);
     for (int i = 0; i < l->n_anchor; i++)
