@@ -636,7 +636,43 @@ static void with_inputs(es_studio_options *o)
 static bool no_direction(const es_view *v) { return strstr(v->status, "there is no direction sorcery") != NULL; }
 static bool bad_direction(const es_view *v) { return strstr(v->status, "bad.safetensors") != NULL; }
 static bool along(const es_view *v) { return v->n_direction == 1 && v->direction[0].used && v->snapshot && v->direction[0].snapshot == v->snapshot && resting(v); }
+static bool along_older(const es_view *v)
+{
+    for (int i = 0; i < v->n_direction; i++)
+        if (!strcmp(v->direction[i].name, "older") && v->direction[i].used && v->snapshot && v->direction[i].snapshot == v->snapshot && v->direction[i].amplitude != 0)
+            return resting(v);
+    return false;
+}
 static bool not_along(const es_view *v) { return v->n_direction == 1 && !v->direction[0].used && v->direction[0].snapshot != v->snapshot && resting(v); }
+
+/* A direction of fewer inputs than there are now, as an older program made them; in the basis of the adapter in `like`. */
+static void write_older_direction(const char *like, const char *to)
+{
+    es_model *m = NULL;
+    es_dictionary *d = NULL;
+    es_adapter *from = NULL, *a = NULL;
+    es_learner *l = NULL;
+    es_step_report r;
+    es_experience e = {.message = &(es_message){"user", "tell me something"}, .n_message = 1, .preferred = (char *)(uintptr_t)"no", .rejected = (char *)(uintptr_t)"yes yes", .weight = 1};
+    assert_ok(es_model_open(&m, model_path, &err), &err);
+    assert_ok(es_dictionary_open(&d, dictionary_path, &err), &err);
+    assert_ok(es_adapter_load(&from, m, d, like, &err), &err);
+    es_adapter_options ao = *es_adapter_get_options(from);
+    es_learner_options lo = es_learner_white();
+    assert_true(ao.rank > 2);
+    ao.rank = 2;
+    lo.kappa = lo.rho = lo.hold_out = 0;
+    assert_ok(es_adapter_new(&a, m, d, es_adapter_basis(from), &ao, &err), &err);
+    assert_ok(es_learner_open(&l, m, d, a, &lo, &err), &err);
+    assert_ok(es_learner_add(l, &e, NULL, &err), &err);
+    assert_ok(es_learner_step(l, &r, NULL, &err), &err);
+    assert_ok(es_adapter_save(a, to, &err), &err);
+    es_learner_free(l);
+    es_adapter_free(a);
+    es_adapter_free(from);
+    es_dictionary_free(d);
+    es_model_free(m);
+}
 
 /* A direction is taken in from its file, learned along, told of, kept over a restart, and let go. */
 static void directions(void **state)
@@ -672,6 +708,11 @@ static void directions(void **state)
     es_studio_learn_pause(s, false);
     es_studio_direction(s, "terse", false);
     WAIT_FREE(s, not_along);
+    const char *older = test_path("older.safetensors");
+    write_older_direction(file, older);
+    es_studio_direction(s, older, true);
+    v = WAIT(s, along_older);
+    es_view_free(v);
     es_studio_close(s);
 }
 
