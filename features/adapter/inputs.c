@@ -141,7 +141,6 @@ int es_inputs_make(es_inputs **out, es_model *m, const es_dictionary *s, int ran
     ao.seed = seed;
     lo.optimiser = ES_OPTIMISER_METRIC;
     lo.kappa = lo.rho = 0;
-    lo.exact = false;
     lo.threads = threads;
     int rc = es_adapter_new(&a, m, NULL, NULL, &ao, err);
     rc = rc ? rc : es_learner_open(&l, m, NULL, a, &lo, err);

@@ -153,6 +153,8 @@ int es_replay_gradient(es_learner *l, bool backward, const volatile bool *cancel
 /* out = P in, P = S G^-1 + w U S' (U^T G U)^-1 U^T: G the metric on every column of M, U the prior's directions, S and S' the
  * shrinkage. in, out: [n_learned], possibly one where length is NULL; else *length is out's in the metric, were nothing shrunk. */
 void es_learner_precondition(es_learner *l, const float *in, float *out, double *length);
+/* The metric of a place's directions with F = I: its Cholesky factor and, for lora, its inverse. */
+int es_metric_open(es_learner *l, const es_adapter_place *p, es_error *err);
 /* out = G^-1 in, [n_learned] each, possibly one. Without a basis G = F. learner_metric.c */
 void es_learner_inverse_metric(es_learner *l, const float *in, float *out);
 /* out[rows, rank] = D F b for b[d, rank] at an entry with rows. */

@@ -20,6 +20,40 @@ static const float *fisher_of(const es_learner *l, const es_adapter_entry *e)
     return l->natural.fisher ? l->natural.fisher + (size_t)(e->layer - l->a->o.first_layer) * (size_t)l->a->d * (size_t)l->a->d : NULL;
 }
 
+/* The inverse of the symmetric a[n,n], which becomes its Cholesky factor as es_linear_cholesky has it. u: [n] of scratch. */
+static bool invert(double *a, int n, double ridge, double *u, float *out)
+{
+    if (!es_linear_cholesky(a, n, ridge))
+        return false;
+    for (int i = 0; i < n; i++) {
+        memset(u, 0, (size_t)n * sizeof *u);
+        u[i] = 1;
+        es_linear_solve(a, n, u);
+        for (int j = 0; j < n; j++)
+            out[(size_t)i * (size_t)n + (size_t)j] = (float)u[j];
+    }
+    return true;
+}
+
+int es_metric_open(es_learner *l, const es_adapter_place *p, es_error *err)
+{
+    es_adapter *a = l->a;
+    size_t K = (size_t)p->K;
+    double *cholesky = l->cholesky + p->square;
+    if (!K)
+        return ES_OK;
+    float *gram = es_calloc(K * K, sizeof *gram);
+    if (!gram)
+        return es_fail(err, ES_ERR_MEMORY, "no memory for a metric of %zu features", K);
+    es_linear_gram(a->pool, es_adapter_rows(a, p->first), p->K, a->d, gram);
+    for (size_t i = 0; i < K * K; i++)
+        cholesky[i] = gram[i];
+    free(gram);
+    if (!(l->inverse ? invert(cholesky, p->K, lambda_of(l), l->u, l->inverse + p->square) : es_linear_cholesky(cholesky, p->K, lambda_of(l))))
+        return es_fail(err, ES_ERR_USAGE, "learner: the metric of this basis is singular; raise its lambda");
+    return ES_OK;
+}
+
 void es_learner_inverse_metric(es_learner *l, const float *in, float *out)
 {
     es_adapter *a = l->a;
@@ -33,9 +67,11 @@ void es_learner_inverse_metric(es_learner *l, const float *in, float *out)
             out[i] = (float)l->u[i];
         return;
     }
-    if (!a->K && !l->natural.fisher && in != out)
-        memcpy(out, in, a->n_learned * sizeof *out);
-    for (int i = 0; (a->K || l->natural.fisher) && i < a->n_entry; i++) {
+    if (!a->K && !l->natural.fisher) {
+        memmove(out, in, a->n_learned * sizeof *out);
+        return;
+    }
+    for (int i = 0; i < a->n_entry; i++) {
         const es_adapter_entry *e = &a->entry[i];
         int rows = a->K ? e->rows : a->d;
         const float *inverse = l->natural.fisher ? l->natural.inverse + l->natural.at[e->layer - a->o.first_layer] : l->inverse + a->place[e->place].square;
@@ -98,21 +134,6 @@ void es_natural_free(es_natural *n)
     free(n->size);
     free(n->swap);
     *n = (es_natural){0};
-}
-
-/* The inverse of the symmetric a[n,n], which is destroyed. u: [n] of scratch. */
-static bool invert(double *a, int n, double ridge, double *u, float *out)
-{
-    if (!es_linear_cholesky(a, n, ridge))
-        return false;
-    for (int i = 0; i < n; i++) {
-        memset(u, 0, (size_t)n * sizeof *u);
-        u[i] = 1;
-        es_linear_solve(a, n, u);
-        for (int j = 0; j < n; j++)
-            out[(size_t)i * (size_t)n + (size_t)j] = (float)u[j];
-    }
-    return true;
 }
 
 /* The inverse metric of a layer whose entries write through rows [n, d]; NULL: through d itself. scratch: [n, d] and [n, n] floats. */

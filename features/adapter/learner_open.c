@@ -149,32 +149,6 @@ static int anchors_open(es_learner *l, const volatile bool *cancel, es_error *er
 }
 
 /* Factors D D^T + lambda I of a place, and for lora inverts it. */
-static int metric_open(es_learner *l, const es_adapter_place *p, es_error *err)
-{
-    es_adapter *a = l->a;
-    size_t K = (size_t)p->K;
-    double *cholesky = l->cholesky + p->square, lambda = l->o.metric_lambda > 1e-6 ? l->o.metric_lambda : 1e-6;
-    if (!K)
-        return ES_OK;
-    float *gram = es_calloc(K * K, sizeof *gram);
-    if (!gram)
-        return es_fail(err, ES_ERR_MEMORY, "no memory for a metric of %zu features", K);
-    es_linear_gram(a->pool, es_adapter_rows(a, p->first), p->K, a->d, gram);
-    for (size_t i = 0; i < K * K; i++)
-        cholesky[i] = gram[i];
-    free(gram);
-    if (!es_linear_cholesky(cholesky, p->K, lambda))
-        return es_fail(err, ES_ERR_USAGE, "learner: the metric of this basis is singular; raise its lambda");
-    for (size_t i = 0; l->inverse && i < K; i++) {
-        for (size_t j = 0; j < K; j++)
-            l->u[j] = i == j;
-        es_linear_solve(cholesky, p->K, l->u);
-        for (size_t j = 0; j < K; j++)
-            l->inverse[p->square + i * K + j] = (float)l->u[j];
-    }
-    return ES_OK;
-}
-
 static bool has_dictionary(const es_adapter *a, const char *hash)
 {
     for (int i = 0; i < a->n_part; i++)
@@ -224,7 +198,7 @@ int es_learner_open(es_learner **out, es_model *m, const es_dictionary *s, es_ad
         rc = anchors_open(l, NULL, err);
     rc = rc ? rc : es_replay_open(l, err);
     for (int i = 0; !rc && !es_learner_is_adam(l) && i < a->n_place; i++)
-        rc = metric_open(l, &a->place[i], err);
+        rc = es_metric_open(l, &a->place[i], err);
     if (rc) {
         es_learner_free(l);
         return rc;
