@@ -23,7 +23,7 @@ typedef struct sequence {
     int directions_order;
     json_t *done;
     char hashes[40];
-    double at, total;
+    double at, total;        /* traits learned or taken away */
 } sequence;
 
 static int open_sets(sequence *q, es_error *err)
@@ -36,7 +36,7 @@ static int open_sets(sequence *q, es_error *err)
     int rc = q->held ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for %d traits", o->n_task);
     rc = rc ? rc : es_bench_open(&q->bench, q->m, o->max_prompt, o->max_reply, o->threads, q->cancel, err);
     for (int i = 0; !rc && i < o->n_task; i++) {
-        es_progress_report(q->progress, "the base model on the traits' pairs", q->at, q->total, "runs");
+        es_progress_report(q->progress, "the base model on the traits' pairs", q->at, q->total, "traits");
         rc = es_set_pairs(&q->held[i], &q->bench, &o->task[i]->held, false, err);
     }
     rc = rc ? rc : es_set_neutral(&q->raw, &q->bench, o->neutral, o->n_neutral, false, false, o->raw_tokens, err);
@@ -133,7 +133,7 @@ static int open_directions(sequence *q, const es_eval_spec *spec, int order, con
         const es_experiences *pool = &q->o->task[t]->pool;
         es_experiences e = {0};
         int *which = NULL;
-        es_progress_report(q->progress, "directions", q->at, q->total, "runs");
+        es_progress_report(q->progress, "directions", q->at, q->total, "traits");
         rc = pool_of(q, t, order, &which, err);
         for (int i = 0; !rc && i < spec->basis_pairs; i++)
             rc = es_experience_copy(&e, &pool->item[which[pool->n - 1 - i]], err);
@@ -169,21 +169,32 @@ static int margins_now(sequence *q, es_method *method, json_t *stages, es_error 
     return rc ? rc : margins_of(q, &x, stages, err);
 }
 
+/* The ways of taking away by parts that a run of this spec tries, the first of es_undo; 0: it learns again. */
+static int ways_to_undo(const es_eval_spec *spec)
+{
+    return !es_method_keeps_parts(spec->kind) ? 0 : spec->o.white ? ES_UNDO_BALANCE + 1 : ES_UNDO_PLAIN + 1;
+}
+
 static const char *const UNDO_KEY[] = {[ES_UNDO_PLAIN] = "without", [ES_UNDO_SPARE_EACH] = "spared", [ES_UNDO_SPARE_SUM] = "spared_sum", [ES_UNDO_BALANCE] = "balanced"};
 
 /* Each trait taken away from what has been learned, by its experiences' parts: [[margins] a trait]. */
-static int take_away(sequence *q, es_method *method, es_undo how, json_t *line, es_error *err)
+static int take_away(sequence *q, const es_eval_spec *spec, es_method *method, es_undo how, json_t *line, es_error *err)
 {
+    static const char *const HOW[] = {[ES_UNDO_PLAIN] = "plainly", [ES_UNDO_SPARE_EACH] = "sparing each other part", [ES_UNDO_SPARE_SUM] = "sparing their sum", [ES_UNDO_BALANCE] = "in balance"};
     const es_sequence_options *o = q->o;
     int *which = es_calloc((size_t)o->experiences, sizeof *which), rc = which ? ES_OK : es_fail(err, ES_ERR_MEMORY, "no memory for experiences");
     json_t *without = json_array();
     for (int t = 0; !rc && t < o->n_task; t++) {
         es_variant x = {0};
+        char what[240];
+        snprintf(what, sizeof what, "%s: %s undone %s", spec->label, o->task[t]->name, HOW[how]);
+        es_progress_report(q->progress, what, q->at, q->total, "traits");
         for (int i = 0; i < o->experiences; i++)
             which[i] = t * o->experiences + i;
         rc = es_method_without(method, which, o->experiences, how, &x, q->cancel, err);
         rc = rc ? rc : margins_of(q, &x, without, err);
         es_variant_clear(&x);
+        q->at++;
     }
     json_object_set_new(line, UNDO_KEY[how], without);
     free(which);
@@ -240,21 +251,17 @@ static int run_through(sequence *q, const es_eval_spec *spec, int order, int und
             rc = es_method_add(method, &o->task[t]->pool.item[which[i]], q->cancel, err);
         for (int i = 0; !rc && i < o->steps; i++) {
             es_step_report report;
-            es_progress_report(q->progress, what, q->at - 1 + (t + (double)i / o->steps) / o->n_task, q->total, "runs");
+            es_progress_report(q->progress, what, q->at + (double)i / o->steps, q->total, "traits");
             rc = es_method_step(method, &report, q->cancel, err);
             if (!rc && report.guard && !strcmp(report.guard, "learned"))
                 break;
         }
         free(which);
         rc = rc ? rc : margins_now(q, method, stages, err);
+        q->at++;
     }
-    if (!rc && undone < 0 && es_method_keeps_parts(spec->kind))
-        rc = take_away(q, method, ES_UNDO_PLAIN, line, err);
-    if (!rc && undone < 0 && es_method_keeps_parts(spec->kind) && spec->o.white) {
-        rc = take_away(q, method, ES_UNDO_SPARE_EACH, line, err);
-        rc = rc ? rc : take_away(q, method, ES_UNDO_SPARE_SUM, line, err);
-        rc = rc ? rc : take_away(q, method, ES_UNDO_BALANCE, line, err);
-    }
+    for (int how = 0; !rc && undone < 0 && how < ways_to_undo(spec); how++)
+        rc = take_away(q, spec, method, (es_undo)how, line, err);
     rc = rc ? rc : es_method_view(method, &x, err);
     rc = rc ? rc : es_set_measure(&q->raw, &q->bench, &x, &raw, err);
     rc = rc ? rc : es_set_measure(&q->chat, &q->bench, &x, &chat, err);
@@ -284,7 +291,7 @@ static int one_run(sequence *q, const es_eval_spec *spec, int order, int undone,
                   o->raw_tokens, o->chat_tokens, (unsigned long long)o->seed, spec->n_rate ? spec->rate[0] : 0, q->hashes);
     es_eval_spec_text(spec, &key);
     int rc = key.failed ? es_fail(err, ES_ERR_MEMORY, "no memory for a run's key") : ES_OK;
-    q->at++;
+    const double end = q->at + (undone < 0 ? o->n_task * (1 + ways_to_undo(spec)) : o->n_task - 1);
     if (!rc && !json_object_get(q->done, key.data)) {
         json_t *line = json_pack("{s:s,s:s,s:s,s:i,s:i}", "is", "sequence", "method", spec->label, "kind", es_method_name(spec->kind), "order", order, "undone", undone);
         json_t *names = json_array();
@@ -298,6 +305,7 @@ static int one_run(sequence *q, const es_eval_spec *spec, int order, int undone,
         } else
             rc = es_work_keep(q->done, o->work, key.data, line, err);
     }
+    q->at = end;
     es_buf_free(&key);
     return rc;
 }
@@ -321,10 +329,11 @@ int es_eval_sequence(es_model *m, const es_dictionary *s, const es_atlas *a, con
     if (!rc)
         snprintf(q.hashes, sizeof q.hashes, "%.12s/%.12s", hash, s ? es_dictionary_get_info(s)->hash : "-");
     rc = rc ? rc : es_work_load(q.done, o->work, err);
-    q.total = (double)o->n_spec * o->orders * (o->n_task + 1);
+    for (int k = 0; k < o->n_spec; k++) /* all traits once; then each undone by parts, or all others learned without it */
+        q.total += (double)o->orders * o->n_task * (1 + (ways_to_undo(&o->spec[k]) ? ways_to_undo(&o->spec[k]) : o->n_task - 1));
     for (int k = 0; !rc && k < o->n_spec; k++)
         for (int order = 0; !rc && order < o->orders; order++)
-            for (int undone = -1; !rc && undone < (es_method_keeps_parts(o->spec[k].kind) ? 0 : o->n_task); undone++)
+            for (int undone = -1; !rc && undone < (ways_to_undo(&o->spec[k]) ? 0 : o->n_task); undone++)
                 rc = one_run(&q, &o->spec[k], order, undone, err);
     close_sets(&q);
     free_directions(&q);
