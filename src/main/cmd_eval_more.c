@@ -112,42 +112,6 @@ static int rank_adapter(const es_adapter *a, const tables *t, const tasks *ts, i
     return rc;
 }
 
-/* An adapter of the default form learned from a task's first n pairs, in a basis chosen on `other` further ones (0: on those). */
-static int learn_task(es_adapter **out, es_model *m, const app_features *f, const es_task *t, int n, int other, int steps, int size, bool signs, es_error *err)
-{
-    es_experiences e = {0}, sense = {0};
-    es_basis basis = {0};
-    es_learner *l = NULL;
-    es_adapter_options ao = es_adapter_default(f->dictionary, m);
-    es_learner_options lo = es_learner_default(ao.form);
-    int rc = n + other <= t->pool.n ? ES_OK : es_fail(err, ES_ERR_USAGE, "%s: the pool has %d pairs", t->name, t->pool.n);
-    for (int i = 0; !rc && i < n + other; i++)
-        rc = es_experience_copy(i < n ? &e : &sense, &t->pool.item[i], err);
-    const es_experiences *from = other ? &sense : &e;
-    float *gradient = es_calloc((size_t)from->n + 1, (size_t)es_model_get_info(m)->d_model * sizeof *gradient);
-    es_progress quiet = {.cancel = &app_cancel};
-    lo.threads = the_app.threads;
-    lo.hold_out = lo.enough = 0;
-    lo.batch = 8;
-    lo.max_prompt = lo.max_reply = 64;
-    rc = rc ? rc : gradient ? es_attribute(m, f->dictionary, from, the_app.threads, gradient, &quiet, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
-    rc = rc ? rc : es_basis_suggest(&basis, m, f->dictionary, f->atlas, gradient, from->n, size, signs, NULL, err);
-    rc = rc ? rc : es_adapter_new(out, m, f->dictionary, &basis, &ao, err);
-    rc = rc ? rc : es_learner_open(&l, m, f->dictionary, *out, &lo, err);
-    for (int i = 0; !rc && i < e.n; i++)
-        rc = es_learner_add(l, &e.item[i], &app_cancel, err);
-    for (int i = 0; !rc && i < steps; i++) {
-        es_step_report r;
-        rc = es_learner_step(l, &r, &app_cancel, err);
-    }
-    es_learner_free(l);
-    es_basis_free(&basis);
-    free(gradient);
-    es_experiences_free(&e);
-    es_experiences_free(&sense);
-    return rc;
-}
-
 /* The direction that each task's `other` last pairs ask for, free of any basis; their learning pairs are others. */
 static int learn_directions(es_direction *out, es_model *m, const app_features *f, const es_inputs *inputs, const tasks *ts, int other, es_progress *progress,
                             es_error *err)
@@ -176,46 +140,54 @@ static int learn_directions(es_direction *out, es_model *m, const app_features *
     return rc;
 }
 
-/* A task's first n pairs within a basis of their own, all directions as its prior: score[] is how far the adapter went along each. */
-static int learn_along(es_model *m, const app_features *f, const es_inputs *inputs, const es_direction *direction, const tasks *ts, int task, int n, int steps, int size,
-                       double *score, es_error *err)
+typedef struct lesson { /* what --learn asks for */
+    int n, other, steps, size; /* pairs to learn from; further ones that choose the basis (0: the same); learning steps; features */
+    bool signs;
+    const es_inputs *inputs;
+    const es_direction *direction; /* of every task, as a prior; NULL: none */
+} lesson;
+
+/* What `adapt` would make of a task's first pairs, without its guards, so that every task goes equally far. With directions score[] is how far the adapter
+ * went along each. */
+static int learn_task(es_adapter **out, es_model *m, const app_features *f, const tasks *ts, int task, const lesson *k, double *score, es_error *err)
 {
     const es_task *t = &ts->item[task];
-    es_experiences e = {0};
+    es_experiences e = {0}, other = {0};
     es_basis basis = {0};
-    es_adapter *a = NULL;
     es_learner *l = NULL;
     es_adapter_options ao = es_adapter_default(f->dictionary, m);
     es_learner_options lo = es_learner_white();
-    int rc = ES_OK;
-    for (int i = 0; !rc && i < n; i++)
-        rc = es_experience_copy(&e, &t->pool.item[i], err);
-    float *gradient = es_calloc((size_t)n, (size_t)es_model_get_info(m)->d_model * sizeof *gradient);
     es_progress quiet = {.cancel = &app_cancel};
+    int rc = k->n + k->other <= t->pool.n ? ES_OK : es_fail(err, ES_ERR_USAGE, "%s: the pool has %d pairs", t->name, t->pool.n);
+    for (int i = 0; !rc && i < k->n + k->other; i++)
+        rc = es_experience_copy(i < k->n ? &e : &other, &t->pool.item[i], err);
+    const es_experiences *from = k->other ? &other : &e;
+    float *gradient = es_calloc((size_t)from->n + 1, (size_t)es_model_get_info(m)->d_model * sizeof *gradient);
     ao.fixed_inputs = true;
-    ao.rank = es_inputs_rank(inputs);
+    ao.rank = es_inputs_rank(k->inputs);
     lo.threads = the_app.threads;
     lo.hold_out = lo.enough = lo.kappa = lo.rho = 0;
     lo.max_prompt = lo.max_reply = 64;
-    rc = rc ? rc : gradient ? es_attribute(m, f->dictionary, &e, the_app.threads, gradient, &quiet, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
-    rc = rc ? rc : es_basis_suggest(&basis, m, f->dictionary, f->atlas, gradient, n, size, false, NULL, err);
-    rc = rc ? rc : es_adapter_new(&a, m, f->dictionary, &basis, &ao, err);
-    rc = rc ? rc : es_learner_open(&l, m, f->dictionary, a, &lo, err);
-    rc = rc ? rc : es_learner_natural(l, inputs, err);
-    rc = rc ? rc : es_learner_prior(l, direction, ts->n, 10, false, err);
-    for (int i = 0; !rc && i < n; i++)
+    rc = rc ? rc : gradient ? es_attribute(m, f->dictionary, from, the_app.threads, gradient, &quiet, err) : es_fail(err, ES_ERR_MEMORY, "not enough memory");
+    rc = rc ? rc : es_basis_suggest(&basis, m, f->dictionary, f->atlas, gradient, from->n, k->size, k->signs, NULL, err);
+    rc = rc ? rc : es_adapter_new(out, m, f->dictionary, &basis, &ao, err);
+    rc = rc ? rc : es_learner_open(&l, m, f->dictionary, *out, &lo, err);
+    rc = rc ? rc : es_learner_natural(l, k->inputs, err);
+    if (!rc && k->direction)
+        rc = es_learner_prior(l, k->direction, ts->n, 10, false, err);
+    for (int i = 0; !rc && i < e.n; i++)
         rc = es_learner_add(l, &e.item[i], &app_cancel, err);
-    for (int i = 0; !rc && i < steps; i++) {
+    for (int i = 0; !rc && i < k->steps; i++) {
         es_step_report r;
         rc = es_learner_step(l, &r, &app_cancel, err);
     }
-    if (!rc)
+    if (!rc && k->direction)
         es_learner_amplitudes(l, score);
     es_learner_free(l);
-    es_adapter_free(a);
     es_basis_free(&basis);
-    es_experiences_free(&e);
     free(gradient);
+    es_experiences_free(&e);
+    es_experiences_free(&other);
     return rc;
 }
 
@@ -295,29 +267,25 @@ int eval_readable(int argc, char **argv)
         rc = tables_open(&t, &f, m, labels, &err);
     }
     es_progress progress = app_progress();
+    if (!rc && learn)
+        rc = app_inputs(&inputs, &f, m, ES_WHITE_RANK, &err);
     if (!rc && along) {
         for (int i = 0; !rc && i < ts.n; i++)
-            if (learn + along > ts.item[i].pool.n)
+            if (learn + other + along > ts.item[i].pool.n)
                 rc = es_fail(&err, ES_ERR_USAGE, "%s: the pool has %d pairs", ts.item[i].name, ts.item[i].pool.n);
-        rc = rc ? rc : app_inputs(&inputs, &f, m, ES_WHITE_RANK, &err);
         rc = rc ? rc : learn_directions(direction, m, &f, inputs, &ts, along, &progress, &err);
     }
+    const lesson asked = {learn, other, steps, size, signs, inputs, along ? direction : NULL};
     for (int i = 0; !rc && i < (learn ? ts.n : n); i++) {
         es_adapter *a = NULL;
         app_features own = {0};
         if (learn)
             es_progress_report(&progress, ts.item[i].name, i, ts.n, "tasks");
-        if (along) {
-            rc = learn_along(m, &f, inputs, direction, &ts, i, learn, steps, size, score, &err);
-            app_progress_end();
-            if (!rc)
-                show_ranking(out, ts.item[i].name, ts.item[i].name, &ts, score, &right);
-            continue;
-        }
-        rc = learn ? learn_task(&a, m, &f, &ts.item[i], learn, other, steps, size, signs, &err) : app_adapter(&a, &own, m, argv[1 + i], &err);
+        rc = learn ? learn_task(&a, m, &f, &ts, i, &asked, score, &err) : app_adapter(&a, &own, m, argv[1 + i], &err);
         if (!rc && own.dictionary && strcmp(own.hash, f.hash))
             rc = es_fail(&err, ES_ERR_MISMATCH, "%s: made in another dictionary (%.12s, not %.12s)", argv[1 + i], own.hash, f.hash);
-        rc = rc ? rc : rank_adapter(a, &t, &ts, top, score, &err);
+        if (!rc && !along)
+            rc = rank_adapter(a, &t, &ts, top, score, &err);
         if (learn)
             app_progress_end();
         if (!rc)
