@@ -123,7 +123,6 @@ double es_learner_metric_square(es_learner *l, const float *g, float *scratch)
     return es_learner_dot(g, scratch, l->a->n_learned);
 }
 
-
 /* ---- from the Fisher information of neutral text ------------------------------------------------------------------------------------- */
 
 void es_natural_free(es_natural *n)

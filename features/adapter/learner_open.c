@@ -148,7 +148,6 @@ static int anchors_open(es_learner *l, const volatile bool *cancel, es_error *er
     return rc;
 }
 
-/* Factors D D^T + lambda I of a place, and for lora inverts it. */
 static bool has_dictionary(const es_adapter *a, const char *hash)
 {
     for (int i = 0; i < a->n_part; i++)

@@ -169,10 +169,22 @@ static int margins_now(sequence *q, es_method *method, json_t *stages, es_error 
     return rc ? rc : margins_of(q, &x, stages, err);
 }
 
-/* The ways of taking away by parts that a run of this spec tries, the first of es_undo; 0: it learns again. */
+/* The ways of taking away by parts that a run of this spec tries, the first of es_undo; 0: it learns again without them. */
 static int ways_to_undo(const es_eval_spec *spec)
 {
     return !es_method_keeps_parts(spec->kind) ? 0 : spec->o.white ? ES_UNDO_BALANCE + 1 : ES_UNDO_PLAIN + 1;
+}
+
+/* Runs after the first of an order, each without one of the traits. */
+static int runs_after(const sequence *q, const es_eval_spec *spec)
+{
+    return ways_to_undo(spec) ? 0 : q->o->n_task;
+}
+
+/* What a run counts for: traits learned and taken away. */
+static double traits_in(const sequence *q, const es_eval_spec *spec, int undone)
+{
+    return undone < 0 ? q->o->n_task * (1 + ways_to_undo(spec)) : q->o->n_task - 1;
 }
 
 static const char *const UNDO_KEY[] = {[ES_UNDO_PLAIN] = "without", [ES_UNDO_SPARE_EACH] = "spared", [ES_UNDO_SPARE_SUM] = "spared_sum", [ES_UNDO_BALANCE] = "balanced"};
@@ -291,7 +303,7 @@ static int one_run(sequence *q, const es_eval_spec *spec, int order, int undone,
                   o->raw_tokens, o->chat_tokens, (unsigned long long)o->seed, spec->n_rate ? spec->rate[0] : 0, q->hashes);
     es_eval_spec_text(spec, &key);
     int rc = key.failed ? es_fail(err, ES_ERR_MEMORY, "no memory for a run's key") : ES_OK;
-    const double end = q->at + (undone < 0 ? o->n_task * (1 + ways_to_undo(spec)) : o->n_task - 1);
+    const double end = q->at + traits_in(q, spec, undone);
     if (!rc && !json_object_get(q->done, key.data)) {
         json_t *line = json_pack("{s:s,s:s,s:s,s:i,s:i}", "is", "sequence", "method", spec->label, "kind", es_method_name(spec->kind), "order", order, "undone", undone);
         json_t *names = json_array();
@@ -329,11 +341,12 @@ int es_eval_sequence(es_model *m, const es_dictionary *s, const es_atlas *a, con
     if (!rc)
         snprintf(q.hashes, sizeof q.hashes, "%.12s/%.12s", hash, s ? es_dictionary_get_info(s)->hash : "-");
     rc = rc ? rc : es_work_load(q.done, o->work, err);
-    for (int k = 0; k < o->n_spec; k++) /* all traits once; then each undone by parts, or all others learned without it */
-        q.total += (double)o->orders * o->n_task * (1 + (ways_to_undo(&o->spec[k]) ? ways_to_undo(&o->spec[k]) : o->n_task - 1));
+    for (int k = 0; k < o->n_spec; k++)
+        for (int undone = -1; undone < runs_after(&q, &o->spec[k]); undone++)
+            q.total += o->orders * traits_in(&q, &o->spec[k], undone);
     for (int k = 0; !rc && k < o->n_spec; k++)
         for (int order = 0; !rc && order < o->orders; order++)
-            for (int undone = -1; !rc && undone < (ways_to_undo(&o->spec[k]) ? 0 : o->n_task); undone++)
+            for (int undone = -1; !rc && undone < runs_after(&q, &o->spec[k]); undone++)
                 rc = one_run(&q, &o->spec[k], order, undone, err);
     close_sets(&q);
     free_directions(&q);
