@@ -525,6 +525,12 @@ static int learn(evaluation *v, const run *r, json_t *line, es_error *err)
                 rc = ES_OK;
                 break;
             }
+            if (rc == ES_ERR_REFUSED) { /* what such a method makes of these experiences: the base model goes on */
+                json_object_set_new(line, "refused", json_string(err ? err->text : ""));
+                still = true;
+                rc = ES_OK;
+                break;
+            }
             tokens += rc ? 0 : report.tokens;
             still = !rc && report.guard && !strcmp(report.guard, "learned");
             moved |= !still;

@@ -57,6 +57,9 @@ void es_set_margins(const es_set *s, double *margin, double *se, double *gain);
 int es_work_load(json_t *done, const char *path, es_error *err);
 int es_work_keep(json_t *done, const char *path, const char *key, json_t *line, es_error *err);
 
+/* Below a table: the rows whose method would not learn (ES_ERR_REFUSED) and its reasons; nothing where there is none. */
+void es_eval_refused(json_t *rows, es_buf *out);
+
 bool es_variant_is_base(const es_variant *v, const es_model *base);
 /* Replies at temperature 0 to the last of each source's conversations. text: caller frees each. */
 int es_bench_replies(es_bench *b, const es_variant *v, const es_source *from, int n, int max_new, char **text, bool *ended, es_error *err);

@@ -1,6 +1,6 @@
 /* Reading a work file: rows, what they are at equal effect, tables with intervals. A path starts at (0, 0); between its points sqrt(KL) and
  * d(nll) are taken as linear in the margin (the KL of a small step grows with its square). */
-#include "evaluate.h"
+#include "eval_internal.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -178,7 +178,7 @@ static void common_reach(json_t *lines, json_t *like, const char *const *compare
 static json_t *row_of(json_t *lines, json_t *x, const char *const *compared, int n_compared)
 {
     static const char *const COPY[] = {"task", "method", "kind", "experiences", "garbage", "garbage_kind", "order", "rate", "parameters", "bytes", "seconds",
-                                       "tokens", "context_tokens", "kl_off", "margin_off", "behaviour", "behaviour_base", "choice", "void", "broken", "path"};
+                                       "tokens", "context_tokens", "kl_off", "margin_off", "behaviour", "behaviour_base", "choice", "void", "broken", "refused", "path"};
     static const char *const LAST[] = {"gain", "margin", "margin_se", "kl", "dnll", "kl_chat", "dnll_chat"};
     json_t *path = json_object_get(x, "path"), *last = json_array_get(path, json_array_size(path) - 1), *row = json_object();
     if (!last)
@@ -373,6 +373,23 @@ static void cost_table(json_t *rows, es_buf *out)
     }
 }
 
+void es_eval_refused(json_t *rows, es_buf *out)
+{
+    size_t i;
+    json_t *x;
+    bool any = false;
+    json_array_foreach(rows, i, x) {
+        const char *why = json_string_value(json_object_get(x, "refused"));
+        if (!why)
+            continue;
+        es_buf_printf(out, "%s- %s, `%s`, ", any ? "" : "\nRefused, so that nothing was learned:\n\n", string(x, "task"), string(x, "method"));
+        if (json_object_get(x, "experiences"))
+            es_buf_printf(out, "%.0f pairs, ", number(x, "experiences"));
+        es_buf_printf(out, "order %.0f: %s\n", number(x, "order"), why);
+        any = true;
+    }
+}
+
 /* A member of an object that some rows have. */
 static bool any_has(json_t *rows, const char *key)
 {
@@ -460,6 +477,7 @@ int es_eval_table(json_t *rows, es_buf *out, es_error *err)
         effect_table(rows, true, out);
     }
     cost_table(rows, out);
+    es_eval_refused(rows, out);
     if (any_has(rows, "behaviour"))
         behaviour_table(rows, out);
     if (any_has(rows, "choice"))

@@ -265,6 +265,14 @@ static int run_through(sequence *q, const es_eval_spec *spec, int order, int und
             es_step_report report;
             es_progress_report(q->progress, what, q->at + (double)i / o->steps, q->total, "traits");
             rc = es_method_step(method, &report, q->cancel, err);
+            if (rc == ES_ERR_REFUSED) { /* the trait stays unlearned, and the others go on */
+                json_t *refused = json_object_get(line, "refused");
+                if (!refused)
+                    json_object_set_new(line, "refused", refused = json_object());
+                json_object_set_new(refused, o->task[t]->name, json_string(err ? err->text : ""));
+                rc = ES_OK;
+                break;
+            }
             if (!rc && report.guard && !strcmp(report.guard, "learned"))
                 break;
         }
@@ -449,6 +457,9 @@ int es_sequence_rows(const char *work, json_t **rows, es_error *err)
             json_object_set(row, "dnll", json_object_get(x, "dnll"));
             json_object_set(row, "kl_chat", json_object_get(x, "kl_chat"));
             json_object_set(row, "dnll_chat", json_object_get(x, "dnll_chat"));
+            json_t *refused = json_object_get(json_object_get(x, "refused"), json_string_value(json_array_get(tasks, (size_t)t)));
+            if (refused)
+                json_object_set(row, "refused", refused);
             json_array_append_new(out, row);
         }
     }
@@ -476,5 +487,6 @@ int es_sequence_table(json_t *rows, es_buf *out, es_error *err)
         }
         es_buf_str(out, "\n");
     }
+    es_eval_refused(rows, out);
     return out->failed ? es_fail(err, ES_ERR_MEMORY, "no memory for a table") : ES_OK;
 }

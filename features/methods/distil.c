@@ -247,6 +247,6 @@ int es_teacher_advantage(es_teacher *t, const es_experience *e, int n, es_advant
 int es_advantage_require(const es_advantage *a, es_error *err)
 {
     if (a->replies && !a->any)
-        return es_fail(err, ES_ERR_USAGE, "nothing is learned from it: %s", a->reason);
+        return es_fail(err, ES_ERR_REFUSED, "nothing is learned from it: %s", a->reason);
     return ES_OK;
 }

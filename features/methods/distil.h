@@ -32,7 +32,7 @@ typedef struct es_advantage {
 } es_advantage;
 /* Experiences are held out of the context that is used on them, so this needs two of them where they are the context. */
 int es_teacher_advantage(es_teacher *t, const es_experience *e, int n, es_advantage *out, const volatile bool *cancel, es_error *err);
-/* ES_ERR_USAGE with the number when there is none. */
+/* ES_ERR_REFUSED with the number when there is none. */
 int es_advantage_require(const es_advantage *a, es_error *err);
 
 #endif

@@ -102,7 +102,8 @@ void es_method_free(es_method *m);
 es_method_kind es_method_get_kind(const es_method *m);
 /* Copies the experience. Both or one of the replies, as the learner takes them. */
 int es_method_add(es_method *m, const es_experience *e, const volatile bool *cancel, es_error *err);
-/* A step; for methods that do not learn in steps, guard is "learned" and nothing moves. On an error what answers is as before. */
+/* A step; for methods that do not learn in steps, guard is "learned" and nothing moves. On an error what answers is as before.
+ * ES_ERR_REFUSED: the method will not learn from these experiences, and the text has the number that decided (distil). */
 int es_method_step(es_method *m, es_step_report *out, const volatile bool *cancel, es_error *err);
 int es_method_view(es_method *m, es_variant *out, es_error *err);
 int es_method_copy(es_method *m, es_variant *out, es_error *err); /* on its own: for the thread that speaks; es_variant_clear frees it */

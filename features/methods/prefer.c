@@ -171,7 +171,7 @@ int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options
         }
     }
     if (!rc && out->n - before < 2)
-        rc = es_fail(err, ES_ERR_USAGE, "\"%.60s\" changes nothing in what the model says (%d of %d replies)", preference, out->n - before, n);
+        rc = es_fail(err, ES_ERR_REFUSED, "\"%.60s\" changes nothing in what the model says (%d of %d replies)", preference, out->n - before, n);
     es_buf_free(&source);
     for (int i = 0; i < ES_STREAMS; i++)
         es_buf_free(&said[i]);

@@ -14,7 +14,7 @@ typedef struct es_prefer_options {
 /* The model answers questions (of own, then ordinary ones) without and, with the preference as a system message, with it, at temperature 0; where the
  * replies differ they become a pair in out, source "prefer: ...". This is context distillation (Askell et al. 2021) through pairs instead of
  * through token distributions: what a learner of pairs learns best from. advantage: of the model with the preference in its context over itself
- * without, on own's replies (es_teacher_advantage); ES_ERR_USAGE with its number when there is none, or when no reply changes. */
+ * without, on own's replies (es_teacher_advantage); ES_ERR_REFUSED with its number when there is none, or when no reply changes. */
 int es_prefer_pairs(es_model *m, const char *preference, const es_prefer_options *o, es_experiences *out, es_advantage *advantage, const es_progress *progress,
                     es_error *err);
 /* The preference that an experience came from, within its source; NULL: it came from something else. */

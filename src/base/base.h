@@ -23,6 +23,7 @@ enum { /* every function that can fail returns 0 or one of these */
     ES_ERR_MISSING = -7,   /* a named thing is not there */
     ES_ERR_LIMIT = -8,     /* over a stated limit (context length, guard) */
     ES_ERR_DEVICE = -9,    /* the accelerator, or its driver, failed or is not there */
+    ES_ERR_REFUSED = -10,  /* nothing is wrong, but what was measured speaks against doing it (a teacher without an advantage) */
 };
 
 typedef struct es_error {

@@ -44,6 +44,12 @@ assert all(0 <= d["weight"] <= 1 and -1.001 <= d["agreement"] <= 1.001 for d in 
 bad = [d["agreement"] for d in seen if d["garbage"]]; good = [d["agreement"] for d in seen if not d["garbage"]]
 assert max(bad) < min(good), seen # swapped ones point the other way
 PY
+# A method that will not learn from some experiences ends its run, not the evaluation: the row says why and has the base model's numbers
+want 0 eval adapt --task task.jsonl --methods distil,lora "${small[@]}" "${d[@]}" --set all.rank=2 --set all.rate=0.001 --set distil.max_new=8 --work r.jsonl --json
+is 'all(r["refused"].startswith("nothing is learned from it: the teacher has no advantage: margin of ") and abs(r["margin"]) + abs(r["kl"]) < 1e-6 for r in v["rows"] if r["method"] == "distil")' out || fail "refused rows"
+is 'sum(r["method"] == "lora" and "refused" not in r and r["margin"] != 0 for r in v["rows"]) == 4' out || fail "the rows beside refused ones"
+want 0 eval adapt --table --work r.jsonl
+grep -q '^- task, `distil`, 4 pairs, order 1: nothing is learned from it' out || fail "the list of refusals"
 # The other forms of the constrained adapter beside it
 want 0 eval adapt --task task.jsonl --methods features,g=features,m=features "${small[@]}" "${d[@]}" --set all.basis_size=8 --set features.rank=4 --set g.form=gain --set m.form=map --set m.rate=0.001 \
   --work f.jsonl --json --experiences 2 --orders 1
@@ -68,6 +74,8 @@ is 'v["rows"][0]["task"] == "mine"' out || fail "--data"
 
 want 0 eval sequence --task politeness,guards --methods loose=free --set loose.rank=2 --experiences 2 --steps 1 --work s.jsonl "${d[@]}" --quiet --json
 is '[r["task"] for r in v["rows"]] == ["politeness", "guards"] and all(r["margin_undone"] is not None for r in v["rows"])' out || fail "eval sequence"
+want 0 eval sequence --task politeness,guards --methods distil --set distil.rank=2 --set distil.max_new=8 --experiences 2 --steps 1 --work sr.jsonl "${d[@]}" --quiet --json
+is 'len(v["rows"]) == 2 and v["rows"][0]["refused"].startswith("nothing is learned from it") and v["rows"][0]["margin_learned"] == 0' out || fail "eval sequence with a refusal"
 want 0 eval readable --learn 2 --steps 1 --size 4 --task politeness,guards "${d[@]}" --quiet --json
 is 'len(v) == 2 and v[0]["place"] in (1, 2)' out || fail "eval readable --learn"
 want 0 eval readable --learn 2 --steps 1 --size 8 --directions 4 --task politeness,guards "${d[@]}" --quiet --json
