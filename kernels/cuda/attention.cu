@@ -1,7 +1,7 @@
 // Attention forward, for prompts and for decoding, by tiles of positions with a running maximum and sum (Milakov & Gimelshein 2018; Dao et
 // al. 2022). For few tokens the positions are shared out among blocks, whose results are then joined, because one block a head would leave
-// most of the card idle. Limits: decoding reads the cache once (bandwidth); a prompt does its products in f32 without tensor cores,
-// unless the pool is of lower precision: then attention_products.cu does.
+// most of the card idle; single tokens of the usual head sizes have a kernel of their own. Limits: decoding reads the cache once (bandwidth); a
+// prompt does its products in f32 without tensor cores, unless the pool is of lower precision: then attention_products.cu does.
 #include "attention.cuh"
 #include "attention_products.cuh"
 
@@ -76,6 +76,7 @@ static __global__ void attend(es_attend a, sequences all, const float *q, result
             const float p_0 = s0 == -INFINITY ? 0 : expf(s0 - max), p_1 = s1 == -INFINITY ? 0 : expf(s1 - max), both = es_warp_sum(p_0 + p_1);
             s[lane] = p_0;
             s[lane + 32] = p_1;
+            __syncwarp(); // every lane has read top[r]
             if (lane == 0) {
                 const float f = old == -INFINITY ? 0 : expf(old - max);
                 shrink[r] = f;
@@ -140,24 +141,161 @@ static __global__ void attend(es_attend a, sequences all, const float *q, result
     }
 }
 
+enum { ONE_THREADS = 128, ONE_WARPS = ONE_THREADS / 32 };
+
+// One token a sequence. D / 8 lanes have a position, 8 numbers of a key and of a value each, for the G query heads of its group, so that a warp's turns wait for
+// nothing but their loads; each such group of lanes has a running maximum and sum of its own, and they are joined at the end.
+// Grid: splits, key-value heads, sequences.
+template <int D, int G, int TURNS>
+static __global__ void __launch_bounds__(ONE_THREADS) attend_one(es_attend a, sequences all, const float *q, result to)
+{
+    es_turn();
+    enum { LANES = D / 8, GROUPS = ONE_THREADS / LANES, TILE = GROUPS * TURNS };
+    ES_SHARED(float, joint); // [ONE_WARPS][G][D + 2]: maximum, sum, numbers
+    sequence seq = all.s[blockIdx.z];
+    if (seq.at)
+        seq.pos0 = *seq.at;
+    const int sub = threadIdx.x % LANES, mine = threadIdx.x / LANES, warp = threadIdx.x / 32, splits = gridDim.x, split = blockIdx.x;
+    const int first = es_first_seen(a, seq.pos0), end = seq.pos0 + 1, tiles = (end - first + TILE - 1) / TILE;
+    const int from = first + tiles * split / splits * TILE, until_tile = first + tiles * (split + 1) / splits * TILE, until = until_tile < end ? until_tile : end;
+    const __half *k = (const __half *)seq.k + (size_t)blockIdx.y * D + 8 * sub, *v = (const __half *)seq.v + (size_t)blockIdx.y * D + 8 * sub;
+    const size_t step = (size_t)a.n_kv * D, at0 = (size_t)seq.row * a.n_head + (size_t)blockIdx.y * a.group;
+    float top[G], mass[G], x[G][8], sum[G][8];
+#pragma unroll
+    for (int g = 0; g < G; g++) {
+        top[g] = -INFINITY;
+        mass[g] = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            x[g][i] = g < a.group ? q[(at0 + g) * D + 8 * sub + i] : 0;
+            sum[g][i] = 0;
+        }
+    }
+    for (int p0 = from; p0 < until; p0 += TILE) {
+        es_eight key[TURNS], value[TURNS];
+#pragma unroll
+        for (int u = 0; u < TURNS; u++) {
+            const int p = p0 + u * GROUPS + mine;
+            if (p < until) {
+                key[u] = es_load8(k + (size_t)p * step);
+                value[u] = es_load8(v + (size_t)p * step);
+            } else
+                key[u] = value[u] = es_eight{};
+        }
+#pragma unroll
+        for (int g = 0; g < G; g++) {
+            float score[TURNS], most = top[g];
+#pragma unroll
+            for (int u = 0; u < TURNS; u++) {
+                float dot = 0;
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    dot += x[g][i] * es_number(key[u], i);
+#pragma unroll
+                for (int other = LANES / 2; other > 0; other >>= 1)
+                    dot += __shfl_xor_sync(0xffffffffu, dot, other);
+                score[u] = p0 + u * GROUPS + mine < until ? es_score(a, dot) : -INFINITY;
+                most = fmaxf(most, score[u]);
+            }
+            const float shrink = top[g] == -INFINITY ? 0 : expf(top[g] - most);
+            float w[TURNS], all_w = 0;
+#pragma unroll
+            for (int u = 0; u < TURNS; u++) {
+                w[u] = score[u] == -INFINITY ? 0 : expf(score[u] - most);
+                all_w += w[u];
+            }
+            mass[g] = mass[g] * shrink + all_w;
+            top[g] = most;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                float more = 0;
+#pragma unroll
+                for (int u = 0; u < TURNS; u++)
+                    more += w[u] * es_number(value[u], i);
+                sum[g][i] = sum[g][i] * shrink + more;
+            }
+        }
+    }
+    // the positions of a warp, then the warps of the block
+#pragma unroll
+    for (int g = 0; g < G; g++) {
+#pragma unroll
+        for (int other = LANES; other < 32; other <<= 1) {
+            const float top2 = __shfl_xor_sync(0xffffffffu, top[g], other), most = fmaxf(top[g], top2);
+            const float f = top[g] == -INFINITY ? 0 : expf(top[g] - most), f2 = top2 == -INFINITY ? 0 : expf(top2 - most);
+            mass[g] = mass[g] * f + __shfl_xor_sync(0xffffffffu, mass[g], other) * f2;
+            top[g] = most;
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                sum[g][i] = sum[g][i] * f + __shfl_xor_sync(0xffffffffu, sum[g][i], other) * f2;
+        }
+        float *mark = joint + (warp * G + g) * (D + 2);
+        if (threadIdx.x % 32 < LANES) {
+            if (sub == 0) {
+                mark[0] = top[g];
+                mark[1] = mass[g];
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                mark[2 + 8 * sub + i] = sum[g][i];
+        }
+    }
+    __syncthreads();
+    for (int e = threadIdx.x; e < G * D; e += ONE_THREADS) {
+        const int g = e / D, d = e % D;
+        if (g >= a.group)
+            continue;
+        float most = -INFINITY, all_mass = 0, number = 0;
+        for (int w = 0; w < ONE_WARPS; w++)
+            most = fmaxf(most, joint[(w * G + g) * (D + 2)]);
+        for (int w = 0; w < ONE_WARPS; w++) {
+            const float *mark = joint + (w * G + g) * (D + 2), f = mark[0] == -INFINITY ? 0 : expf(mark[0] - most);
+            all_mass += f * mark[1];
+            number += f * mark[2 + d];
+        }
+        if (!to.part) {
+            to.out[(at0 + g) * D + d] = number / all_mass;
+            continue;
+        }
+        float *part = to.part + ((at0 + g) * splits + split) * (D + 2);
+        part[2 + d] = number;
+        if (d == 0) {
+            part[0] = most;
+            part[1] = all_mass;
+        }
+    }
+}
+
 // Grid: rows * heads.
 static __global__ void join_parts(const float *part, float *out, int D, int splits)
 {
+    es_turn();
+    ES_SHARED(float, weight); // [MAX_SPLITS]
     const float *p = part + (size_t)blockIdx.x * splits * (D + 2);
-    float max = -INFINITY, mass = 0;
-    for (int i = 0; i < splits; i++)
-        max = fmaxf(max, p[(size_t)i * (D + 2)]);
-    for (int i = 0; i < splits; i++) {
-        const float top = p[(size_t)i * (D + 2)];
-        mass += top == -INFINITY ? 0 : expf(top - max) * p[(size_t)i * (D + 2) + 1];
+    if (threadIdx.x < 32) {
+        float top[MAX_SPLITS / 32], max = -INFINITY, mass = 0;
+        for (int j = 0; j < MAX_SPLITS / 32; j++) {
+            const int i = j * 32 + threadIdx.x;
+            top[j] = i < splits ? p[(size_t)i * (D + 2)] : -INFINITY;
+            max = fmaxf(max, top[j]);
+        }
+        max = es_warp_max(max);
+        for (int j = 0; j < MAX_SPLITS / 32; j++) {
+            const int i = j * 32 + threadIdx.x;
+            top[j] = top[j] == -INFINITY ? 0 : expf(top[j] - max);
+            mass += i < splits ? top[j] * p[(size_t)i * (D + 2) + 1] : 0;
+        }
+        mass = es_warp_sum(mass);
+        for (int j = 0; j < MAX_SPLITS / 32; j++)
+            weight[j * 32 + threadIdx.x] = top[j] / mass;
     }
+    __syncthreads();
     for (int d = threadIdx.x; d < D; d += blockDim.x) {
         float sum = 0;
-        for (int i = 0; i < splits; i++) {
-            const float top = p[(size_t)i * (D + 2)];
-            sum += top == -INFINITY ? 0 : expf(top - max) * p[(size_t)i * (D + 2) + 2 + d];
-        }
-        out[(size_t)blockIdx.x * D + d] = sum / mass;
+#pragma unroll 8
+        for (int i = 0; i < splits; i++)
+            sum += weight[i] * p[(size_t)i * (D + 2) + 2 + d];
+        out[(size_t)blockIdx.x * D + d] = sum;
     }
 }
 
@@ -169,6 +307,21 @@ static void launch(es_stream *s, const es_attend &a, const sequences &all, int n
     ES_LAUNCH(s, (attend<KV, R, EACH>), grid, threads, (R * (a.D + ES_POSITIONS + 3) + 32) * sizeof(float), a, all, q, to, splits);
 }
 
+// At most `splits`, and as many as the workspace has room for.
+static size_t parts_that_fit(const es_stream *s, const es_attend &a, int n_rows, size_t splits)
+{
+    const size_t each = sizeof(float) * (size_t)n_rows * a.n_head * (a.D + 2), most = s->o.workspace / each;
+    splits = splits > MAX_SPLITS ? (size_t)MAX_SPLITS : splits;
+    splits = splits > most ? most : splits;
+    return splits < 2 ? 1 : splits;
+}
+
+static void join(es_stream *s, const es_attend &a, int n_rows, const result &to, int splits)
+{
+    if (to.part)
+        ES_LAUNCH_SOON(s, join_parts, n_rows * a.n_head, a.D <= 64 ? 64 : 128, MAX_SPLITS * sizeof(float), (const float *)to.part, to.out, a.D, splits);
+}
+
 template <class KV>
 static void run(es_stream *s, const es_attend &a, const sequences &all, int n_seq, int most_rows, int most_positions, int n_rows, const float *q,
                 result to)
@@ -178,11 +331,7 @@ static void run(es_stream *s, const es_attend &a, const sequences &all, int n_se
     const int R = wide ? 16 : 4, tiles = (most_rows + R - 1) / R;
     const size_t blocks = (size_t)tiles * a.n_kv * n_seq, want = (size_t)s->card->sms * 2;
     size_t splits = to.logsum ? 1 : blocks >= want ? 1 : (want + blocks - 1) / blocks, longest = (size_t)most_positions / (2 * ES_POSITIONS);
-    splits = splits > longest ? longest : splits;
-    splits = splits > MAX_SPLITS ? (size_t)MAX_SPLITS : splits;
-    const size_t each = sizeof(float) * (size_t)n_rows * a.n_head * (a.D + 2);
-    splits = splits * each > s->o.workspace ? s->o.workspace / each : splits;
-    splits = splits < 2 ? 1 : splits;
+    splits = parts_that_fit(s, a, n_rows, splits > longest ? longest : splits);
     to.part = splits > 1 ? (float *)s->work : NULL;
     if (wide)
         launch<KV, 16, 1>(s, a, all, n_seq, tiles, q, to, (int)splits);
@@ -190,8 +339,37 @@ static void run(es_stream *s, const es_attend &a, const sequences &all, int n_se
         launch<KV, 4, 1>(s, a, all, n_seq, tiles, q, to, (int)splits);
     else
         launch<KV, 4, 2>(s, a, all, n_seq, tiles, q, to, (int)splits);
-    if (to.part)
-        ES_LAUNCH(s, join_parts, n_rows * a.n_head, a.D <= 64 ? 64 : 128, 0, (const float *)to.part, to.out, a.D, (int)splits);
+    join(s, a, n_rows, to, (int)splits);
+}
+
+template <int D, int G>
+static void launch_one(es_stream *s, const es_attend &a, const sequences &all, int n_seq, const float *q, const result &to, int splits)
+{
+    enum { TURNS = G > 4 ? 2 : 4 };
+    dim3 grid(splits, a.n_kv, n_seq);
+    ES_LAUNCH_SOON(s, (attend_one<D, G, TURNS>), grid, ONE_THREADS, ONE_WARPS * G * (D + 2) * sizeof(float), a, all, q, to);
+}
+
+template <int D> static void start_one(es_stream *s, const es_attend &a, const sequences &all, int n_seq, const float *q, const result &to, int splits)
+{
+    (a.group == 1 ? launch_one<D, 1> : a.group == 2 ? launch_one<D, 2> : a.group <= 4 ? launch_one<D, 4> : launch_one<D, 8>)(s, a, all, n_seq, q, to, splits);
+}
+
+// One token of each sequence, where attend_one can: false where it cannot.
+static bool run_one(es_stream *s, const es_attend &a, const sequences &all, int n_seq, int most_positions, const float *q, result to)
+{
+    if ((a.D != 64 && a.D != 128 && a.D != 256) || a.group > 8)
+        return false;
+    for (int i = 0; i < n_seq; i++)
+        if ((size_t)all.s[i].k % 16 || (size_t)all.s[i].v % 16) // a key and a value are read in pieces of 16 bytes
+            return false;
+    const int tile = ONE_THREADS / (a.D / 8) * (a.group > 4 ? 2 : 4);
+    const size_t blocks = (size_t)a.n_kv * n_seq, want = ((size_t)s->card->sms * 4 + blocks - 1) / blocks, tiles = (size_t)es_ceil_div((size_t)most_positions, tile);
+    const size_t splits = parts_that_fit(s, a, n_seq, want < tiles ? want : tiles);
+    to.part = splits > 1 ? (float *)s->work : NULL;
+    (a.D == 64 ? start_one<64> : a.D == 128 ? start_one<128> : start_one<256>)(s, a, all, n_seq, q, to, (int)splits);
+    join(s, a, n_seq, to, (int)splits);
+    return true;
 }
 
 static int span(const es_attn *a) // positions that the tokens see
@@ -242,24 +420,12 @@ static void attention_half(es_pool *p, const es_attn *a, int n_seq, const float 
         }
         result to = {};
         to.out = out;
-        if (n > 0)
+        if (n > 0 && !(most_rows == 1 && run_one(s, es_attend_of(shape), some, n, most, q, to)))
             run<__half>(s, es_attend_of(shape), some, n, most_rows * (shape->n_head / shape->n_kv), most, rows, q, to);
         const size_t done = (size_t)rows * shape->n_head * shape->head_dim;
         q += done;
         out += done;
     }
-}
-
-static __global__ void append(const float *x, __half *cache, const int *pos, int width)
-{
-    ES_EACH(i, (size_t)width)
-        cache[(size_t)*pos * width + i] = __float2half(fminf(fmaxf(x[i], -65504.f), 65504.f));
-}
-
-void es_cuda_append_half(es_pool *p, const float *x, uint16_t *cache, const int *pos, int width)
-{
-    es_stream *s = es_stream_of(p);
-    ES_LAUNCH(s, append, es_grid_for(s, (size_t)width, 128), 128, 0, x, (__half *)cache, pos, width);
 }
 
 void es_cuda_attention_at(es_pool *p, const es_attn *a, int n_ctx, const float *q, const uint16_t *k, const uint16_t *v, const int *pos, float *out)
@@ -272,7 +438,8 @@ void es_cuda_attention_at(es_pool *p, const es_attn *a, int n_ctx, const float *
     result to = {};
     to.out = out;
     const int most = a->window > 0 && a->window < n_ctx ? a->window : n_ctx; // parts for the longest there may be: some of them are empty until then
-    run<__half>(s, es_attend_of(a), one, 1, a->n_head / a->n_kv, most, 1, q, to);
+    if (!run_one(s, es_attend_of(a), one, 1, most, q, to))
+        run<__half>(s, es_attend_of(a), one, 1, a->n_head / a->n_kv, most, 1, q, to);
 }
 
 // For attention_back.cu: logsum and delta [T, n_head].

@@ -35,6 +35,26 @@ static void use_memory_pool(es_cuda *c)
     }
 }
 
+static __global__ void nothing(void)
+{
+    es_turn();
+}
+
+// Whether the kernels as this card runs them were compiled with what es_turn waits by: code for an older one, made over by the driver, was not.
+static bool waits_its_turn(void)
+{
+#ifdef ES_SHIM
+    (void)nothing;
+    return false;
+#else
+    cudaFuncAttributes a;
+    if (cudaFuncGetAttributes(&a, nothing) == cudaSuccess)
+        return a.ptxVersion >= 90;
+    cudaGetLastError();
+    return false;
+#endif
+}
+
 int es_cuda_open(int index, es_cuda **out, es_error *err)
 {
     *out = NULL;
@@ -66,6 +86,7 @@ int es_cuda_open(int index, es_cuda **out, es_error *err)
     snprintf(c->name, sizeof c->name, "%.*s", (int)sizeof c->name - 1, prop.name);
     pthread_mutex_init(&c->telling, NULL);
     use_memory_pool(c);
+    c->soon = waits_its_turn();
     *out = c;
     return ES_OK;
 }

@@ -28,6 +28,7 @@ struct es_cuda {
     int index, sms, major, minor;
     char name[128];
     size_t memory;
+    bool soon; // kernels may be put in place early (ES_LAUNCH_SOON)
     cudaMemPool_t pool; // what alloc takes from, in a stream's order; NULL: the driver has none, and giving memory back waits for all the card does
     bool lost; // written by any thread of the card's, with __atomic stores
     pthread_mutex_t telling; // of what follows
@@ -74,7 +75,9 @@ void es_stream_fail(es_stream *s, int code, const char *fmt, ...) __attribute__(
             es_stream_check(s, cudaGetLastError(), #kernel);                                                                          \
         }                                                                                                                             \
     } while (0)
+#define ES_LAUNCH_SOON ES_LAUNCH
 #define ES_SHARED(type, name) type *name = (type *)shim_shared()
+static inline void es_turn(void) {}
 #else
 #define ES_LAUNCH(s, kernel, grid, block, smem, ...)                                                                                  \
     do {                                                                                                                              \
@@ -84,6 +87,40 @@ void es_stream_fail(es_stream *s, int code, const char *fmt, ...) __attribute__(
             es_stream_check(s, cudaGetLastError(), #kernel);                                                                          \
         }                                                                                                                             \
     } while (0)
+// The same for a kernel that begins with es_turn(): from compute capability 9.0 on its blocks are put in place while the kernel before it still runs, and wait
+// there, which saves a small kernel most of what starting it takes (CUDA's programmatic dependent launch). With -DES_NO_SOON as any other.
+#ifdef ES_NO_SOON
+#define ES_LAUNCH_SOON ES_LAUNCH
+#else
+#define ES_LAUNCH_SOON(s, kernel, grid, block, smem, ...)                                                                             \
+    do {                                                                                                                              \
+        if (es_stream_ready(s))                                                                                                       \
+            es_stream_check(s, es_launch_soon(s, kernel, grid, block, smem, __VA_ARGS__), #kernel);                                   \
+    } while (0)
+template <class... P, class... A>
+static cudaError_t es_launch_soon(es_stream *s, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, const A &...args)
+{
+    cudaLaunchConfig_t c = {};
+    cudaLaunchAttribute soon = {};
+    soon.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    soon.val.programmaticStreamSerializationAllowed = 1;
+    c.gridDim = grid;
+    c.blockDim = block;
+    c.dynamicSmemBytes = smem;
+    c.stream = s->stream;
+    c.attrs = &soon;
+    c.numAttrs = s->card->soon ? 1 : 0;
+    return cudaLaunchKernelEx(&c, kernel, static_cast<P>(args)...);
+}
+#endif
+// The first thing such a kernel does: lets the next one be put in place, and waits until all before it is done and written.
+static __device__ __forceinline__ void es_turn(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+    cudaGridDependencySynchronize();
+#endif
+}
 #define ES_SHARED(type, name)                                                                                                         \
     extern __shared__ __align__(16) unsigned char es_shared[];                                                                        \
     type *name = (type *)es_shared

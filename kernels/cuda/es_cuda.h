@@ -27,7 +27,8 @@ void es_cuda_tell(es_cuda *c, const char *fmt, ...) __attribute__((format(printf
 bool es_cuda_told(es_cuda *c, char *out, size_t n);
 
 /* How products of many tokens are done: with f32 throughout, with TF32 (inputs cut to 10 bits), or with both sides rounded to bfloat16.
- * matmul with `exact`, and products of few tokens (up to ES_CUDA_ROWS) with a weight, are f32 in any case. */
+ * matmul with `exact` is f32 in any case, and so are products of few tokens (up to ES_CUDA_ROWS) with a weight, but for large quantised ones: on the pools of
+ * lower precision these meet activations rounded to 16 bits. */
 typedef enum es_cuda_precision { ES_CUDA_F32, ES_CUDA_TF32, ES_CUDA_BF16 } es_cuda_precision;
 enum { ES_CUDA_ROWS = 16 };
 
@@ -52,11 +53,16 @@ void es_cuda_after(es_pool *pool, es_pool *other);
 void es_cuda_step_begin(es_pool *pool);
 void es_cuda_step_end(es_pool *pool);
 /* Starts the graph of the last step once more. What differs from time to time must be read from the card's memory: these two take a position from
- * there. cache[*pos * width ...] = x[width] in half precision; attention of one token at *pos < n_ctx, whose keys and values are there already (pos0 and T
- * of a are not looked at). */
+ * there. n_ctx: *pos is below it. */
 void es_cuda_step_again(es_pool *pool);
-void es_cuda_append_half(es_pool *pool, const float *x, uint16_t *cache, const int *pos, int width);
+/* Attention of one token at *pos, whose keys and values are there already (pos0 and T of a are not looked at). */
 void es_cuda_attention_at(es_pool *pool, const es_attn *a, int n_ctx, const float *q, const uint16_t *k, const uint16_t *v, const int *pos, float *out);
+/* The token's heads of q are rotated in place as kernels.h has it (rope), and those of k on their way to keys[*pos * n_kv * head_dim ...]; v goes to values as it is. */
+void es_cuda_rotate_append(es_pool *pool, float *q, const float *k, const float *v, const int *pos, const float *cos_t, const float *sin_t, int n_head, int n_kv,
+                           int head_dim, bool neox, uint16_t *keys, uint16_t *values);
+/* matmuls of one token's rmsnorm(x), which is not written down: weights norm[K]. The other: y[n_out] = glu(gate rmsnorm(x)) * (up rmsnorm(x)), both of one type and shape. */
+void es_cuda_normed_matmuls(es_pool *pool, const es_weight *const *w, int n, const float *x, const float *norm, float eps, float *const *y, bool exact);
+void es_cuda_normed_glu(es_pool *pool, const es_weight *gate, const es_weight *up, const float *x, const float *norm, float eps, bool gelu, float *y, bool exact);
 
 /* ---- for tests and bench ---- */
 /* false: products never go to cuBLAS but to the kernels here, as on a machine that has a driver and no cuBLAS. */

@@ -93,9 +93,10 @@ static __device__ __forceinline__ float value_of(uint32_t key)
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// One block. The k-th largest key is found a byte at a time, from the top: a histogram of the byte among the keys that agree above it.
+// The k largest of x[n], in order, to index and value; named: what index says of a place (NULL: the place itself). By all threads of a block.
+// The k-th largest key is found a byte at a time, from the top: a histogram of the byte among the keys that agree above it.
 // Then the larger keys and, in order of place, as many equal ones as are left over are collected and put in order by their ranks.
-static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int n, int k, int32_t *index, float *value, float *logsum)
+static __device__ void choose(const float *x, const int32_t *named, int n, int k, int32_t *index, float *value)
 {
     ES_SHARED(uint32_t, count);                     // [256] histogram; later [32] places of warps, twice
     uint32_t *state = count + 256;                  // [4] prefix, how many of the equal are wanted, taken, taken of the equal
@@ -118,19 +119,32 @@ static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int
                 atomicAdd(&count[key >> shift & 255], 1u);
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            uint32_t seen = 0;
-            int byte = 255;
-            while (seen + count[byte] < wanted)
-                seen += count[byte--];
-            state[0] = prefix | (uint32_t)byte << shift;
-            state[1] = wanted - seen;
+        if (warp == 0) { // the byte of the k-th: lane l has the bytes 255 - 8l down to 248 - 8l
+            const int first = 255 - 8 * lane;
+            uint32_t mine = 0, until;
+            for (int i = 0; i < 8; i++)
+                mine += count[first - i];
+            until = mine;
+            for (int step = 1; step < 32; step <<= 1) {
+                const uint32_t before = __shfl_up_sync(0xffffffffu, until, step);
+                until += lane >= step ? before : 0;
+            }
+            uint32_t seen = until - mine;
+            if (seen < wanted && until >= wanted) { // one lane
+                int byte = first;
+                while (seen + count[byte] < wanted)
+                    seen += count[byte--];
+                state[0] = prefix | (uint32_t)byte << shift;
+                state[1] = wanted - seen;
+            }
         }
     }
     __syncthreads();
     const uint32_t least = state[0], equal = state[1];
+    __syncthreads(); // all have read them
     if (threadIdx.x == 0)
         state[2] = state[3] = 0;
+    __syncthreads();
     for (int from = 0; from < n; from += TOP_THREADS) { // in order of place, a block's width at a time
         const int i = from + threadIdx.x;
         const uint32_t key = i < n ? key_of(x[i]) : 0;
@@ -162,33 +176,91 @@ static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int
             state[3] += all_same;
         }
     }
+    __syncthreads();
     for (int i = threadIdx.x; i < k; i += TOP_THREADS) {
         int rank = 0;
         for (int j = 0; j < k; j++)
             rank += keys[j] > keys[i] || (keys[j] == keys[i] && place[j] < place[i]);
-        index[rank] = place[i];
+        index[rank] = named ? named[place[i]] : place[i];
         value[rank] = value_of(keys[i]);
     }
-    if (!logsum)
-        return;
-    float *red = (float *)count, sum = 0, most = -INFINITY;
-    for (int i = threadIdx.x; i < k; i += TOP_THREADS)
-        most = fmaxf(most, value_of(keys[i]));
-    most = es_block_max(most, red);
-    for (int i = threadIdx.x; i < n; i += TOP_THREADS)
-        sum += most == -INFINITY || isnan(x[i]) ? 0 : expf(x[i] - most);
-    sum = es_block_sum(sum, red);
-    if (threadIdx.x == 0)
-        *logsum = sum > 0 ? most + logf(sum) : most;
 }
 
+// value[0] is the largest of x[n]: the sum of e^(x - largest) over what is no NaN, in every thread.
+static __device__ float sum_above(const float *x, int n, float largest)
+{
+    ES_SHARED(float, red);
+    float sum = 0;
+    for (int i = threadIdx.x; i < n; i += TOP_THREADS)
+        sum += largest == -INFINITY || isnan(x[i]) ? 0 : expf(x[i] - largest);
+    return es_block_sum(sum, red);
+}
+
+struct top_part { // of `parts` pieces of a row, each `length` long but for the last: their own k largest, one piece behind another
+    int32_t *index;
+    float *value;
+    log_sum *sum; // [parts]
+    int parts, length;
+};
+
+static __global__ void __launch_bounds__(TOP_THREADS) top_of_part(const float *x, int n, int k, top_part to)
+{
+    es_turn();
+    const int from = blockIdx.x * to.length, m = n - from < to.length ? n - from : to.length, most = k < m ? k : m;
+    int32_t *index = to.index + (size_t)blockIdx.x * k;
+    float *value = to.value + (size_t)blockIdx.x * k;
+    choose(x + from, NULL, m, most, index, value);
+    __syncthreads(); // value[0] is there
+    const float sum = sum_above(x + from, m, value[0]);
+    for (int i = threadIdx.x; i < most; i += TOP_THREADS)
+        index[i] += from;
+    if (threadIdx.x == 0)
+        to.sum[blockIdx.x] = log_sum{value[0], sum};
+}
+
+// n: of x, or of what the parts hold. Equal values of two parts are in order of place there too.
+static __global__ void __launch_bounds__(TOP_THREADS) top_of(const float *x, int n, int k, top_part from, int32_t *index, float *value, float *logsum)
+{
+    es_turn();
+    choose(from.parts ? from.value : x, from.parts ? from.index : NULL, n, k, index, value);
+    if (!logsum)
+        return;
+    __syncthreads();
+    const float largest = value[0];
+    float sum = 0;
+    if (!from.parts)
+        sum = sum_above(x, n, largest);
+    else if (largest != -INFINITY)
+        for (int i = 0; i < from.parts; i++)
+            sum += from.sum[i].sum * expf(from.sum[i].max - largest);
+    if (threadIdx.x == 0)
+        *logsum = sum > 0 ? largest + logf(sum) : largest;
+}
+
+// One block goes over a row of a vocabulary five times; so the row is cut, each piece's k largest are found side by side, and those of all of them then.
 static void top(es_pool *p, const float *x, int n, int k, int32_t *index, float *value, float *logsum)
 {
     es_stream *s = es_stream_of(p);
-    if (k < 1 || k > n || k > ES_TOP_MAX)
+    if (k < 1 || k > n || k > ES_TOP_MAX) {
         es_stream_fail(s, ES_ERR_USAGE, "the %d largest of %d numbers: 1 to %d go", k, n, n < ES_TOP_MAX ? n : (int)ES_TOP_MAX);
-    else
-        ES_LAUNCH(s, top_of, 1, TOP_THREADS, (256 + 4 + 2 * ES_TOP_MAX) * sizeof(uint32_t), x, n, k, index, value, logsum);
+        return;
+    }
+    enum { SHARED = (256 + 4 + 2 * ES_TOP_MAX) * sizeof(uint32_t) };
+    top_part part = {};
+    part.length = k * 8 < TOP_THREADS ? TOP_THREADS : k * 8;
+    const int parts = es_ceil_div((size_t)n, part.length);
+    const size_t each = es_align256(sizeof(float) * (size_t)parts * k);
+    int m = n;
+    if (parts > 4 && 2 * each + sizeof(log_sum) * parts <= s->o.workspace) {
+        part.parts = parts;
+        part.index = (int32_t *)s->work;
+        part.value = (float *)(s->work + each);
+        part.sum = (log_sum *)(s->work + 2 * each);
+        ES_LAUNCH_SOON(s, top_of_part, parts, TOP_THREADS, SHARED, x, n, k, part);
+        const int last = n - (parts - 1) * part.length;
+        m = (parts - 1) * k + (last < k ? last : k);
+    }
+    ES_LAUNCH_SOON(s, top_of, 1, TOP_THREADS, SHARED, x, m, k, part, index, value, logsum);
 }
 
 void es_loss_ops(es_kernels *k)

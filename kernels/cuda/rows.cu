@@ -1,6 +1,7 @@
 // Ops on rows and single numbers. All of them wait for memory: their limit is the bytes they read and write over the card's bandwidth,
 // and for one token the time of starting a kernel.
 #include "device.cuh"
+#include "glu.cuh"
 
 enum { THREADS = 256 };
 
@@ -15,6 +16,7 @@ template <int LANES> static __device__ __forceinline__ float row_sum(float v, fl
 template <int LANES>
 static __global__ void norm_forward(const float *x, const float *w, float *y, int T, int d, float eps)
 {
+    es_turn();
     ES_SHARED(float, red);
     const int at = threadIdx.x % LANES;
     size_t t = (size_t)blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
@@ -61,9 +63,9 @@ static void rmsnorm(es_pool *p, const float *x, const float *w, float *y, int T,
     if (T < 1)
         return;
     if (d <= SHORT_ROW && T > 1)
-        ES_LAUNCH(s, (norm_forward<32>), es_ceil_div(T, THREADS / 32), THREADS, RED, x, w, y, T, d, eps);
+        ES_LAUNCH_SOON(s, (norm_forward<32>), es_ceil_div(T, THREADS / 32), THREADS, RED, x, w, y, T, d, eps);
     else
-        ES_LAUNCH(s, (norm_forward<THREADS>), T, THREADS, RED, x, w, y, T, d, eps);
+        ES_LAUNCH_SOON(s, (norm_forward<THREADS>), T, THREADS, RED, x, w, y, T, d, eps);
 }
 
 static void rmsnorm_back(es_pool *p, const float *x, const float *w, const float *dy, float *dx, int T, int d, float eps)
@@ -132,6 +134,7 @@ static void rmsnorm_weight_back(es_pool *p, const float *x, const float *dy, flo
 static __global__ void rotate(float *x, const int *pos, const float *cos_t, const float *sin_t, size_t n, int n_head, int half, bool neox,
                               float sign)
 {
+    es_turn();
     ES_EACH(e, n) {
         const int i = (int)(e % half);
         const size_t head = e / half; // over all tokens
@@ -149,31 +152,60 @@ static void rope(es_pool *p, float *x, const int *pos, const float *cos_t, const
     es_stream *s = es_stream_of(p);
     const size_t n = (size_t)T * n_head * (head_dim / 2);
     if (n)
-        ES_LAUNCH(s, rotate, es_grid_for(s, n, THREADS), THREADS, 0, x, pos, cos_t, sin_t, n, n_head, head_dim / 2, neox, back ? -1.0f : 1.0f);
+        ES_LAUNCH_SOON(s, rotate, es_grid_for(s, n, THREADS), THREADS, 0, x, pos, cos_t, sin_t, n, n_head, head_dim / 2, neox, back ? -1.0f : 1.0f);
+}
+
+static __device__ __forceinline__ __half half_of(float x) // fmaxf would turn a NaN into a number
+{
+    return __float2half(x > 65504 ? 65504 : x < -65504 ? -65504 : x);
+}
+
+// Pairs of q, then pairs of k, then single numbers of v.
+static __global__ void rotate_append(float *q, const float *k, const float *v, const int *at, const float *cos_t, const float *sin_t, int n_head, int n_kv, int half,
+                                     bool neox, __half *keys, __half *values)
+{
+    es_turn();
+    const int pos = *at, q_pairs = n_head * half, k_pairs = n_kv * half;
+    const float *c = cos_t + (size_t)pos * half, *sine = sin_t + (size_t)pos * half;
+    const size_t row = (size_t)pos * 2 * k_pairs;
+    ES_EACH(e, (size_t)q_pairs + 3 * k_pairs) {
+        if (e >= (size_t)q_pairs + k_pairs) {
+            const size_t i = e - q_pairs - k_pairs;
+            values[row + i] = half_of(v[i]);
+            continue;
+        }
+        const bool is_k = e >= (size_t)q_pairs;
+        const int pair = (int)e - (is_k ? q_pairs : 0), i = pair % half, base = pair / half * 2 * half;
+        const int ia = base + (neox ? i : 2 * i), ib = base + (neox ? i + half : 2 * i + 1);
+        const float *x = is_k ? k : q;
+        const float a = x[ia], b = x[ib], ra = a * c[i] - b * sine[i], rb = a * sine[i] + b * c[i];
+        if (is_k) {
+            keys[row + ia] = half_of(ra);
+            keys[row + ib] = half_of(rb);
+        } else {
+            q[ia] = ra;
+            q[ib] = rb;
+        }
+    }
+}
+
+void es_cuda_rotate_append(es_pool *p, float *q, const float *k, const float *v, const int *pos, const float *cos_t, const float *sin_t, int n_head, int n_kv, int head_dim,
+                           bool neox, uint16_t *keys, uint16_t *values)
+{
+    es_stream *s = es_stream_of(p);
+    const int half = head_dim / 2;
+    ES_LAUNCH_SOON(s, rotate_append, es_grid_for(s, (size_t)(n_head + 3 * n_kv) * half, THREADS), THREADS, 0, q, k, v, pos, cos_t, sin_t, n_head, n_kv, half, neox,
+              (__half *)keys, (__half *)values);
 }
 
 // ---- gated units --------------------------------------------------------------------------------------------------------------------------
 
-// f(g) = g s and its slope; s = 1 / (1 + e^-g) for silu, 1 / (1 + e^-2u) for gelu, as scalar.c has them.
-template <bool GELU> static __device__ __forceinline__ float gate_of(float g, float *slope)
-{
-    if (GELU) {
-        const float u = 0.7978845608028654f * (g + 0.044715f * g * g * g), s = 1 / (1 + expf(-2 * u));
-        *slope = s + 2 * g * 0.7978845608028654f * (1 + 3 * 0.044715f * g * g) * s * (1 - s);
-        if (s == 0 || s == 1)
-            *slope = s; // far out, where g^3 overflows
-        return g * s;
-    }
-    const float s = 1 / (1 + expf(-g));
-    *slope = s * (1 + g * (1 - s));
-    return g * s;
-}
-
 template <bool GELU> static __global__ void glu(const float *gate, const float *up, float *y, size_t n)
 {
+    es_turn();
     ES_EACH(i, n) {
         float slope;
-        y[i] = gate_of<GELU>(gate[i], &slope) * up[i];
+        y[i] = es_gate_of<GELU>(gate[i], &slope) * up[i];
     }
 }
 
@@ -181,7 +213,7 @@ template <bool GELU> static __global__ void glu_back(const float *gate, const fl
 {
     ES_EACH(i, n) {
         float slope;
-        const float f = gate_of<GELU>(gate[i], &slope), u = up[i], d = dy[i]; // read first: outputs may lie on the inputs
+        const float f = es_gate_of<GELU>(gate[i], &slope), u = up[i], d = dy[i]; // read first: outputs may lie on the inputs
         dgate[i] = d * u * slope;
         dup[i] = d * f;
     }
@@ -191,14 +223,14 @@ static void swiglu(es_pool *p, const float *gate, const float *up, float *y, siz
 {
     es_stream *s = es_stream_of(p);
     if (n)
-        ES_LAUNCH(s, (glu<false>), es_grid_for(s, n, THREADS), THREADS, 0, gate, up, y, n);
+        ES_LAUNCH_SOON(s, (glu<false>), es_grid_for(s, n, THREADS), THREADS, 0, gate, up, y, n);
 }
 
 static void geglu(es_pool *p, const float *gate, const float *up, float *y, size_t n)
 {
     es_stream *s = es_stream_of(p);
     if (n)
-        ES_LAUNCH(s, (glu<true>), es_grid_for(s, n, THREADS), THREADS, 0, gate, up, y, n);
+        ES_LAUNCH_SOON(s, (glu<true>), es_grid_for(s, n, THREADS), THREADS, 0, gate, up, y, n);
 }
 
 static void swiglu_back(es_pool *p, const float *gate, const float *up, const float *dy, float *dgate, float *dup, size_t n)
@@ -229,18 +261,20 @@ static __global__ void cap_back_each(const float *y, float *dx, size_t n, float 
 
 static __global__ void axpy_each(float alpha, const float *x, float *y, size_t n)
 {
+    es_turn();
     ES_EACH(i, n) y[i] += alpha * x[i];
 }
 
 static __global__ void bf16_each(const float *x, __nv_bfloat16 *y, size_t n)
 {
+    es_turn();
     ES_EACH(i, n) y[i] = __float2bfloat16(x[i]);
 }
 
-// fmaxf would turn a NaN into a number.
 static __global__ void half_each(const float *x, __half *y, size_t n)
 {
-    ES_EACH(i, n) y[i] = __float2half(x[i] > 65504 ? 65504 : x[i] < -65504 ? -65504 : x[i]);
+    es_turn();
+    ES_EACH(i, n) y[i] = half_of(x[i]);
 }
 
 static __global__ void adam_each(float *x, const float *g, float *m, float *v, size_t n, float b1, float b2, float rate, float eps, float keep)
@@ -315,20 +349,20 @@ static void axpy(es_pool *p, float alpha, const float *x, float *y, size_t n)
 {
     es_stream *s = es_stream_of(p);
     if (n)
-        ES_LAUNCH(s, axpy_each, es_grid_for(s, n, THREADS), THREADS, 0, alpha, x, y, n);
+        ES_LAUNCH_SOON(s, axpy_each, es_grid_for(s, n, THREADS), THREADS, 0, alpha, x, y, n);
 }
 
 void es_to_bf16(es_stream *s, const float *x, __nv_bfloat16 *y, size_t n)
 {
     if (n)
-        ES_LAUNCH(s, bf16_each, es_grid_for(s, n, THREADS), THREADS, 0, x, y, n);
+        ES_LAUNCH_SOON(s, bf16_each, es_grid_for(s, n, THREADS), THREADS, 0, x, y, n);
 }
 
 static void to_half(es_pool *p, const float *x, uint16_t *y, size_t n)
 {
     es_stream *s = es_stream_of(p);
     if (n)
-        ES_LAUNCH(s, half_each, es_grid_for(s, n, THREADS), THREADS, 0, x, (__half *)y, n);
+        ES_LAUNCH_SOON(s, half_each, es_grid_for(s, n, THREADS), THREADS, 0, x, (__half *)y, n);
 }
 
 static void adam(es_pool *p, float *x, const float *g, float *m, float *v, size_t n, float b1, float b2, float rate, float eps, float keep)
@@ -352,11 +386,13 @@ static __global__ void scatter(const float *x, const int32_t *index, size_t n, i
 
 static __global__ void add_rows(float *h, const int *pos, int min_pos, float scale, const float *v, size_t n, int d)
 {
+    es_turn();
     ES_EACH(e, n) if (pos[e / d] >= min_pos) h[e] += scale * v[e % d];
 }
 
 static __global__ void gate_each(float *u, const float *bias, const float *threshold, const float *by, const int *pos, size_t n, int K)
 {
+    es_turn();
     ES_EACH(e, n) {
         const int k = e % K;
         const float x = bias ? u[e] + bias[k] : u[e];
@@ -413,7 +449,7 @@ static void add_vector(es_pool *p, float *h, const int *pos, int min_pos, float 
     es_stream *s = es_stream_of(p);
     const size_t all = (size_t)T * d;
     if (all)
-        ES_LAUNCH(s, add_rows, es_grid_for(s, all, THREADS), THREADS, 0, h, pos, min_pos, scale, v, all, d);
+        ES_LAUNCH_SOON(s, add_rows, es_grid_for(s, all, THREADS), THREADS, 0, h, pos, min_pos, scale, v, all, d);
 }
 
 static void add_vector_back(es_pool *p, const float *dh, const int *pos, int min_pos, float scale, int T, int d, float *dv)
@@ -429,7 +465,7 @@ static void gate(es_pool *p, float *u, const float *bias, const float *threshold
     es_stream *s = es_stream_of(p);
     const size_t all = (size_t)T * K;
     if (all)
-        ES_LAUNCH(s, gate_each, es_grid_for(s, all, THREADS), THREADS, 0, u, bias, threshold, by, pos, all, K);
+        ES_LAUNCH_SOON(s, gate_each, es_grid_for(s, all, THREADS), THREADS, 0, u, bias, threshold, by, pos, all, K);
 }
 
 static void gate_back(es_pool *p, float *f, const float *by, float *dp, int T, int K)

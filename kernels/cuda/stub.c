@@ -85,9 +85,20 @@ void es_cuda_step_again(es_pool *pool)
     (void)pool;
 }
 
-void es_cuda_append_half(es_pool *pool, const float *x, uint16_t *cache, const int *pos, int width)
+void es_cuda_rotate_append(es_pool *pool, float *q, const float *k, const float *v, const int *pos, const float *cos_t, const float *sin_t, int n_head, int n_kv,
+                           int head_dim, bool neox, uint16_t *keys, uint16_t *values)
 {
-    (void)pool, (void)x, (void)cache, (void)pos, (void)width;
+    (void)pool, (void)q, (void)k, (void)v, (void)pos, (void)cos_t, (void)sin_t, (void)n_head, (void)n_kv, (void)head_dim, (void)neox, (void)keys, (void)values;
+}
+
+void es_cuda_normed_matmuls(es_pool *pool, const es_weight *const *w, int n, const float *x, const float *norm, float eps, float *const *y, bool exact)
+{
+    (void)pool, (void)w, (void)n, (void)x, (void)norm, (void)eps, (void)y, (void)exact;
+}
+
+void es_cuda_normed_glu(es_pool *pool, const es_weight *gate, const es_weight *up, const float *x, const float *norm, float eps, bool gelu, float *y, bool exact)
+{
+    (void)pool, (void)gate, (void)up, (void)x, (void)norm, (void)eps, (void)gelu, (void)y, (void)exact;
 }
 
 void es_cuda_attention_at(es_pool *pool, const es_attn *a, int n_ctx, const float *q, const uint16_t *k, const uint16_t *v, const int *pos, float *out)

@@ -260,19 +260,19 @@ static void remember(const es_pass *p, int layer, const es_rows *r, int s, const
     }
 }
 
-/* One token of one sequence, so that a recorded pass serves all its positions. */
+/* One token of one sequence, so that a recorded pass serves all its positions: q and k are not rotated yet. */
 static void attend_at(const es_pass *p, int layer, const es_rows *r, const es_acts *a)
 {
     const es_model_info *m = &p->model->info;
     const es_cache *c = r->cache;
     const es_attn shape = es_attention_shape(p->model, layer, r, 0);
+    const es_rope_table *t = &p->rope[p->model->layer[layer].window > 0];
     uint16_t *k = (uint16_t *)c->k[0] + (size_t)layer * c->layer, *v = (uint16_t *)c->v[0] + (size_t)layer * c->layer;
-    es_cuda_append_half(p->pool, a->k, k, r->pos_on, m->n_kv * m->head_dim);
-    es_cuda_append_half(p->pool, a->v, v, r->pos_on, m->n_kv * m->head_dim);
+    es_cuda_rotate_append(p->pool, a->q, a->k, a->v, r->pos_on, t->cos, t->sin, m->n_head, m->n_kv, m->head_dim, !p->model->facts.paired_rope, k, v);
     es_cuda_attention_at(p->pool, &shape, p->at_pos, a->q, k, v, r->pos_on, a->att);
 }
 
-/* Attention, each sequence for itself: over its rows or, with a cache, over all that it has there. */
+/* Rotation and attention, each sequence for itself: over its rows or, with a cache, over all that it has there. */
 static void attend(const es_pass *p, int layer, const es_rows *r, const es_acts *a)
 {
     const es_model_info *m = &p->model->info;
@@ -283,6 +283,8 @@ static void attend(const es_pass *p, int layer, const es_rows *r, const es_acts 
         attend_at(p, layer, r, a);
         return;
     }
+    es_rotate(p, layer, r, a->q, m->n_head, false);
+    es_rotate(p, layer, r, a->k, m->n_kv, false);
     for (int s = 0; s < r->n_seq; s++) {
         size_t first = r->start[s];
         es_attn shape = es_attention_shape(p->model, layer, r, s);
@@ -307,6 +309,31 @@ void es_glu(const es_pass *p, const float *gate, const float *up, float *y, size
     (p->model->facts.family->gelu ? p->k->geglu : p->k->swiglu)(p->pool, gate, up, y, n);
 }
 
+/* Whether a layer's norm and the products behind it are one step: of a recorded token, where no update of those sites reads the norm. */
+static bool norm_at_once(const es_pass *p, int layer, es_norm norm, es_site first, int n_sites)
+{
+    const unsigned sites = ((1u << n_sites) - 1) << first;
+    return p->at_pos && p->model->layer[layer].norm[norm] && !(p->site_mask[layer] & sites);
+}
+
+static bool glu_at_once(const es_pass *p, int layer)
+{
+    const es_weight *gate = &p->model->layer[layer].site[ES_SITE_GATE], *up = &p->model->layer[layer].site[ES_SITE_UP];
+    return norm_at_once(p, layer, ES_NORM_FFN, ES_SITE_GATE, 2) && gate->type == up->type && gate->n_out == up->n_out;
+}
+
+static void normed_linears(const es_pass *p, int layer, es_norm norm, es_site first, int n_sites, const float *x, int n, float *const *y)
+{
+    const es_weight *w[ES_MATMULS];
+    if (!norm_at_once(p, layer, norm, first, n_sites)) {
+        linears(p, layer, first, n_sites, es_normed(p, layer, norm, x, n), n, y);
+        return;
+    }
+    for (int i = 0; i < n_sites; i++)
+        w[i] = &p->model->layer[layer].site[first + i];
+    es_cuda_normed_matmuls(p->pool, w, n_sites, x, p->model->layer[layer].norm[norm], p->model->info.norm_eps, y, p->exact);
+}
+
 void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_acts *a, float *out, es_watching w)
 {
     const es_model_info *m = &p->model->info;
@@ -317,12 +344,9 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
     const bool att_again = !family->post_norm && watched(w, layer, ES_POINT_ATTENTION_OUT), ff_again = !family->post_norm && watched(w, layer, ES_POINT_MLP_OUT);
 
     /* Attention: each token asks (q) all tokens up to itself in its sequence (k) and reads a mean of what they offer (v). */
-    const float *in = es_normed(p, layer, ES_NORM_ATTN, a->x, n);
-    linears(p, layer, ES_SITE_Q, 3, in, n, (float *[]){a->q, a->k, a->v});
+    normed_linears(p, layer, ES_NORM_ATTN, ES_SITE_Q, 3, a->x, n, (float *[]){a->q, a->k, a->v});
     qk_norm(p, layer, ES_NORM_Q, n, m->n_head, a->q, a->q_in);
     qk_norm(p, layer, ES_NORM_K, n, m->n_kv, a->k, a->k_in);
-    es_rotate(p, layer, r, a->q, m->n_head, false);
-    es_rotate(p, layer, r, a->k, m->n_kv, false);
     attend(p, layer, r, a);
     see(p, layer, ES_POINT_ATTENTION, r, a->att, w);
     if (a->mid != a->x)
@@ -339,14 +363,20 @@ void es_block_forward(const es_pass *p, int layer, const es_rows *r, const es_ac
     see(p, layer, ES_POINT_ATTENTION_OUT, r, p->norm, w);
 
     /* Feed-forward: each token on its own, through d_ff gated units. */
-    in = es_normed(p, layer, ES_NORM_FFN, a->mid, n);
+    const bool at_once = glu_at_once(p, layer);
+    const float *in = at_once ? NULL : es_normed(p, layer, ES_NORM_FFN, a->mid, n);
     if (out != a->mid)
         p->k->copy(p->pool, out, a->mid, sizeof *out * n * d);
     for (int t = 0; t < n; t += p->ff_rows) { /* gate and up are kept only when all rows fit in one turn */
         int rows = n - t < p->ff_rows ? n - t : p->ff_rows;
         size_t at = (size_t)t * d;
-        linears(p, layer, ES_SITE_GATE, 2, in + at, rows, (float *[]){a->gate, a->up});
-        es_glu(p, a->gate, a->up, p->act, (size_t)rows * ff);
+        if (at_once)
+            es_cuda_normed_glu(p->pool, &p->model->layer[layer].site[ES_SITE_GATE], &p->model->layer[layer].site[ES_SITE_UP], a->mid,
+                               p->model->layer[layer].norm[ES_NORM_FFN], m->norm_eps, family->gelu, p->act, p->exact);
+        else {
+            linears(p, layer, ES_SITE_GATE, 2, in + at, rows, (float *[]){a->gate, a->up});
+            es_glu(p, a->gate, a->up, p->act, (size_t)rows * ff);
+        }
         linear(p, layer, ES_SITE_DOWN, p->act, rows, (family->post_norm ? a->ff_out : out) + at, !family->post_norm);
         if (family->post_norm && p->site_mask[layer] & 1u << ES_SITE_DOWN)
             lowrank_forward(p, layer, ES_SITE_DOWN, p->act, rows, out + at, true);

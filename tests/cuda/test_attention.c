@@ -7,6 +7,7 @@ static const shape shapes[] = {
     {1, 0, 2, 1, 16, 0, 0},     {5, 0, 4, 2, 16, 0, 0},   {1, 200, 4, 2, 64, 0, 0},   {1, 700, 3, 1, 64, 0, 0},    {3, 300, 8, 2, 32, 5, 0},
     {40, 0, 4, 1, 80, 0, 0},    {70, 3, 2, 2, 24, 2, 10}, {1, 500, 4, 1, 256, 0, 100}, {20, 60, 2, 1, 512, 0, 0},  {33, 100, 6, 2, 64, 30, 64},
     {2, 1000, 2, 1, 128, 0, 9}, {9, 0, 1, 1, 300, 0, 3},  {1, 64, 2, 2, 13, 0, 0},     {17, 127, 3, 3, 48, 0, 1},
+    {1, 900, 8, 1, 128, 5, 0},  {1, 333, 6, 2, 128, 0, 50}, {1, 0, 2, 2, 64, 0, 0},  {1, 150, 5, 1, 256, 0, 0},
 };
 
 static es_attn attn(const shape *s)
@@ -100,7 +101,7 @@ static void test_backward(void)
 /* On a pool of lower precision, many tokens go through products in TF32, in strips. */
 static void test_products(void)
 {
-    static const shape many[] = {{70, 0, 4, 2, 16, 0, 0}, {65, 30, 3, 1, 24, 5, 0}, {130, 0, 2, 2, 32, 0, 20}, {90, 40, 4, 1, 16, 2, 33}};
+    static const shape many[] = {{70, 0, 4, 2, 16, 0, 0}, {65, 30, 3, 1, 24, 5, 0}, {130, 0, 2, 2, 32, 0, 20}, {90, 40, 4, 1, 16, 2, 33}, {64, 10, 12, 4, 8, 0, 0}};
     es_pool *before = pool;
     const es_cuda_pool_options o = {.precision = ES_CUDA_BF16, .workspace = 1 << 16};
     es_error err;

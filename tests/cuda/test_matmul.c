@@ -96,6 +96,71 @@ static void test_precision(void)
         }
 }
 
+/* Large quantised weights on a pool of lower precision: activations of 16 bits. */
+static void check_units(es_type type, int N, int K)
+{
+    es_weight w[2] = {random_weight(type, N, K), random_weight(type, 9, K)}, gw[2] = {on_card(&w[0]), on_card(&w[1])};
+    const es_weight *const pgw[] = {&gw[0], &gw[1]};
+    float *x = noise((size_t)16 * (size_t)K, 1);
+    for (int i = 0; i < 16 * K; i += 37)
+        x[i] *= 30;
+    static const int t_of[] = {1, 3, 8};
+    for (int t = 0; t < LENGTH(t_of); t++) {
+        const int T = t_of[t];
+        const size_t nx = (size_t)T * (size_t)K, ny = (size_t)T * (size_t)N;
+        float *y0 = noise(ny, 1), *y = host(ny * 4), *more = host((size_t)T * 9 * 4), *gy = UP(y0, ny), *gmore = room((size_t)T * 9 * 4), *gx = UP(x, nx);
+        float *const both[] = {gy, gmore};
+        char what[96];
+        snprintf(what, sizeof what, "matmul %s by units, %d tokens", es_type_get((int)type)->name, T);
+        ref->matmul(NULL, &w[0], x, T, y, false, true);
+        ref->matmul(NULL, &w[1], x, T, more, false, true);
+        k->matmul(pool, &gw[0], gx, T, gy, true, false);
+        for (size_t i = 0; i < ny; i++)
+            y0[i] += y[i];
+        near_to(what, gy, y0, ny, 2e-4);
+        k->matmuls(pool, pgw, 2, gx, T, both, false);
+        near_to(what, gy, y, ny, 2e-4);
+        near_to(what, gmore, more, (size_t)T * 9, 2e-4);
+        k->matmul(pool, &gw[0], gx, T, gy, false, true);
+        near_to("exact stays so", gy, y, ny, 3e-6);
+    }
+    float *gy = room((size_t)N * 4); /* what is not finite stays so */
+    x[K / 2] = INFINITY;
+    k->matmul(pool, &gw[0], UP(x, K), 1, gy, false, false);
+    CHECK(!isfinite(*(float *)DOWN(gy, 1)));
+    memset(x, 0, (size_t)K * 4);
+    float *zero = host((size_t)N * 4);
+    memset(zero, 0, (size_t)N * 4);
+    k->matmul(pool, &gw[0], UP(x, K), 1, gy, false, false);
+    near_to("nothing comes of zeros", gy, zero, N, 0);
+    free_all();
+}
+
+static int multiprocessors(void)
+{
+    char line[256];
+    int n = 0;
+    es_cuda_describe(card, line, sizeof line);
+    const char *at = strstr(line, "capability"); /* "capability 9.0, 132 SMs" */
+    CHECK(at && sscanf(at, "capability %*d.%*d, %d SMs", &n) == 1);
+    return n;
+}
+
+static void test_units(void)
+{
+    static const es_type types[] = {ES_Q4_0, ES_Q4_1, ES_Q8_0, ES_Q4_K, ES_Q5_K, ES_Q6_K};
+    es_pool *before = pool;
+    const es_cuda_pool_options o = {.precision = ES_CUDA_BF16, .workspace = 1 << 20};
+    es_error err;
+    if (es_cuda_pool_open(&pool, card, &o, &err))
+        FAIL("%s", err.text);
+    for (int i = 0; i < LENGTH(types); i++)
+        check_units(types[i], 64 * multiprocessors() + 1, 1024); /* as large as it takes: matmul.cu, UNITS_FROM */
+    free_all();
+    es_pool_free(pool);
+    pool = before;
+}
+
 /* Several weights that read one x: of one type in one go, and of two. */
 static void test_several(void)
 {
@@ -157,5 +222,5 @@ static void test_nothing(void)
 }
 
 const suite_test matmul_tests[] = {
-    {"few", test_few}, {"many", test_many}, {"precision", test_precision}, {"several", test_several}, {"gemm", test_gemm}, {"nothing", test_nothing}, {NULL, NULL},
+    {"few", test_few}, {"many", test_many}, {"precision", test_precision}, {"units", test_units}, {"several", test_several}, {"gemm", test_gemm}, {"nothing", test_nothing}, {NULL, NULL},
 };
