@@ -161,6 +161,53 @@ static void test_units(void)
     pool = before;
 }
 
+/* Products of a norm that is not written down, and gated units of them. */
+static void check_normed(es_type type, int N, int K, double bound)
+{
+    es_weight w[3] = {random_weight(type, N, K), random_weight(type, N, K), random_weight(ES_Q4_1, 5, K)}, gw[3];
+    float *x = noise((size_t)K, 2), *weight = noise((size_t)K, 1), *in = host((size_t)K * 4), *y[3], *gy[3], *out = host((size_t)N * 4), *gout = room((size_t)N * 4);
+    float *gx = UP(x, K), *gweight = UP(weight, K);
+    const es_weight *pgw[3];
+    ref->rmsnorm(NULL, x, weight, in, 1, K, 1e-5f);
+    for (int i = 0; i < 3; i++) {
+        gw[i] = on_card(&w[i]), pgw[i] = &gw[i];
+        y[i] = host((size_t)w[i].n_out * 4), gy[i] = room((size_t)w[i].n_out * 4);
+        ref->matmul(NULL, &w[i], in, 1, y[i], false, true);
+    }
+    es_cuda_normed_matmuls(pool, pgw, 3, gx, gweight, 1e-5f, gy, false);
+    for (int i = 0; i < 3; i++)
+        near_to(es_type_get((int)type)->name, gy[i], y[i], (size_t)w[i].n_out, bound);
+    for (int gelu = 0; gelu < 2; gelu++) {
+        (gelu ? ref->geglu : ref->swiglu)(NULL, y[0], y[1], out, (size_t)N);
+        es_cuda_normed_glu(pool, &gw[0], &gw[1], gx, gweight, 1e-5f, gelu, gout, false);
+        near_to("gated units", gout, out, (size_t)N, 3 * bound);
+    }
+    free_all();
+}
+
+static void test_normed(void)
+{
+    for (int i = 0; i < n_types; i++) {
+        check_normed(all_types[i], 7, 768, 3e-6);  /* a block shares the rows */
+        check_normed(all_types[i], 33, 256, 3e-6); /* a warp each */
+    }
+    check_normed(ES_F16, 9, 1056, 3e-6);
+    es_pool *before = pool;
+    const es_cuda_pool_options o = {.precision = ES_CUDA_BF16, .workspace = 1 << 20};
+    es_error err;
+    if (es_cuda_pool_open(&pool, card, &o, &err))
+        FAIL("%s", err.text);
+    check_normed(ES_Q4_K, 64 * multiprocessors() + 1, 1024, 1e-4); /* by units: test_units */
+    check_normed(ES_Q8_0, 64 * multiprocessors() + 1, 1024, 1e-4);
+    es_weight one = random_weight(ES_Q4_0, 4, 32), other = random_weight(ES_Q4_0, 3, 32), gone = on_card(&one), gother = on_card(&other);
+    float *gx = UP(noise(32, 1), 32);
+    es_cuda_normed_glu(pool, &gone, &gother, gx, gx, 1e-5f, false, room(16), false);
+    CHECK(k->sync(pool, &err) == ES_ERR_USAGE);
+    free_all();
+    es_pool_free(pool);
+    pool = before;
+}
+
 /* Several weights that read one x: of one type in one go, and of two. */
 static void test_several(void)
 {
@@ -222,5 +269,5 @@ static void test_nothing(void)
 }
 
 const suite_test matmul_tests[] = {
-    {"few", test_few}, {"many", test_many}, {"precision", test_precision}, {"units", test_units}, {"several", test_several}, {"gemm", test_gemm}, {"nothing", test_nothing}, {NULL, NULL},
+    {"few", test_few}, {"many", test_many}, {"precision", test_precision}, {"units", test_units}, {"normed", test_normed}, {"several", test_several}, {"gemm", test_gemm}, {"nothing", test_nothing}, {NULL, NULL},
 };

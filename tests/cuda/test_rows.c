@@ -249,7 +249,36 @@ static void test_top(void)
     synced();
 }
 
+/* One token's rotation and way to the cache, at a position that the card finds. */
+static void test_rotate_append(void)
+{
+    enum { HEADS = 5, KV = 2, D = 24, AT = 7, ROWS = 9 };
+    for (int neox = 0; neox < 2; neox++) {
+        float *q = noise(HEADS * D, 1), *kk = noise(KV * D, 1), *v = noise(KV * D, 1), *cos_t = noise(ROWS * D / 2, 1), *sin_t = noise(ROWS * D / 2, 1);
+        int pos = AT, *gpos = UP(&pos, 1);
+        uint16_t *keys = host(KV * D * 2), *values = host(KV * D * 2), *gkeys = room(ROWS * KV * D * 2), *gvalues = room(ROWS * KV * D * 2);
+        float *gq = UP(q, HEADS * D), *gk = UP(kk, KV * D), *gv;
+        v[3] = 1e9f, v[4] = -1e9f, v[5] = NAN;
+        gv = UP(v, KV * D);
+        es_cuda_rotate_append(pool, gq, gk, gv, gpos, UP(cos_t, ROWS * D / 2), UP(sin_t, ROWS * D / 2), HEADS, KV, D, neox, gkeys, gvalues);
+        ref->rope(NULL, q, &pos, cos_t, sin_t, 1, HEADS, D, neox, false);
+        ref->rope(NULL, kk, &pos, cos_t, sin_t, 1, KV, D, neox, false);
+        ref->to_half(NULL, kk, keys, KV * D);
+        ref->to_half(NULL, v, values, KV * D);
+        near_to("q", gq, q, HEADS * D, 1e-6);
+        float *want = host(KV * D * 4), *is = host(KV * D * 4);
+        es_f16_to_f32(keys, want, KV * D);
+        es_f16_to_f32(DOWN(gkeys + AT * KV * D, KV * D), is, KV * D);
+        for (int i = 0; i < KV * D; i++)
+            CHECK(fabsf(is[i] - want[i]) <= 1e-3f * fabsf(want[i]) + 1e-6f); /* on one side of a rounding or the other */
+        es_f16_to_f32(values, want, KV * D);
+        es_f16_to_f32(DOWN(gvalues + AT * KV * D, KV * D), is, KV * D);
+        for (int i = 0; i < KV * D; i++)
+            CHECK(is[i] == want[i] || (isnan(is[i]) && isnan(want[i])));
+    }
+}
+
 const suite_test rows_tests[] = {
     {"rmsnorm", test_rmsnorm}, {"rope", test_rope}, {"glu", test_glu}, {"each", test_each}, {"to_half", test_to_half},
-    {"rows_by_number", test_rows_by_number}, {"log_softmax", test_log_softmax}, {"top", test_top}, {NULL, NULL},
+    {"rows_by_number", test_rows_by_number}, {"log_softmax", test_log_softmax}, {"top", test_top}, {"rotate_append", test_rotate_append}, {NULL, NULL},
 };
