@@ -26,7 +26,7 @@ struct es_split16 {
 typedef struct es_type_ops {
     // y[i][T, n_out[i]] (+)= x[T, K] w[i]^T for T <= ES_CUDA_ROWS.
     void (*rows)(es_stream *s, const es_rows_set *set, const float *x, int K, int T, bool accumulate);
-    // The same with activations that es_split16 has made of x, where K is whole units; NULL: not for this type.
+    // The same with activations that split16 (matmul.cu) has made of x, where K is whole units; NULL: not for this type.
     void (*units)(es_stream *s, const es_rows_set *set, const es_split16 *x, int K, int T, bool accumulate);
     // Rows [0, rows) of blocks, K elements each, as floats or bfloat16.
     void (*to_f32)(es_stream *s, const void *w, float *out, int rows, int K);
@@ -106,7 +106,7 @@ template <int R> __device__ __forceinline__ void put_rows(const es_rows_set &set
 
 // square: of x, where it is to be normed.
 template <int TT, int R>
-__device__ __forceinline__ void add_chunks(float (*sum)[TT], const es_chunk *w, const float *x, int K, bool aligned, const float *norm, float *square)
+__device__ __forceinline__ void add_chunks(float (*sum)[R], const es_chunk *w, const float *x, int K, bool aligned, const float *norm, float *square)
 {
 #pragma unroll
     for (int t = 0; t < TT; t++) {
@@ -119,7 +119,7 @@ __device__ __forceinline__ void add_chunks(float (*sum)[TT], const es_chunk *w, 
         }
 #pragma unroll
         for (int r = 0; r < R; r++)
-            sum[r][t] += w[r].w[0] * u.x + w[r].w[1] * u.y + w[r].w[2] * u.z + w[r].w[3] * u.w + w[r].w[4] * v.x + w[r].w[5] * v.y + w[r].w[6] * v.z +
+            sum[t][r] += w[r].w[0] * u.x + w[r].w[1] * u.y + w[r].w[2] * u.z + w[r].w[3] * u.w + w[r].w[4] * v.x + w[r].w[5] * v.y + w[r].w[6] * v.z +
                          w[r].w[7] * v.w;
     }
 }
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(WARPS * 32) rows_few(es_rows_set set, const fl
     if (!find_rows<R>(set, split ? blockIdx.x : blockIdx.x * WARPS + warp, row_bytes, &at, row))
         return; // only where a block is not split: no barrier follows
     const bool aligned = K % 4 == 0 && (size_t)x % 16 == 0 && (size_t)set.norm % 16 == 0;
-    float sum[R][TT] = {}, square = 0;
+    float sum[TT][R] = {}, square = 0;
     int c = lane + (split ? 32 * warp : 0);
     if (R * TT <= 8) // two turns at once, so that the second's loads do not wait for the first's sums
         for (; c + stride < K / 8; c += 2 * stride) {
@@ -168,13 +168,13 @@ __global__ void __launch_bounds__(WARPS * 32) rows_few(es_rows_set set, const fl
                 }
 #pragma unroll
                 for (int r = 0; r < R; r++)
-                    sum[r][t] += B::element(row[r], i) * v;
+                    sum[t][r] += B::element(row[r], i) * v;
             }
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
         for (int t = 0; t < TT; t++)
-            sum[r][t] = es_warp_sum(sum[r][t]);
+            sum[t][r] = es_warp_sum(sum[t][r]);
     if (TT == 1 && set.norm)
         square = es_warp_sum(square);
     if (split) {
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(WARPS * 32) rows_few(es_rows_set set, const fl
             for (int r = 0; r < R; r++)
 #pragma unroll
                 for (int t = 0; t < TT; t++)
-                    part[warp * WIDE + t * R + r] = sum[r][t];
+                    part[warp * WIDE + t * R + r] = sum[t][r];
             part[warp * WIDE + TT * R] = square;
         }
         __syncthreads();
@@ -197,9 +197,9 @@ __global__ void __launch_bounds__(WARPS * 32) rows_few(es_rows_set set, const fl
         for (int r = 0; r < R; r++)
 #pragma unroll
             for (int t = 0; t < TT; t++) {
-                sum[r][t] = 0;
+                sum[t][r] = 0;
                 for (int w = 0; w < WARPS; w++)
-                    sum[r][t] += part[w * WIDE + t * R + r];
+                    sum[t][r] += part[w * WIDE + t * R + r];
             }
     }
     if (lane != 0)
@@ -207,11 +207,10 @@ __global__ void __launch_bounds__(WARPS * 32) rows_few(es_rows_set set, const fl
     const float factor = TT == 1 && set.norm ? 1 / sqrtf(square / K + set.eps) : 1;
 #pragma unroll
     for (int t = 0; t < TT; t++) {
-        float each[R];
 #pragma unroll
         for (int r = 0; r < R; r++)
-            each[r] = factor * sum[r][t];
-        put_rows<R>(set, at, t, each, accumulate);
+            sum[t][r] *= factor;
+        put_rows<R>(set, at, t, sum[t], accumulate);
     }
 }
 
@@ -225,7 +224,7 @@ __global__ void __launch_bounds__(WARPS * 32) rows_units(es_rows_set set, es_spl
     es_rows at;
     if (!find_rows<R>(set, blockIdx.x * WARPS + warp, row_bytes, &at, row))
         return;
-    float sum[R][TT] = {};
+    float sum[TT][R] = {};
 #pragma unroll 2
     for (int u = lane; u < K / ES_UNIT; u += 32) {
         es_unit w[R];
@@ -251,7 +250,7 @@ __global__ void __launch_bounds__(WARPS * 32) rows_units(es_rows_set set, es_spl
                             h = __dp4a((int)w[r].q[8 * i + j], (int)high[j], h);
                             l = __dp4a((int)w[r].q[8 * i + j], (int)low[j], l);
                         }
-                        sum[r][t] += w[r].d[2 * i + half] * run.x * (float)(256 * h + l) + w[r].m[2 * i + half] * (half ? run.z : run.y);
+                        sum[t][r] += w[r].d[2 * i + half] * run.x * (float)(256 * h + l) + w[r].m[2 * i + half] * (half ? run.z : run.y);
                     }
             }
     }
@@ -259,17 +258,12 @@ __global__ void __launch_bounds__(WARPS * 32) rows_units(es_rows_set set, es_spl
     for (int r = 0; r < R; r++)
 #pragma unroll
         for (int t = 0; t < TT; t++)
-            sum[r][t] = es_warp_sum(sum[r][t]);
+            sum[t][r] = es_warp_sum(sum[t][r]);
     if (lane != 0)
         return;
 #pragma unroll
-    for (int t = 0; t < TT; t++) {
-        float each[R];
-#pragma unroll
-        for (int r = 0; r < R; r++)
-            each[r] = sum[r][t];
-        put_rows<R>(set, at, t, each, accumulate);
-    }
+    for (int t = 0; t < TT; t++)
+        put_rows<R>(set, at, t, sum[t], accumulate);
 }
 
 template <class B> size_t bytes_of_row(int K)
@@ -296,7 +290,7 @@ template <int TYPE, int TT> void rows_start(es_stream *s, const es_rows_set *set
     const bool split = groups < s->card->sms * 8 && K >= 512; // too few warps to fill the card
     const size_t row_bytes = bytes_of_row<es_blocks<TYPE>>(K);
     ES_LAUNCH_SOON(s, (rows_few<TYPE, TT, R>), split ? groups : es_ceil_div(groups, WARPS), WARPS * 32, WARPS * (TT * R + 1) * sizeof(float), *set, x, K,
-              row_bytes, split, accumulate);
+                   row_bytes, split, accumulate);
 }
 
 // The next tokens of T that go in one launch, and what is behind them.
@@ -391,7 +385,7 @@ template <int TYPE, class OUT> void widen_start(es_stream *s, const void *w, con
     const size_t chunks = (size_t)n * ((K + 7) / 8);
     if (chunks)
         ES_LAUNCH_SOON(s, (widen<TYPE, OUT>), es_grid_for(s, chunks, 256), 256, 0, (const uint8_t *)w, ids, out, (size_t)n, K,
-                  bytes_of_row<es_blocks<TYPE>>(K), scale);
+                       bytes_of_row<es_blocks<TYPE>>(K), scale);
 }
 
 template <int TYPE> void to_f32(es_stream *s, const void *w, float *out, int n, int K)

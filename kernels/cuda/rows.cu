@@ -131,18 +131,31 @@ static void rmsnorm_weight_back(es_pool *p, const float *x, const float *dy, flo
 
 // ---- rotation ---------------------------------------------------------------------------------------------------------------------------
 
+// The two numbers of a pair, pairs counted through all heads of 2 half numbers, and which of its head it is.
+struct rope_pair { size_t a, b; int i; };
+static __device__ __forceinline__ rope_pair pair_of(size_t pair, int half, bool neox)
+{
+    const int i = (int)(pair % half);
+    const size_t base = pair / half * 2 * half;
+    return rope_pair{base + (neox ? i : 2 * i), base + (neox ? i + half : 2 * i + 1), i};
+}
+
+struct rotated { float a, b; };
+static __device__ __forceinline__ rotated turned(float a, float b, float c, float sine)
+{
+    return rotated{a * c - b * sine, a * sine + b * c};
+}
+
 static __global__ void rotate(float *x, const int *pos, const float *cos_t, const float *sin_t, size_t n, int n_head, int half, bool neox,
                               float sign)
 {
     es_turn();
     ES_EACH(e, n) {
-        const int i = (int)(e % half);
-        const size_t head = e / half; // over all tokens
-        const size_t table = (size_t)pos[head / n_head] * half + i;
-        float *base = x + head * 2 * half, *a = neox ? base + i : base + 2 * i, *b = neox ? base + i + half : base + 2 * i + 1;
-        const float a0 = *a, b0 = *b, c = cos_t[table], sine = sign * sin_t[table];
-        *a = a0 * c - b0 * sine;
-        *b = a0 * sine + b0 * c;
+        const rope_pair at = pair_of(e, half, neox);
+        const size_t table = (size_t)pos[e / half / n_head] * half + at.i;
+        const rotated r = turned(x[at.a], x[at.b], cos_t[table], sign * sin_t[table]);
+        x[at.a] = r.a;
+        x[at.b] = r.b;
     }
 }
 
@@ -161,11 +174,11 @@ static __device__ __forceinline__ __half half_of(float x) // fmaxf would turn a 
 }
 
 // Pairs of q, then pairs of k, then single numbers of v.
-static __global__ void rotate_append(float *q, const float *k, const float *v, const int *at, const float *cos_t, const float *sin_t, int n_head, int n_kv, int half,
+static __global__ void rotate_append(float *q, const float *k, const float *v, const int *where, const float *cos_t, const float *sin_t, int n_head, int n_kv, int half,
                                      bool neox, __half *keys, __half *values)
 {
     es_turn();
-    const int pos = *at, q_pairs = n_head * half, k_pairs = n_kv * half;
+    const int pos = *where, q_pairs = n_head * half, k_pairs = n_kv * half;
     const float *c = cos_t + (size_t)pos * half, *sine = sin_t + (size_t)pos * half;
     const size_t row = (size_t)pos * 2 * k_pairs;
     ES_EACH(e, (size_t)q_pairs + 3 * k_pairs) {
@@ -175,16 +188,15 @@ static __global__ void rotate_append(float *q, const float *k, const float *v, c
             continue;
         }
         const bool is_k = e >= (size_t)q_pairs;
-        const int pair = (int)e - (is_k ? q_pairs : 0), i = pair % half, base = pair / half * 2 * half;
-        const int ia = base + (neox ? i : 2 * i), ib = base + (neox ? i + half : 2 * i + 1);
+        const rope_pair at = pair_of(e - (is_k ? q_pairs : 0), half, neox);
         const float *x = is_k ? k : q;
-        const float a = x[ia], b = x[ib], ra = a * c[i] - b * sine[i], rb = a * sine[i] + b * c[i];
+        const rotated r = turned(x[at.a], x[at.b], c[at.i], sine[at.i]);
         if (is_k) {
-            keys[row + ia] = half_of(ra);
-            keys[row + ib] = half_of(rb);
+            keys[row + at.a] = half_of(r.a);
+            keys[row + at.b] = half_of(r.b);
         } else {
-            q[ia] = ra;
-            q[ib] = rb;
+            q[at.a] = r.a;
+            q[at.b] = r.b;
         }
     }
 }
@@ -195,7 +207,7 @@ void es_cuda_rotate_append(es_pool *p, float *q, const float *k, const float *v,
     es_stream *s = es_stream_of(p);
     const int half = head_dim / 2;
     ES_LAUNCH_SOON(s, rotate_append, es_grid_for(s, (size_t)(n_head + 3 * n_kv) * half, THREADS), THREADS, 0, q, k, v, pos, cos_t, sin_t, n_head, n_kv, half, neox,
-              (__half *)keys, (__half *)values);
+                   (__half *)keys, (__half *)values);
 }
 
 // ---- gated units --------------------------------------------------------------------------------------------------------------------------

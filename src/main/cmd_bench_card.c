@@ -152,16 +152,16 @@ static int train_turns(against *a, es_train *t, int batch, const char *name, con
     return rc;
 }
 
-/* x[batch, d] in the order in which t goes through it, so that both sides look at the same rows' error. */
-static int write_in_order(const es_train *t, const char *folder, const float *x, size_t batch, size_t d, es_error *err)
+/* The first batch in the order in which t goes through its rows, so that both sides look at the same rows' error. */
+static int write_in_order(const es_train *t, const char *folder, size_t batch, size_t d, es_error *err)
 {
-    float *in_order = es_calloc(batch * d, sizeof *in_order);
-    if (!in_order)
+    float *x = es_calloc(batch * d, sizeof *x);
+    if (!x)
         return es_fail(err, ES_ERR_MEMORY, "no memory for a batch");
     for (size_t i = 0; i < batch; i++)
-        memcpy(in_order + i * d, x + es_train_row(t, i) * d, d * sizeof *x);
-    int rc = bench_write_numbers(folder, "x.f32", in_order, batch * d, err);
-    free(in_order);
+        es_train_take(t, i, x + i * d);
+    int rc = bench_write_numbers(folder, "x.f32", x, batch * d, err);
+    free(x);
     return rc;
 }
 
@@ -182,7 +182,7 @@ static int dictionary(against *a)
     int rc = bench_features_batch(&a->rng, (size_t)batch, (size_t)d, (size_t)features, k, &x, a->err);
     r.x = x;
     rc = rc ? rc : train_open(a, &r, features, k, batch, rate, &t);
-    rc = rc ? rc : write_in_order(t, folder, x, (size_t)batch, (size_t)d, a->err);
+    rc = rc ? rc : write_in_order(t, folder, (size_t)batch, (size_t)d, a->err);
     rc = rc ? rc : bench_write_numbers(folder, "enc.f32", t->p[ES_P_ENC].w, (size_t)features * (size_t)d, a->err);
     rc = rc ? rc : ask_seconds(a, json_pack("{s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:f,s:i}", "open", "dictionary", "x", x_path, "enc", enc_path, "d", d, "features", features, "k", k,
                                             "batch", batch, "rate", rate, "looked_at", LOOKED_AT), &unused);

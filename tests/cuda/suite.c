@@ -127,6 +127,20 @@ void synced(void)
         FAIL("%s", err.text);
 }
 
+void on_pool(const es_cuda_pool_options *o, void (*fn)(void))
+{
+    es_pool *const before = pool;
+    es_error err;
+    if (es_cuda_pool_open(&pool, card, o, &err)) {
+        pool = before;
+        FAIL("%s", err.text);
+    }
+    fn();
+    free_all();
+    es_pool_free(pool);
+    pool = before;
+}
+
 double norm(const float *x, size_t n)
 {
     double s = 0;

@@ -35,6 +35,7 @@ void *room(size_t bytes);              /* on the card, never written */
 void *down(const void *device, size_t bytes); /* its bits are compared with those of the first time */
 #define DOWN(x, n) down((x), sizeof *(x) * (size_t)(n))
 void free_all(void);
+void on_pool(const es_cuda_pool_options *o, void (*fn)(void)); /* fn with another pool of the card as `pool`; what it took is freed */
 
 void fail_test(const char *file, int line, const char *fmt, ...) __attribute__((format(printf, 3, 4), noreturn));
 #define FAIL(...) fail_test(__FILE__, __LINE__, __VA_ARGS__)

@@ -64,19 +64,16 @@ static void test_half(void)
     }
 }
 
+static void forward_and_half(void)
+{
+    test_forward();
+    test_half();
+}
+
 /* With room for parts the positions are shared out among blocks. */
 static void test_split(void)
 {
-    es_pool *before = pool;
-    const es_cuda_pool_options o = {.workspace = 4 << 20};
-    es_error err;
-    if (es_cuda_pool_open(&pool, card, &o, &err))
-        FAIL("%s", err.text);
-    test_forward();
-    test_half();
-    free_all();
-    es_pool_free(pool);
-    pool = before;
+    on_pool(&(es_cuda_pool_options){.workspace = 4 << 20}, forward_and_half);
 }
 
 static void test_backward(void)
@@ -98,15 +95,9 @@ static void test_backward(void)
     }
 }
 
-/* On a pool of lower precision, many tokens go through products in TF32, in strips. */
-static void test_products(void)
+static void check_products(void)
 {
     static const shape many[] = {{70, 0, 4, 2, 16, 0, 0}, {65, 30, 3, 1, 24, 5, 0}, {130, 0, 2, 2, 32, 0, 20}, {90, 40, 4, 1, 16, 2, 33}, {64, 10, 12, 4, 8, 0, 0}};
-    es_pool *before = pool;
-    const es_cuda_pool_options o = {.precision = ES_CUDA_BF16, .workspace = 1 << 16};
-    es_error err;
-    if (es_cuda_pool_open(&pool, card, &o, &err))
-        FAIL("%s", err.text);
     for (int i = 0; i < LENGTH(many); i++) {
         es_attn a = attn(&many[i]);
         size_t nq = (size_t)(a.T * a.n_head * a.head_dim), nk = (size_t)((a.pos0 + a.T) * a.n_kv * a.head_dim);
@@ -128,9 +119,12 @@ static void test_products(void)
         near_to("attention_back by products, k", gdk, dk, nk, 4e-3);
         near_to("attention_back by products, q", gdq, dq, nq, 4e-3);
     }
-    free_all();
-    es_pool_free(pool);
-    pool = before;
+}
+
+/* On a pool of lower precision, many tokens go through products in TF32, in strips. */
+static void test_products(void)
+{
+    on_pool(&(es_cuda_pool_options){.precision = ES_CUDA_BF16, .workspace = 1 << 16}, check_products);
 }
 
 static void test_limit(void) /* what cannot be done is an error, not a crash */

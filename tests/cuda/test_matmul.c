@@ -146,19 +146,18 @@ static int multiprocessors(void)
     return n;
 }
 
-static void test_units(void)
+static const es_cuda_pool_options LOWER = {.precision = ES_CUDA_BF16, .workspace = 1 << 20};
+
+static void all_units(void)
 {
     static const es_type types[] = {ES_Q4_0, ES_Q4_1, ES_Q8_0, ES_Q4_K, ES_Q5_K, ES_Q6_K};
-    es_pool *before = pool;
-    const es_cuda_pool_options o = {.precision = ES_CUDA_BF16, .workspace = 1 << 20};
-    es_error err;
-    if (es_cuda_pool_open(&pool, card, &o, &err))
-        FAIL("%s", err.text);
     for (int i = 0; i < LENGTH(types); i++)
         check_units(types[i], 64 * multiprocessors() + 1, 1024); /* as large as it takes: matmul.cu, UNITS_FROM */
-    free_all();
-    es_pool_free(pool);
-    pool = before;
+}
+
+static void test_units(void)
+{
+    on_pool(&LOWER, all_units);
 }
 
 /* Products of a norm that is not written down, and gated units of them. */
@@ -185,27 +184,25 @@ static void check_normed(es_type type, int N, int K, double bound)
     free_all();
 }
 
+static void normed_by_units(void)
+{
+    check_normed(ES_Q4_K, 64 * multiprocessors() + 1, 1024, 1e-4);
+    check_normed(ES_Q8_0, 64 * multiprocessors() + 1, 1024, 1e-4);
+}
+
 static void test_normed(void)
 {
+    es_error err;
     for (int i = 0; i < n_types; i++) {
         check_normed(all_types[i], 7, 768, 3e-6);  /* a block shares the rows */
         check_normed(all_types[i], 33, 256, 3e-6); /* a warp each */
     }
     check_normed(ES_F16, 9, 1056, 3e-6);
-    es_pool *before = pool;
-    const es_cuda_pool_options o = {.precision = ES_CUDA_BF16, .workspace = 1 << 20};
-    es_error err;
-    if (es_cuda_pool_open(&pool, card, &o, &err))
-        FAIL("%s", err.text);
-    check_normed(ES_Q4_K, 64 * multiprocessors() + 1, 1024, 1e-4); /* by units: test_units */
-    check_normed(ES_Q8_0, 64 * multiprocessors() + 1, 1024, 1e-4);
+    on_pool(&LOWER, normed_by_units);
     es_weight one = random_weight(ES_Q4_0, 4, 32), other = random_weight(ES_Q4_0, 3, 32), gone = on_card(&one), gother = on_card(&other);
     float *gx = UP(noise(32, 1), 32);
     es_cuda_normed_glu(pool, &gone, &gother, gx, gx, 1e-5f, false, room(16), false);
     CHECK(k->sync(pool, &err) == ES_ERR_USAGE);
-    free_all();
-    es_pool_free(pool);
-    pool = before;
 }
 
 /* Several weights that read one x: of one type in one go, and of two. */
