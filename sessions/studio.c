@@ -1015,6 +1015,8 @@ void es_studio_method(es_studio *s, const char *name_and_teacher)
     int64_t snapshot = s->snapshot;
     snprintf(s->method_text, sizeof s->method_text, "%s", k == ES_METHOD_FEATURES || k == ES_METHOD_NONE ? "" : "has not learned yet: the base model answers");
     s->dirty = k != ES_METHOD_NONE && k != ES_METHOD_FEATURES;
+    if (s->learning == ES_LEARN_IDLE)
+        *s->learning_text = '\0'; /* it says that the method before answers */
     es_studio_changed(s);
     pthread_cond_broadcast(&s->work_wake);
     pthread_mutex_unlock(&s->lock);

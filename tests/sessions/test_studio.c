@@ -825,6 +825,9 @@ static void methods(void **state)
     char *now = ask(s, "tell me something");
     assert_string_equal(now, base_says);
     free(now);
+    v = es_studio_view(s);
+    assert_string_equal(v->learning_text, ""); /* no longer that titans answers */
+    es_view_free(v);
     es_studio_method(s, "features");
     now = ask(s, "tell me something");
     assert_string_equal(now, features_say);
